@@ -1,0 +1,103 @@
+"""The MPI world. A process started without mpiexec or srun is rank 0 of 1, not a second case."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc.config import UserError
+
+
+class World:
+    """A communicator and the few collective operations this project needs on the host.
+
+    Gradients do not pass here; `glass_cnn.parallel` gives those to Horovod.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self._flag = np.zeros(1, dtype=np.int32)
+        self._agreed = np.zeros(1, dtype=np.int32)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the only one that writes."""
+        return self.rank == 0
+
+    @functools.cached_property
+    def hosts(self) -> list[str]:
+        """Host name of every rank. Collective at its first use."""
+        return self.comm.allgather(socket.gethostname())
+
+    @functools.cached_property
+    def local_rank(self) -> int:
+        """Number of this rank among those on its own node. Collective at its first use."""
+        return self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank).Get_rank()
+
+    def agree(self, flag: int) -> int:
+        """The largest `flag` of all ranks, the same answer on each: any rank's wish is law."""
+        if self.size == 1:
+            return int(flag)
+        self._flag[0] = flag
+        self.comm.Allreduce(self._flag, self._agreed, op=MPI.MAX)
+        return int(self._agreed[0])
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """`value` of rank `root`, on every rank."""
+        return self.comm.bcast(value, root=root)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Element-wise sum over ranks of a float64 or int64 array, on every rank."""
+        if self.size == 1:
+            return values.copy()
+        total = np.empty_like(values)
+        self.comm.Allreduce(np.ascontiguousarray(values), total, op=MPI.SUM)
+        return total
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Values of all ranks in rank order, on rank 0; None elsewhere."""
+        return self.comm.gather(value, root=0)
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+    def check(self, error: UserError | None) -> None:
+        """Raise the first rank's UserError on every rank, or return on all when nobody has one.
+
+        Keeps a mistake that only one rank can see (a file, a device) from leaving the others
+        waiting in the next collective.
+        """
+        found = [e for e in self.comm.allgather(error) if e is not None]
+        if found:
+            raise found[0]
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous part of `count` items, parts differing by at most one."""
+        return share(count, self.rank, self.size)
+
+    def abort(self, code: int) -> None:
+        """End every rank of the job at once. For faults after which no agreement is possible."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self.size == 1:
+            os._exit(code)
+        self.comm.Abort(code)
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """Rank `rank`'s contiguous part of `count` items out of `size`, parts differing by at most 1."""
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
+@functools.cache
+def world() -> World:
+    """The world of this process."""
+    return World(MPI.COMM_WORLD)
