@@ -1,0 +1,81 @@
+# Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
+# loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
+INPUTS := CONFIG RUN SOURCE LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS
+$(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
+export $(INPUTS)
+ifneq ($(LOGS),)
+export GLASS_LOGS := $(LOGS)
+endif
+
+IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
+JOB := $(IN_VENV) .venv/bin/python -m jobs
+STUDY := $${CONFIG:+"$$CONFIG"}
+
+.DEFAULT_GOAL := help
+.PHONY: FORCE setup doctor submit status watch cancel aggregate report evaluate visualize import test check bench \
+        torture slurm-up slurm-down help clean
+
+setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
+
+doctor: setup ## what this machine offers: versions, MPI ranks that start, LAMMPS styles, GPU, Slurm
+	@$(JOB).doctor
+
+submit: setup ## a whole study: CONFIG=jobs/x.yaml [LAUNCHER=auto|local|slurm RANKS=n SET="a.b=c ..." DRY_RUN=1 LOGS=dir]
+	@$(JOB).submit $(STUDY) $${LAUNCHER:+--launcher "$$LAUNCHER"} $${RANKS:+--ranks "$$RANKS"} \
+	    $${SET:+--set "$$SET"} $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+
+status: setup ## a table of runs, once [CONFIG=...]
+	@$(JOB).status $(STUDY)
+
+watch: setup ## the same, live
+	@$(JOB).status $(STUDY) --watch
+
+cancel: setup ## stop a study's runs at a checkpoint: CONFIG=...
+	@$(JOB).cancel $(STUDY)
+
+aggregate: setup ## run directories to a table and statistics: CONFIG=...
+	@$(JOB).aggregate $(STUDY)
+
+report: setup ## the table to report.html and results_log.md: CONFIG=...
+	@$(JOB).report $(STUDY)
+
+evaluate: setup ## a saved model on validation and test: RUN=logs/<study>/runs/<run>
+	@$(JOB).evaluate $${RUN:+"$$RUN"}
+
+visualize: setup ## what a saved model sees: RUN=...
+	@$(JOB).visualize $${RUN:+"$$RUN"}
+
+import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=...
+	@$(JOB).import_data $${SOURCE:+"$$SOURCE"} $(STUDY)
+
+test: setup ## all tests
+	@$(IN_VENV) .venv/bin/python -m pytest
+
+check: setup ## format, lint, types and shell scripts
+	@$(IN_VENV); ruff format --check . && ruff check . && mypy && shellcheck slurm/*.sh requirements/*.sh .ci/run
+
+bench: setup ## benchmarks, each against a peer measured in the same run
+	@$(IN_VENV) .venv/bin/python -m benchmarks
+
+torture: setup ## faults injected into real runs until COUNT of them are survived
+	@$(JOB).torture $${COUNT:+--count "$$COUNT"}
+
+slurm-up: ## a real Slurm of several nodes on this machine
+	@bash slurm/cluster.sh up
+
+slurm-down: ## stop it again
+	@bash slurm/cluster.sh down
+
+clean: ## remove the environment and tool caches, never results
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ': [^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+# Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer.
+STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
+         $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
+.venv/.ready: $(wildcard requirements/*.txt) requirements/install.py $(STALE)
+	@python=$$(sh requirements/python.sh) && "$$python" requirements/install.py \
+	    $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}

