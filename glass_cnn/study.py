@@ -1,0 +1,281 @@
+"""A study: one base setting, the points of a grid, and the seeds that repeat each point.
+
+    study:
+      name: rate_grid
+      seeds: {from: 0, count: 12}            # or a number of seeds, or a list of them
+      arms: {low: {train.learning_rate.initial: 1e-4}, high: {…}}   # named changes
+      grid: {train.batch_size: [10, 80], train.dropout: [0.1, 0.5]} # every combination
+      paired: [{train.iterations: [100, 200], train.batch_size: [80, 40]}]  # side by side
+    train: …                                 # any other section is the base setting
+
+Points are arms × grid × paired groups; runs are points × seeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from glass_cnn.settings import RunSettings, Seed, build_run
+from hpc.config import (
+    ConfigError,
+    Name,
+    Settings,
+    digest,
+    merge,
+    read_tree,
+    to_yaml,
+    unflatten,
+    validate,
+)
+from hpc.rundir import RunDir, StudyDir, run_name, study_dir
+
+Values = dict[str, list[Any]]
+
+
+class SeedRange(Settings):
+    """`count` seeds in a row."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    first: Seed = pydantic.Field(default=0, alias="from")
+    """first seed"""
+    count: int = pydantic.Field(default=12, ge=1, le=1_000_000)
+    """number of seeds"""
+
+
+class StudySection(Settings):
+    """The `study:` section of a study file."""
+
+    name: Name
+    """name of the study and of its directory under logs/"""
+    description: str = ""
+    """what the study asks, one or two sentences; stands at the head of its report"""
+    seeds: SeedRange | int | list[int] = SeedRange()
+    """{from: 0, count: 12}, a number of seeds, or a list of seeds"""
+    arms: dict[str, dict[str, Any]] = {}
+    """named changes of the base setting; keys with dots or nested mappings"""
+    grid: Values = {}
+    """setting with dots: list of values; all combinations"""
+    paired: list[Values] = []
+    """groups of settings whose lists advance together"""
+    after: str | None = None
+    """a study file that must be complete first (its runs are restarted from here)"""
+
+    @pydantic.model_validator(mode="after")
+    def _sound(self) -> StudySection:
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid: {key} has no values; give a list of at least one")
+            _refuse_repeats(f"grid: {key}", values)
+        for group in self.paired:
+            lengths = {key: len(values) for key, values in group.items()}
+            if not group or len(set(lengths.values())) > 1 or 0 in lengths.values():
+                raise ValueError(
+                    f"paired: lists must be of equal, non-zero length; they have {lengths}"
+                )
+        if isinstance(self.seeds, list):
+            _refuse_repeats("seeds", self.seeds)
+        if not self.seed_list:
+            raise ValueError("seeds: there must be at least one seed")
+        if min(self.seed_list) < 0:
+            raise ValueError("seeds: must not be negative")
+        keys = [*self.grid, *(key for group in self.paired for key in group)]
+        _refuse_repeats("grid and paired: settings", keys)
+        for arm in self.arms:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}", arm):
+                raise ValueError(
+                    f"arms: {arm!r} must start with a letter or digit and hold at most 60 "
+                    "letters, digits, '_', '.', '+', '-': it becomes a directory name"
+                )
+        return self
+
+    @property
+    def seed_list(self) -> list[int]:
+        """All seeds, in order."""
+        if isinstance(self.seeds, SeedRange):
+            return list(range(self.seeds.first, self.seeds.first + self.seeds.count))
+        if isinstance(self.seeds, int):
+            return list(range(self.seeds))
+        return list(self.seeds)
+
+
+def _refuse_repeats(what: str, values: Iterable[Any]) -> None:
+    seen: list[Any] = []
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what}: {value!r} stands there twice; each may stand once")
+        seen.append(value)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the grid: a label, what it changes, and its settings (at the first seed)."""
+
+    label: str
+    changes: Mapping[str, Any]
+    settings: RunSettings
+    digest: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a point with a seed."""
+
+    point: Point
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """The same as `settings.run_digest()`, without building the settings."""
+        return digest({"point": self.point.digest, "seed": self.seed})
+
+    @property
+    def name(self) -> str:
+        return run_name(self.point.label, self.seed, self.digest)
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.point.settings.model_copy(update={"seed": self.seed})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, resolved. Everything in it has been validated."""
+
+    section: StudySection
+    tree: Mapping[str, Any]
+    source: str
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @functools.cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every point of the grid, in the order of the file; raises ConfigError."""
+        points = tuple(self._point(label, changes) for label, changes in self._changes())
+        seen: dict[str, str] = {}
+        labels: set[str] = set()
+        for point in points:
+            if point.digest in seen:
+                raise ConfigError(
+                    f"{self.source}: '{seen[point.digest]}' and '{point.label}' are the same "
+                    "settings: each run would be counted twice. Remove one of them."
+                )
+            if point.label in labels:
+                raise ConfigError(
+                    f"{self.source}: two points would both be called '{point.label}'; "
+                    "give them names with study.arms."
+                )
+            seen[point.digest] = point.label
+            labels.add(point.label)
+        return points
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run: seeds vary fastest."""
+        seeds = self.section.seed_list
+        return tuple(Run(point, seed) for point in self.points for seed in seeds)
+
+    @functools.cached_property
+    def datasets(self) -> tuple[RunSettings, ...]:
+        """Settings of one point for each data set that the study needs."""
+        return tuple({p.settings.dataset_digest(): p.settings for p in self.points}.values())
+
+    def directory(self, root: Path) -> StudyDir:
+        return study_dir(root, self.name)
+
+    def run_dir(self, root: Path, run: Run) -> RunDir:
+        return RunDir(self.directory(root).runs / run.name)
+
+    def find(self, name: str) -> Run:
+        """The run of this name, or the only one whose name starts with it; raises ConfigError."""
+        named = [run for run in self.runs if run.name == name]
+        found = named or [run for run in self.runs if run.name.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        some = ", ".join(run.name for run in (found or self.runs)[:6])
+        what = "is no run of it" if not found else f"fits {len(found)} runs"
+        raise ConfigError(f"{self.source}: '{name}' {what}; for example: {some}.")
+
+    def to_yaml(self) -> str:
+        """The resolved study: no `extends`, no --set; `load_study` reads it back to the same."""
+        return to_yaml(dict(self.tree))
+
+    def _changes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        arms = list(self.section.arms.items()) or [("", {})]
+        axes: list[list[dict[str, Any]]] = [
+            [{key: value} for value in values] for key, values in self.section.grid.items()
+        ]
+        for group in self.section.paired:
+            rows = zip(*group.values(), strict=True)
+            axes.append([dict(zip(group, row, strict=True)) for row in rows])
+        for arm, changes in arms:
+            for choice in itertools.product(*axes):
+                flat = {key: value for part in choice for key, value in part.items()}
+                words = [arm] if arm else []
+                words += [f"{_short(key)}_{_text(value)}" for key, value in flat.items()]
+                yield "-".join(words) or "base", {**changes, **flat}
+
+    def _point(self, label: str, changes: dict[str, Any]) -> Point:
+        for key in changes:
+            if key == "seed" or key.split(".")[0] == "study":
+                raise ConfigError(f"{self.source}: {key} cannot vary here; use study.seeds.")
+        base = {key: value for key, value in self.tree.items() if key != "study"}
+        if "seed" in base:
+            raise ConfigError(f"{self.source}: seed belongs into study.seeds.")
+        tree = merge(base, unflatten(changes))
+        where = self.source if label == "base" else f"{self.source} ({label})"
+        settings = build_run({**tree, "seed": self.section.seed_list[0]}, where)
+        return Point(label, changes, settings, settings.point_digest())
+
+
+_GENERIC = {"initial", "kind", "enabled", "run", "which"}
+
+
+def _short(key: str) -> str:
+    """The telling part of a dotted key: `train.learning_rate.initial` is `learning_rate`."""
+    parts = key.split(".")
+    return parts[-2] if parts[-1] in _GENERIC and len(parts) > 1 else parts[-1]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping) and "kind" in value:
+        return str(value["kind"])
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^A-Za-z0-9_.+]+", "_", text).strip("_")[:40] or "x"
+
+
+def build_study(tree: Mapping[str, Any], source: str) -> Study:
+    """Validate a resolved tree that has a `study:` section; raises ConfigError."""
+    if "study" not in tree:
+        raise ConfigError(
+            f"{source}: has no 'study:' section; add one with at least a name, for example "
+            "'study: {name: my_study, seeds: 2}'."
+        )
+    section = validate(StudySection, tree["study"], f"{source}: study")
+    study = Study(section, tree, source)
+    if not study.points:
+        raise ConfigError(f"{source}: the study has no points.")
+    return study
+
+
+def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None = None) -> Study:
+    """Read a study file, or the resolved study of a study's directory or name under `root`.
+
+    Raises ConfigError.
+    """
+    path = Path(config)
+    if path.is_dir():
+        path = path / "study.yaml"
+    elif root is not None and not path.exists() and (root / path / "study.yaml").exists():
+        path = root / path / "study.yaml"
+    return build_study(read_tree(path, sets), str(path))
