@@ -37,6 +37,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 REQUIREMENTS = Path(__file__).resolve().parent
 ROOT = REQUIREMENTS.parent
@@ -55,6 +56,9 @@ HOROVOD_OPTIONS = {
     "HOROVOD_WITH_GLOO": "1",
     "HOROVOD_WITHOUT_PYTORCH": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
+    # A kept wheel serves other clones: it looks for libmpi in .venv/lib, first beside itself as
+    # seen from .venv/lib/python3.x/site-packages/horovod/tensorflow.
+    "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..'",
 }
 
 # What a failing step's log says -> what the user can do about it.
@@ -110,7 +114,7 @@ def main() -> int:
     return 0
 
 
-def parse_arguments() -> dict[str, object]:
+def parse_arguments() -> dict[str, Any]:
     """What the user asked for explicitly; what is not said stays as it was."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,7 +132,7 @@ def parse_arguments() -> dict[str, object]:
         "--python", default="", help="given: the environment must be of this interpreter"
     )
     arguments = parser.parse_args()
-    asked: dict[str, object] = {}
+    asked: dict[str, Any] = {}
     if arguments.gpu:
         asked["gpu"] = arguments.gpu == "1"
     if arguments.mpi:
@@ -139,36 +143,37 @@ def parse_arguments() -> dict[str, object]:
     return asked
 
 
-def set_up(asked: Mapping[str, object]) -> None:
+def set_up(asked: Mapping[str, Any]) -> None:
     """Bring `.venv` to what is asked for."""
     before = read_stamp()
     if before and before["pins"] == pins_digest() and asked.items() <= before.items():
         STAMP.touch()
         return
-    options = Options(
-        **{key: {**before, **asked}.get(key, default) for key, default in asdict(Options()).items()}
-    )
+    wanted = {**before, **asked}
+    options = Options(**{name: wanted[name] for name in asdict(Options()) if name in wanted})
     check_machine(options)
-    in_place = bool(before) and all(
-        before.get(key) == value for key, value in [*asdict(options).items(), *asked.items()]
-    )
     started = time.monotonic()
     STAMP.unlink(missing_ok=True)
-    if not in_place:
+    if not before or wanted != before:
         make_venv()
+    install(options)
+    write_stamp(options)
+    say(f"ready: .venv after {minutes(time.monotonic() - started)}")
+
+
+def install(options: Options) -> None:
+    """Fill the environment, from what is quick to check to what takes long."""
     install_packages(options)
     if options.mpi == "site":
         compile_mpi4py()
     install_horovod(options)
     check_imports(options)
-    write_stamp(options)
-    say(f"ready: .venv after {minutes(time.monotonic() - started)}")
 
 
 # --- the stamp ------------------------------------------------------------------------------------
 
 
-def read_stamp() -> dict[str, object]:
+def read_stamp() -> dict[str, Any]:
     """What `.venv` was made from; empty if it is incomplete, moved, or lost its interpreter."""
     try:
         stamp = json.loads(STAMP.read_text())
@@ -359,10 +364,7 @@ def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
 def horovod_environment(key: Mapping[str, str]) -> dict[str, str]:
     """Variables of Horovod's build."""
     jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
-    # The kept wheel serves other clones: it must look for libmpi beside itself first, in
-    # .venv/lib, seen from .venv/lib/python3.x/site-packages/horovod/tensorflow.
-    beside = "-Wl,-rpath,'$ORIGIN/../../../..'"
-    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}", "LDFLAGS": beside}
+    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
 
 
 def horovod_key(options: Options) -> dict[str, str]:
@@ -503,7 +505,7 @@ def explain(step: str, status: int, log: str) -> str:
         (text for pattern, text in CAUSES.items() if re.search(pattern, log)), "see the lines above"
     )
     tail = "\n".join(f"  | {line[:200]}" for line in log.strip().splitlines()[-15:])
-    return f"{step} failed (exit status {status}):\n{tail}\n  whole log: {LOG}\n  likely cause: {cause}"
+    return f"{step} failed (exit status {status}):\n{tail}\n  log: {LOG}\n  likely cause: {cause}"
 
 
 def output_of(command: list[str]) -> str:
