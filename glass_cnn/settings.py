@@ -282,7 +282,6 @@ class Cosine(Settings):
     """iterations of linear warm-up before it"""
 
 
-
 def _kind_or(default: str) -> pydantic.BeforeValidator:
     """Let a mapping without `kind` mean the default kind."""
 

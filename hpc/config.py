@@ -34,6 +34,8 @@ class UserError(Exception):
     """Something the user can mend; its text is all they need to see."""
 
     exit_code = EXIT_INTERNAL
+    told = False
+    """whether another rank prints it"""
 
 
 class ConfigError(UserError):
@@ -316,9 +318,7 @@ def _models(annotation: Any) -> list[type[Settings]]:
     return [m for a in typing.get_args(annotation) for m in _models(a)]
 
 
-def model_at(
-    model: type[Settings], tree: Any, location: Iterable[Any]
-) -> type[Settings] | None:
+def model_at(model: type[Settings], tree: Any, location: Iterable[Any]) -> type[Settings] | None:
     """The class of settings that stands at `location` below `model`, following `kind` tags."""
     current: type[Settings] | None = model
     for part in location:
@@ -391,11 +391,15 @@ def digest(tree: Any) -> str:
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Call a job's `main` and turn a UserError into its one message and exit code."""
+    """Call a job's `main` and turn a UserError into its one message and exit code.
+
+    An error with a true attribute `told` was printed by another rank already.
+    """
     try:
         return int(main(sys.argv[1:] if argv is None else argv) or EXIT_COMPLETE)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -77,6 +77,7 @@ class World:
         """
         found = [e for e in self.comm.allgather(error) if e is not None]
         if found:
+            found[0].told = not self.is_root
             raise found[0]
 
     def share(self, count: int) -> slice:

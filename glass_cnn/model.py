@@ -1,0 +1,168 @@
+"""The convolutional network of 2017 and its update rules, in TensorFlow's own operations.
+
+Variables are plain `tf.Variable`s with fixed names, so that restart files, gradients and
+diagnostics all speak of the same eight tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from glass_cnn.settings import Adam, Sgd
+
+CLASSES = 2
+DENSE = 80
+DROPOUT_STREAM = 0x44524F50  # "DROP": keeps masks apart from every other use of the seed
+
+
+class Network(tf.Module):
+    """Image → two logits: conv 10×10 3→6, ReLU, conv 5×5 6→16, ReLU, dense 80, ReLU, dense 2.
+
+    Convolutions are VALID with stride 1. The initial weights are a pure function of the seed.
+
+    Args:
+        recipe: `swanson2017` (truncated normal σ 0.1, input raw 0–255) or `modern` (He, input
+            scaled to 0–1 with the white background at 0). Biases start at 0.1 in both.
+        pixels: side of the square image.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(self, recipe: str, pixels: int, seed: int) -> None:
+        super().__init__(name="network")
+        self.recipe = recipe
+        side = pixels - 9 - 4
+        shapes = {
+            "conv1": (10, 10, 3, 6),
+            "conv2": (5, 5, 6, 16),
+            "dense": (side * side * 16, DENSE),
+            "output": (DENSE, CLASSES),
+        }
+        self.parameters: dict[str, tf.Variable] = {}
+        for number, (layer, shape) in enumerate(shapes.items()):
+            weights = tf.random.stateless_truncated_normal(
+                shape, seed=(seed, number), stddev=self._spread(shape), alg="philox"
+            )
+            self._add(f"{layer}/weights", weights)
+            self._add(f"{layer}/biases", tf.fill(shape[-1:], 0.1))
+
+    def _spread(self, shape: tuple[int, ...]) -> float:
+        if self.recipe == "swanson2017":
+            return 0.1
+        fan_in = math.prod(shape[:-1])
+        truncation = 0.87962566103423978  # standard deviation of a normal cut at ±2σ
+        return math.sqrt(2.0 / fan_in) / truncation
+
+    def _add(self, name: str, value: tf.Tensor) -> None:
+        self.parameters[name] = tf.Variable(value, name=name.replace("/", "_"))
+
+    @property
+    def weights(self) -> dict[str, tf.Variable]:
+        """The four weight tensors, which L2 and weight decay act on; biases are free."""
+        return {k: v for k, v in self.parameters.items() if k.endswith("/weights")}
+
+    def prepare(self, images: tf.Tensor) -> tf.Tensor:
+        """uint8 images [n, pixels, pixels, 3] as the float32 input of this recipe."""
+        values = tf.cast(images, tf.float32)
+        return values if self.recipe == "swanson2017" else (255.0 - values) / 255.0
+
+    def activations(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """ReLU outputs of the two convolutions and of the dense layer, before dropout."""
+        p = self.parameters
+        x = self.prepare(images)
+        conv1 = tf.nn.relu(
+            tf.nn.bias_add(tf.nn.conv2d(x, p["conv1/weights"], 1, "VALID"), p["conv1/biases"])
+        )
+        conv2 = tf.nn.relu(
+            tf.nn.bias_add(tf.nn.conv2d(conv1, p["conv2/weights"], 1, "VALID"), p["conv2/biases"])
+        )
+        flat = tf.reshape(conv2, [-1, p["dense/weights"].shape[0]])
+        dense = tf.nn.relu(flat @ p["dense/weights"] + p["dense/biases"])
+        return conv1, conv2, dense
+
+    def logits(self, images: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """Logits [n, 2] of uint8 images; `mask` [n, 80] is the dropout factor, None for none."""
+        dense = self.activations(images)[2]
+        if mask is not None:
+            dense = dense * mask
+        return dense @ self.parameters["output/weights"] + self.parameters["output/biases"]
+
+    def l2(self) -> tf.Tensor:
+        """Σ ½‖W‖² over the four weight tensors, float32 scalar."""
+        return tf.add_n([tf.nn.l2_loss(w) for w in self.weights.values()])
+
+
+def dropout_mask(seed: int, step: tf.Tensor, batch_size: int, rate: float) -> tf.Tensor:
+    """Dropout factors [batch_size, 80] of the whole global batch: 0, or 1/(1−rate).
+
+    A pure function of seed, step and place in the batch; each rank takes its own rows, so the
+    masks are the same at any number of ranks.
+    """
+    key = tf.stack([tf.constant(seed ^ DROPOUT_STREAM, tf.int64), tf.cast(step, tf.int64)])
+    uniform = tf.random.stateless_uniform((batch_size, DENSE), seed=key, alg="philox")
+    return tf.cast(uniform >= rate, tf.float32) / (1.0 - rate)
+
+
+class Optimizer:
+    """Adam or SGD through TensorFlow's fused update kernels, one call a tensor.
+
+    Slots are `tf.Variable`s named like the parameters they belong to; together with `count`, the
+    number of updates they have seen, they are the whole state.
+    """
+
+    def __init__(self, settings: Adam | Sgd, network: Network) -> None:
+        self.settings = settings
+        self.network = network
+        self.count = 0
+        names = ("m", "v") if isinstance(settings, Adam) else ("momentum",)
+        self.slots: dict[str, tf.Variable] = {
+            f"{slot}/{name}": tf.Variable(tf.zeros_like(value), trainable=False)
+            for slot in names
+            for name, value in network.parameters.items()
+        }
+
+    def reset(self) -> None:
+        """Forget all state."""
+        self.count = 0
+        for slot in self.slots.values():
+            slot.assign(tf.zeros_like(slot))
+
+    def powers(self) -> np.ndarray:
+        """β₁ᵗ and β₂ᵗ of the coming update t = count + 1, float32 [2]; zeros for SGD."""
+        if not isinstance(self.settings, Adam):
+            return np.zeros(2, np.float32)
+        t = self.count + 1
+        return np.array([self.settings.beta_1**t, self.settings.beta_2**t], np.float32)
+
+    def apply(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor, powers: tf.Tensor) -> None:
+        """One update, inside a `tf.function`. `count` is advanced by the caller."""
+        s = self.settings
+        if s.weight_decay:
+            for weight in self.network.weights.values():
+                weight.assign_sub(rate * s.weight_decay * weight)
+        for name, gradient in gradients.items():
+            variable = self.network.parameters[name]
+            if isinstance(s, Adam):
+                tf.raw_ops.ResourceApplyAdam(
+                    var=variable.handle,
+                    m=self.slots[f"m/{name}"].handle,
+                    v=self.slots[f"v/{name}"].handle,
+                    beta1_power=powers[0],
+                    beta2_power=powers[1],
+                    lr=rate,
+                    beta1=s.beta_1,
+                    beta2=s.beta_2,
+                    epsilon=s.epsilon,
+                    grad=gradient,
+                )
+            else:
+                tf.raw_ops.ResourceApplyKerasMomentum(
+                    var=variable.handle,
+                    accum=self.slots[f"momentum/{name}"].handle,
+                    lr=rate,
+                    grad=gradient,
+                    momentum=s.momentum,
+                    use_nesterov=s.nesterov,
+                )

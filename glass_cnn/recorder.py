@@ -1,0 +1,260 @@
+"""What rank 0 writes of a run: log, metrics, TensorBoard, checkpoints, provenance, result."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from glass_cnn.engine import COUNTS
+from glass_cnn.settings import RunSettings
+from hpc.checkpoint import BEST, Checkpoint, Checkpoints, read
+from hpc.config import ConfigError, read_yaml, to_yaml, validate
+from hpc.rundir import (
+    RunDir,
+    append_record,
+    keep_records,
+    make_directory,
+    read_records,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from glass_cnn.train import Job
+
+CURVES = (
+    "learning_rate", "train_accuracy", "train_loss", "l2_loss", "validation_accuracy",
+    "validation_loss", "predicted_glass_fraction",
+)  # fmt: skip
+
+
+class Recorder:
+    """Rank 0's files of one run. Raises StorageError wherever they cannot be written."""
+
+    def __init__(self, settings: RunSettings, run: RunDir, ranks: int) -> None:
+        self.settings, self.run = settings, run
+        self.lineage: dict[str, Any] | None = None
+        make_directory(run.path)
+        self._claim()
+        every = settings.checkpoint.milestone_iterations
+        steps = settings.train.batches_per_iteration * (every or 0)
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
+            identity=settings.run_digest(),
+            keep=_kept(settings),
+            milestone=(lambda step: step % steps == 0) if every else None,
+            ranks=ranks,
+            on_event=self.event,
+        )
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.checkpoints.close()
+
+    def _claim(self) -> None:
+        """Write `config.yaml`, or refuse a directory that belongs to other settings."""
+        if self.run.config.exists():
+            old = validate(RunSettings, read_yaml(self.run.config), str(self.run.config))
+            if old.run_digest() != self.settings.run_digest():
+                raise ConfigError(
+                    f"{self.run.path}: holds a run with other settings (see its config.yaml); "
+                    "use another directory or move it away."
+                )
+        write_atomic(self.run.config, to_yaml(self.settings))
+
+    # -- log ------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One message to standard output and run.log."""
+        print(text, flush=True)
+        with storage_errors(self.run.log), open(self.run.log, "a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Record something out of the ordinary, and say it."""
+        append_record(self.run.events, {"time": _now(), **event})
+        details = ", ".join(f"{k} {v}" for k, v in event.items() if k != "event")
+        self.say(f"{event['event']}: {details}")
+
+    # -- start ------------------------------------------------------------------------------------
+
+    def latest(self) -> Checkpoint | None:
+        """The newest valid checkpoint; raises NoValidCheckpoint."""
+        return self.checkpoints.latest()
+
+    def started(self, job: Job, hosts: list[str], reason: str, start: dict[str, Any]) -> None:
+        """Cut the records back to where the run stands and head this start's log."""
+        done = job.progress.evaluated
+        keep_records(self.run.metrics, lambda record: record.get("iteration", 0) <= done)
+        record = {
+            "time": _now(),
+            **start,
+            "hosts": sorted(set(hosts)),
+            "ranks": len(hosts),
+            "resumed_step": job.progress.step,
+            "reason": reason,
+        }
+        if self.lineage is not None:
+            record["lineage"] = self.lineage
+        append_record(self.run.provenance, record)
+        slurm = "".join(f", {k} {v}" for k, v in start.get("slurm", {}).items())
+        self.say(
+            f"=== {record['time']} {self.run.name}: {reason}, step {job.progress.step} of "
+            f"{self.settings.train.steps}; {len(hosts)} ranks on {', '.join(record['hosts'])}, "
+            f"start {len(read_records(self.run.provenance))}{slurm}"
+        )
+        self.say(f"{job.data.describe()}\n{job.parts.describe()}")
+        self._open_tensorboard()
+        self._since = time.monotonic()
+
+    def _open_tensorboard(self) -> None:
+        """Event files hold exactly what metrics.jsonl holds: made anew at every start."""
+        with storage_errors(self.run.tensorboard):
+            for old in self.run.tensorboard.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._events = tf.summary.create_file_writer(str(self.run.tensorboard))
+        for record in read_records(self.run.metrics):
+            self._plot(record)
+
+    def _plot(self, record: dict[str, Any]) -> None:
+        with self._events.as_default(step=record["step"]):
+            for key in CURVES:
+                if record[key] is not None:
+                    tf.summary.scalar(key, record[key])
+        self._events.flush()
+
+    # -- while it runs ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise what went wrong in the background since the last call."""
+        self.checkpoints.check()
+
+    def evaluated(self, job: Job, record: dict[str, Any], improved: bool) -> None:
+        """Write one evaluation down; save the best model and the checkpoint when due."""
+        append_record(self.run.metrics, record)
+        self._plot(record)
+        self._report(record)
+        progress = job.progress
+        if improved and self.settings.checkpoint.best:
+            self.checkpoints.save_best(progress.step, job.engine.snapshot("model/"), job.meta())
+        if progress.evaluated % self.settings.checkpoint.every_iterations == 0:
+            self.save(job)
+
+    def _report(self, record: dict[str, Any]) -> None:
+        train = self.settings.train
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        left = (train.iterations - record["iteration"]) * took
+        speed = train.batches_per_iteration * train.batch_size / took
+        self.say(
+            f"iteration {record['iteration']:>{len(str(train.iterations))}}/{train.iterations}  "
+            f"step {record['step']}  rate {record['learning_rate']:.3g}  "
+            f"train {record['train_accuracy']:7.2%} {_loss(record['train_loss'])}  "
+            f"validation {record['validation_accuracy']:7.2%} "
+            f"{_loss(record['validation_loss'])}  {speed:.0f} img/s  ETA {_duration(left)}"
+        )
+
+    def save(self, job: Job) -> None:
+        """A checkpoint of the present state, in the background."""
+        self.checkpoints.save(job.progress.step, job.engine.snapshot(), job.meta())
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def suspended(self, job: Job) -> None:
+        """Make the present state durable."""
+        began = time.monotonic()
+        self.save(job)
+        self.checkpoints.flush()
+        self.leaving(
+            f"{job.progress.stopped_by} at step {job.progress.step}; durable checkpoint after "
+            f"{time.monotonic() - began:.2f} s"
+        )
+
+    def leaving(self, why: str) -> None:
+        self.checkpoints.flush()
+        self.say(f"stopped: {why}. The same command goes on from here.")
+
+    def best(self) -> Checkpoint:
+        """The weights of the best validation accuracy; the final ones where none are kept."""
+        self.checkpoints.flush()
+        best = self.run.checkpoints / BEST
+        if not self.settings.checkpoint.best:
+            latest = self.checkpoints.latest()
+            assert latest is not None, "a final checkpoint was just written"
+            return latest
+        return read(best, self.settings.run_digest())
+
+    def finished(
+        self,
+        job: Job,
+        digest: str,
+        best: dict[str, Any],
+        optimal: np.ndarray,
+        final: np.ndarray,
+    ) -> None:
+        """Write result.json, last: the run is complete."""
+        progress = job.progress
+        result = {
+            "seed": self.settings.seed,
+            "steps": progress.step,
+            "optimal": {
+                "iteration": best["best_iteration"],
+                "validation_accuracy": best["best_accuracy"],
+                "test_accuracy": _accuracy(optimal),
+            },
+            "final": {
+                "iteration": progress.evaluated,
+                "validation_accuracy": progress.accuracy,
+                "test_accuracy": _accuracy(final),
+            },
+            "weights_sha256": digest,
+            "restarts": len(read_records(self.run.provenance)) - 1,
+            "wall_seconds": progress.seconds,
+            "examples": job.parts.sizes(),
+            "rollbacks": progress.rollbacks,
+        }
+        write_json(self.run.result, result)
+        optimal_, final_ = result["optimal"], result["final"]
+        self.say(
+            f"done: optimal {optimal_['validation_accuracy']:.2%} validation, "
+            f"{optimal_['test_accuracy']:.2%} test at iteration {optimal_['iteration']}; final "
+            f"{final_['validation_accuracy']:.2%} validation, {final_['test_accuracy']:.2%} test; "
+            f"{_duration(progress.seconds)}, {result['restarts']} restarts"
+        )
+
+
+def _kept(settings: RunSettings) -> int:
+    """Checkpoints to keep: with rollbacks, enough to reach back before an onset."""
+    rollback = settings.train.rollback
+    if not rollback.enabled:
+        return settings.checkpoint.keep
+    back = rollback.back_iterations + rollback.chance_evaluations
+    return max(settings.checkpoint.keep, -(-back // settings.checkpoint.every_iterations) + 2)
+
+
+def _accuracy(sums: np.ndarray) -> float:
+    count = dict(zip(COUNTS, sums.tolist(), strict=True))
+    return count["correct"] / count["examples"]
+
+
+def _loss(value: float | None) -> str:
+    return "  nan " if value is None or not math.isfinite(value) else f"{value:6.3f}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
