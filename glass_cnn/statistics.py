@@ -1,0 +1,499 @@
+"""Outcomes of runs and estimates over seeds. Pure functions of numbers; no files.
+
+Definitions. At an evaluation with accuracy a on N examples whose larger class has the share p,
+the network is at *chance* if it puts (almost) everything in one class or if a is within a few
+binomial standard deviations of p. It has *learned* after several evaluations in a row at a high
+accuracy. A *collapse* is chance after having learned: permanent if the run ends there, transient
+otherwise. The thresholds are `glass_cnn.settings.Analysis`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from glass_cnn.settings import Analysis
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+OUTCOMES = (
+    "survived",
+    "transient_collapse",
+    "permanent_collapse",
+    "never_learned",
+    "non_finite",
+    "incomplete",
+)
+"""Every run has exactly one."""
+
+COLLAPSED = ("transient_collapse", "permanent_collapse")
+"""The outcomes that are collapses."""
+
+ALPHA = 0.05
+"""Level of tests, for which power is stated too."""
+
+POWER = 0.80
+"""Probability with which a difference should be found before it is called detectable."""
+
+
+# --- what became of one run ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The evaluations of one run in order; all arrays of one length."""
+
+    step: NDArray[np.int64]
+    """optimizer updates done"""
+    accuracy: Floats
+    """validation accuracy, a fraction of 1"""
+    glass_fraction: Floats
+    """share of validation examples that are called glass"""
+    examples: Floats
+    """validation examples counted"""
+    glass: Floats
+    """glasses among them"""
+    finite: Flags
+    """whether all losses are finite"""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What became of a run; positions are indices of evaluations."""
+
+    outcome: str
+    """one of OUTCOMES"""
+    learned: int | None = None
+    """evaluation that completed the criterion of learning"""
+    last_good: int | None = None
+    """last evaluation at the learned accuracy before the first collapse"""
+    first_bad: int | None = None
+    """first evaluation at chance after having learned"""
+    collapses: int = 0
+    """collapses, each but the first after learning again"""
+    relearned: bool = False
+    """learned again after a collapse"""
+    chance_at_end: bool = False
+    """the last evaluation is at chance"""
+    end: int | None = None
+    """evaluation until which the run was watched: the collapse, else the last finite one"""
+
+
+def at_chance(
+    accuracy: ArrayLike,
+    glass_fraction: ArrayLike,
+    examples: ArrayLike,
+    glass: ArrayLike,
+    analysis: Analysis,
+) -> Flags:
+    """Whether evaluations are at chance; arguments broadcast, accuracies are fractions of 1."""
+    fraction, count = np.asarray(glass_fraction, float), np.asarray(examples, float)
+    share = np.asarray(glass, float) / count
+    majority = np.maximum(share, 1 - share)
+    limit = majority + analysis.chance_sigmas * np.sqrt(majority * (1 - majority) / count)
+    one_class = np.maximum(fraction, 1 - fraction) >= analysis.chance_fraction
+    return np.asarray(one_class | (np.asarray(accuracy, float) <= limit))
+
+
+def streaks(flags: Flags) -> NDArray[np.int64]:
+    """For each position, how many flags in a row up to and with it are set."""
+    position = np.arange(1, len(flags) + 1)
+    return position - np.maximum.accumulate(np.where(flags, 0, position))
+
+
+def classify(run: Evaluations, analysis: Analysis, complete: bool = True) -> Course:
+    """Outcome of a run, with the evaluations at which it learned and collapsed.
+
+    A collapse that is not permanent (not at chance for `collapse_evaluations` up to the end) is
+    transient, also if the run ended before it had learned again (`relearned` tells). With
+    `complete` false the outcome is "incomplete" and the rest tells what was seen so far.
+    """
+    chance = at_chance(run.accuracy, run.glass_fraction, run.examples, run.glass, analysis)
+    good = (run.accuracy >= analysis.learned_accuracy) & ~chance
+    course = _follow(chance, streaks(good) >= analysis.learned_evaluations, good)
+    finite_until = len(run) if run.finite.all() else int(np.argmin(run.finite))
+    outcome = _outcome(course, chance, analysis, finite_until == len(run))
+    end = course["first_bad"] if course["first_bad"] is not None else finite_until - 1
+    return Course(outcome if complete else "incomplete", end=end if end >= 0 else None, **course)
+
+
+def outcome_so_far(run: Evaluations, analysis: Analysis) -> str:
+    """What the outcome would be if the run ended now."""
+    return classify(run, analysis).outcome
+
+
+def _follow(chance: Flags, learned: Flags, good: Flags) -> dict[str, Any]:
+    """Walk from learning to collapse to learning again …"""
+    first = _next(learned, 0)
+    bad = None if first is None else _next(chance, first)
+    again = None if bad is None else _next(learned, bad)
+    collapses, fallen = 0, bad
+    while fallen is not None:
+        collapses += 1
+        risen = _next(learned, fallen)
+        fallen = None if risen is None else _next(chance, risen)
+    return {
+        "learned": first,
+        "last_good": None if bad is None else int(np.flatnonzero(good[:bad])[-1]),
+        "first_bad": bad,
+        "collapses": collapses,
+        "relearned": again is not None,
+        "chance_at_end": bool(len(chance) and chance[-1]),
+    }
+
+
+def _next(flags: Flags, start: int) -> int | None:
+    """First position from `start` on whose flag is set."""
+    later = flags[start:]
+    return start + int(np.argmax(later)) if later.any() else None
+
+
+def _outcome(course: Mapping[str, Any], chance: Flags, analysis: Analysis, finite: bool) -> str:
+    if not finite:
+        return "non_finite"
+    if course["learned"] is None:
+        return "never_learned"
+    if course["first_bad"] is None:
+        return "survived"
+    at_end = streaks(chance)[-1] >= analysis.collapse_evaluations
+    return "permanent_collapse" if at_end else "transient_collapse"
+
+
+# --- rates and their differences -------------------------------------------------------------
+
+
+class Rate(NamedTuple):
+    """k of n with a confidence interval; all not-a-number but the interval 0–1 for n = 0."""
+
+    k: int
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+def rate(k: int, n: int, confidence: float = 0.95) -> Rate:
+    """A proportion with its Wilson interval; the exact (Clopper–Pearson) one for none and all."""
+    if n == 0:
+        return Rate(0, 0, math.nan, 0.0, 1.0)
+    method = "exact" if k in (0, n) else "wilson"
+    interval = stats.binomtest(k, n).proportion_ci(confidence, method)
+    return Rate(k, n, k / n, float(interval.low), float(interval.high))
+
+
+class Comparison(NamedTuple):
+    """Two arms' rates: difference a − b with interval, exact p and its adjusted value."""
+
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    adjusted: float
+
+
+def difference(a: Rate, b: Rate, confidence: float = 0.95) -> tuple[float, float, float]:
+    """a − b with Newcombe's hybrid score interval (Stat. Med. 17, 873 (1998), method 10)."""
+    score_a, score_b = (
+        stats.binomtest(r.k, r.n).proportion_ci(confidence, "wilson") for r in (a, b)
+    )
+    middle = a.value - b.value
+    below = math.hypot(a.value - score_a.low, score_b.high - b.value)
+    above = math.hypot(score_a.high - a.value, b.value - score_b.low)
+    return middle, middle - below, middle + above
+
+
+def compare(a: Rate, b: Rate) -> float:
+    """Fisher's exact test, two-sided, of two arms' rates."""
+    return float(stats.fisher_exact([[a.k, a.n - a.k], [b.k, b.n - b.k]]).pvalue)
+
+
+def compare_arms(
+    rates: Mapping[str, Rate], confidence: float = 0.95, pairwise_up_to: int = 12
+) -> list[Comparison]:
+    """Exact tests between arms, adjusted for their number (Benjamini and Hochberg 1995).
+
+    Every pair for few arms; of more arms each against all others together (named "the rest").
+    Arms without runs are left out.
+    """
+    counted = {arm: r for arm, r in rates.items() if r.n}
+    if len(counted) <= pairwise_up_to:
+        pairs = [(a, b, counted[a], counted[b]) for a, b in itertools.combinations(counted, 2)]
+    else:
+        pairs = [(arm, "the rest", r, _rest(counted, arm)) for arm, r in counted.items()]
+    values = [compare(x, y) for _, _, x, y in pairs]
+    adjusted = stats.false_discovery_control(values) if values else []
+    return [
+        Comparison(a, b, *difference(x, y, confidence), p, float(q))
+        for (a, b, x, y), p, q in zip(pairs, values, adjusted, strict=True)
+    ]
+
+
+def _rest(rates: Mapping[str, Rate], arm: str) -> Rate:
+    others = [r for name, r in rates.items() if name != arm]
+    return rate(sum(r.k for r in others), sum(r.n for r in others))
+
+
+# --- time to collapse ------------------------------------------------------------------------
+
+
+class Survival(NamedTuple):
+    """Kaplan–Meier estimate at the times at which runs collapsed or were censored."""
+
+    time: Floats
+    survival: Floats
+    low: Floats
+    high: Floats
+    at_risk: NDArray[np.int64]
+
+
+def survival(time: ArrayLike, collapsed: ArrayLike, confidence: float = 0.95) -> Survival:
+    """Share of runs not yet collapsed, against time (any unit), right-censored where they ended.
+
+    The interval is Greenwood's on the log-log scale. It is not defined before the first collapse
+    and after the last run collapsed; there, the exact binomial one of the runs at risk bounds it.
+    """
+    times, events = np.asarray(time, float), np.asarray(collapsed, bool)
+    if not len(times):
+        empty = np.array([])
+        return Survival(empty, empty, empty, empty, np.array([], int))
+    curve = stats.ecdf(stats.CensoredData.right_censored(times, ~events)).sf
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # undefined ends are filled in below
+        band = curve.confidence_interval(confidence, method="log-log")
+    at_risk = (times[:, None] >= curve.quantiles[None, :]).sum(axis=0)
+    low, high = _bounded(curve.probabilities, band.low, band.high, at_risk, confidence)
+    return Survival(curve.quantiles, curve.probabilities, low, high, at_risk)
+
+
+def _bounded(
+    value: Floats, low: Any, high: Any, at_risk: NDArray[np.int64], confidence: float
+) -> tuple[Floats, Floats]:
+    tail = (1 - confidence) / 2
+    bound = tail ** (1 / at_risk)  # exact lower bound of a share seen in all of `at_risk`
+    lower = np.where(value >= 1, bound, np.where(value <= 0, 0, low.probabilities))
+    upper = np.where(value >= 1, 1, np.where(value <= 0, 1 - bound, high.probabilities))
+    return np.minimum.accumulate(lower), np.minimum.accumulate(upper)
+
+
+def survival_at(curve: Survival, time: float) -> float:
+    """The estimate at one time; 1 before the first."""
+    index = int(np.searchsorted(curve.time, time, side="right"))
+    return float(curve.survival[index - 1]) if index else 1.0
+
+
+def median_time(curve: Survival) -> float | None:
+    """Earliest time by which half of the runs have collapsed; None if they never do."""
+    reached = np.flatnonzero(curve.survival <= 0.5)
+    return float(curve.time[reached[0]]) if len(reached) else None
+
+
+Times = Mapping[str, tuple[Sequence[float], Sequence[bool]]]
+"""Arm -> (times since learned, whether it collapsed then)."""
+
+
+def log_rank(times: Times) -> float | None:
+    """p-value that all arms collapse at the same rate; None where no test is possible.
+
+    Two arms: `scipy.stats.logrank`. More: the multivariate test of lifelines.
+    """
+    arms = {arm: pair for arm, pair in times.items() if len(pair[0])}
+    if len(arms) < 2 or not any(any(events) for _, events in arms.values()):
+        return None
+    if len(arms) == 2:
+        x, y = (stats.CensoredData.right_censored(t, ~np.asarray(e)) for t, e in arms.values())
+        value = float(stats.logrank(x, y).pvalue)
+    else:
+        from lifelines.statistics import multivariate_logrank_test  # slow to import
+
+        durations = np.concatenate([np.asarray(t, float) for t, _ in arms.values()])
+        observed = np.concatenate([np.asarray(e, bool) for _, e in arms.values()])
+        groups = np.repeat(list(arms), [len(t) for t, _ in arms.values()])
+        value = float(multivariate_logrank_test(durations, groups, observed).p_value)
+    return value if math.isfinite(value) else None
+
+
+# --- arms that share seeds -------------------------------------------------------------------
+
+
+class Paired(NamedTuple):
+    """Two arms on the same seeds."""
+
+    a: str
+    b: str
+    pairs: int
+    only_a: int
+    """seeds that collapse in a alone"""
+    only_b: int
+    """seeds that collapse in b alone"""
+    both: int
+    mcnemar_p: float
+    accuracy_difference: float
+    """mean of final accuracy, a − b"""
+    accuracy_p: float
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact McNemar test: are discordant pairs as often one way as the other?"""
+    discordant = only_a + only_b
+    return float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def sign_flip(differences: ArrayLike, seed: int = 0, resamples: int = 9999) -> float:
+    """Two-sided sign-flip permutation test that paired differences are symmetric about zero.
+
+    Exact (all sign patterns) where these are at most `resamples`, else seeded random ones.
+    """
+    values = np.asarray(differences, float)
+    if not np.any(values):
+        return 1.0
+    result = stats.permutation_test(
+        (values,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        random_state=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+Outcomes = Mapping[int, tuple[bool, float]]
+"""Seed -> (collapsed, final accuracy)."""
+
+
+def paired(a: str, b: str, runs_a: Outcomes, runs_b: Outcomes) -> Paired | None:
+    """Compare two arms seed by seed; None if they share fewer than two seeds."""
+    seeds = sorted(set(runs_a) & set(runs_b))
+    if len(seeds) < 2:
+        return None
+    pairs = [(runs_a[s][0], runs_b[s][0]) for s in seeds]
+    gaps = np.array([runs_a[s][1] - runs_b[s][1] for s in seeds])
+    gaps = gaps[np.isfinite(gaps)]
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    return Paired(
+        *(a, b, len(seeds), only_a, only_b, pairs.count((True, True))),
+        mcnemar_p=mcnemar(only_a, only_b),
+        accuracy_difference=float(gaps.mean()) if len(gaps) else math.nan,
+        accuracy_p=sign_flip(gaps) if len(gaps) > 1 else 1.0,
+    )
+
+
+# --- accuracies across seeds -----------------------------------------------------------------
+
+
+class Profile(NamedTuple):
+    """P(accuracy > τ) over seeds with a pointwise bootstrap band."""
+
+    tau: Floats
+    share: Floats
+    low: Floats
+    high: Floats
+
+
+def profile(
+    accuracies: ArrayLike,
+    tau: ArrayLike,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Profile:
+    """Performance profile; the same `seed` gives the same band. Not-a-number counts as failed."""
+    values, marks = np.asarray(accuracies, float), np.asarray(tau, float)
+    above = (values[:, None] > marks[None, :]).astype(float)
+    if not len(values):
+        nothing = np.full(len(marks), np.nan)
+        return Profile(marks, nothing, nothing, nothing)
+    draws = np.random.default_rng(seed).multinomial(
+        len(values), np.full(len(values), 1 / len(values)), size=resamples
+    )
+    shares = draws @ above / len(values)
+    low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Profile(marks, above.mean(axis=0), low, high)
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Median of the finite values; None if there are none."""
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return float(np.median(finite)) if finite else None
+
+
+# --- what a number of seeds can show ---------------------------------------------------------
+
+
+def zero_bound(n: int, confidence: float = 0.95) -> float:
+    """Upper bound of a rate of which nothing was seen in n runs (exact, two-sided level)."""
+    return rate(0, n, confidence).high
+
+
+@lru_cache(maxsize=64)
+def fisher_table(n: int) -> Floats:
+    """Two-sided Fisher p-values of all (k₁, k₂) of n each, shape (n + 1, n + 1)."""
+    table = np.ones((n + 1, n + 1))
+    for total in range(2 * n + 1):
+        first = np.arange(max(0, total - n), min(n, total) + 1)
+        mass = stats.hypergeom.pmf(first, 2 * n, n, total)
+        as_rare = mass[None, :] <= mass[:, None] * (1 + 1e-7)  # R's tolerance for ties
+        table[first, total - first] = np.minimum(as_rare @ mass, 1)
+    return table
+
+
+def power(n: int, p: float, q: float, alpha: float = ALPHA) -> float:
+    """Probability that Fisher's test tells rates p and q apart with n runs an arm (exact)."""
+    k = np.arange(n + 1)
+    found = fisher_table(n) <= alpha
+    return float(stats.binom.pmf(k, n, p) @ found @ stats.binom.pmf(k, n, q))
+
+
+def seeds_needed(p: float, q: float, alpha: float = ALPHA, limit: int = 400) -> int | None:
+    """Smallest number of runs an arm with a power of at least POWER; None beyond `limit`."""
+    return next((n for n in range(2, limit + 1) if power(n, p, q, alpha) >= POWER), None)
+
+
+def detectable(n: int, base: float = 0.0, alpha: float = ALPHA) -> float | None:
+    """Smallest rate above `base` (to 1 %) told apart from it with a power of at least POWER."""
+    candidates = (c / 100 for c in range(math.floor(base * 100) + 1, 101))
+    return next((c for c in candidates if power(n, base, c, alpha) >= POWER), None)
+
+
+def what_seeds_show(n: int, confidence: float = 0.95) -> str:
+    """Plain words on what n runs an arm can and cannot show."""
+    if n == 0:
+        return "No run has finished; nothing can be said."
+    bound = (
+        f"With {n} finished run{'s' * (n > 1)} an arm, an arm without a single collapse still "
+        f"allows a true rate of up to {zero_bound(n, confidence):.0%} "
+        f"({confidence:.0%} confidence)."
+    )
+    if fisher_table(n).min() > ALPHA:
+        return (
+            f"{bound} No difference between two arms can ever be significant at {ALPHA:g} with "
+            "so few: not even none against all."
+        )
+    gap = detectable(n)
+    if gap is None:
+        return (
+            f"{bound} Even none against all would be found less often than in {POWER:.0%} of "
+            "such studies."
+        )
+    half = detectable(n, 0.5)
+    above = f", and one of 50 % from at least {half:.0%}" if half else ""
+    return (
+        f"{bound} A rate of zero can be told from one of at least {gap:.0%}{above} (Fisher's "
+        f"exact test, {ALPHA:g}, in {POWER:.0%} of such studies); smaller differences will "
+        "mostly be missed, so their absence here shows nothing."
+    )

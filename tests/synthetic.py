@@ -1,0 +1,160 @@
+"""Run directories with made-up but lifelike curves, for tests and benchmarks of what reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glass_cnn.study import Run, Study, build_study
+from hpc.config import to_yaml
+from hpc.rundir import RunDir, StudyDir
+
+EXAMPLES = 2960
+CONSTANT_GLASS = 1457 / EXAMPLES  # the 2017 log's 49.223 %
+CONSTANT_LIQUID = 1503 / EXAMPLES  # and 50.777 %
+
+
+def study(name: str = "synthetic", seeds: int = 4, **changes: Any) -> Study:
+    """A small study; `changes` are keys of its study section, or sections of settings."""
+    sections = {key: changes.pop(key) for key in ("train", "analysis", "render") if key in changes}
+    tree = {"study": {"name": name, "seeds": seeds, **changes}, **sections}
+    tree["train"] = {"iterations": 60, **tree.get("train", {})}
+    return build_study(tree, f"{name}.yaml")
+
+
+def directory(study: Study, root: Path) -> StudyDir:
+    """The study's directory with its study.yaml."""
+    place = study.directory(root)
+    place.runs.mkdir(parents=True, exist_ok=True)
+    place.study.write_text(study.to_yaml())
+    return place
+
+
+@dataclass(frozen=True)
+class Course:
+    """When a made-up run learns, collapses and recovers, in evaluations; None for never."""
+
+    learned: int | None = 20
+    collapsed: int | None = None
+    recovered: int | None = None
+    non_finite: int | None = None
+
+
+COURSES = {
+    "survived": Course(),
+    "transient_collapse": Course(collapsed=40, recovered=44),
+    "permanent_collapse": Course(collapsed=40),
+    "never_learned": Course(learned=None),
+    "non_finite": Course(non_finite=50),
+}
+
+
+def evaluations(course: Course, count: int, seed: int, settings: Any) -> list[dict[str, Any]]:
+    """Records of metrics.jsonl for `count` evaluations."""
+    rng = np.random.default_rng(seed)
+    per = settings.train.batches_per_iteration
+    rate = getattr(settings.train.learning_rate, "initial", 1e-3)
+    return [_evaluation(course, i, i * per, rate, rng) for i in range(1, count + 1)]
+
+
+def _evaluation(
+    course: Course, i: int, step: int, rate: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    down = course.collapsed is not None and i >= course.collapsed
+    down &= course.recovered is None or i < course.recovered
+    finite = course.non_finite is None or i < course.non_finite
+    if down or course.learned is None:
+        fraction = float(rng.integers(2))
+        accuracy = CONSTANT_GLASS if fraction else CONSTANT_LIQUID
+        loss = math.log(2) + abs(rng.normal(0, 0.01))
+    else:
+        share = 1 / (1 + math.exp(-(i - course.learned + 6) / 2))
+        accuracy = 0.5 + 0.485 * share + rng.normal(0, 0.004)
+        accuracy = min(1.0, max(0.5, accuracy))
+        fraction, loss = 0.5 + rng.normal(0, 0.01), 0.05 + 0.65 * (1 - share)
+    return {
+        "iteration": i,
+        "step": step,
+        "epoch": step * 80 / 14_000,
+        "learning_rate": rate,
+        "train_accuracy": min(1.0, accuracy + 0.01),
+        "train_loss": loss * 0.9 if finite else None,
+        "l2_loss": 2.5 * math.exp(-i / 300),
+        "validation_accuracy": round(accuracy * EXAMPLES) / EXAMPLES,
+        "validation_loss": loss if finite else None,
+        "predicted_glass_fraction": fraction,
+        "validation_examples": EXAMPLES,
+        "validation_glass": 1457,
+        "seconds": 2.5 * i,
+        "finite": finite,
+        "diagnostics": {
+            "dead_fraction": {"conv1": 0.0, "conv2": 0.1, "dense": 0.9 if down else 0.2},
+            "gradient_norm": float(rng.exponential()),
+            "logit_std": 1e-7 if down else 3.0,
+            "curvature": float(rng.exponential()) if i % 10 == 0 else None,
+        },
+    }
+
+
+def write_run(
+    place: StudyDir,
+    run: Run,
+    kind: str = "survived",
+    *,
+    count: int | None = None,
+    done: bool = True,
+    start: Mapping[str, Any] | None = None,
+) -> RunDir:
+    """Write one run; `kind` is a key of COURSES; `done` false leaves result.json out."""
+    target = RunDir(place.runs / run.name)
+    target.path.mkdir(parents=True)
+    settings = run.settings
+    target.config.write_text(to_yaml(settings))
+    records = evaluations(COURSES[kind], count or settings.train.iterations, run.seed, settings)
+    target.metrics.write_text("".join(json.dumps(r) + "\n" for r in records))
+    target.provenance.write_text(json.dumps({**START, **(start or {})}) + "\n")
+    if done:
+        target.result.write_text(json.dumps(result(run.seed, records)))
+    return target
+
+
+START = {
+    "time": "2017-11-26T14:03:00+00:00",
+    "commit": "0123456789abcdef0123456789abcdef01234567",
+    "dirty": False,
+    "versions": {"python": "3.11.7", "tensorflow": "2.18.1"},
+    "hosts": ["node1"],
+    "ranks": 2,
+    "slurm": {},
+    "resumed_step": None,
+    "reason": "first start",
+}
+
+
+def result(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What result.json holds after these evaluations."""
+    best = max(records, key=lambda r: r["validation_accuracy"])
+    points = {
+        name: {
+            "iteration": record["iteration"],
+            "validation_accuracy": record["validation_accuracy"],
+            "test_accuracy": round(record["validation_accuracy"] - 0.001, 6),
+        }
+        for name, record in (("optimal", best), ("final", records[-1]))
+    }
+    return {
+        "seed": seed,
+        "steps": records[-1]["step"],
+        **points,
+        "weights_sha256": f"{seed:064x}",
+        "restarts": 0,
+        "wall_seconds": records[-1]["seconds"],
+        "examples": {"train": 14_000, "validation": EXAMPLES, "test": EXAMPLES},
+        "class_balance": {"train": 0.5, "validation": 0.492, "test": 0.5},
+    }
