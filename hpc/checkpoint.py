@@ -91,6 +91,8 @@ class Checkpoint:
 
     path: Path
     step: int
+    identity: str
+    ranks: int
     meta: dict[str, Any]
     tensors: dict[str, np.ndarray]
 
@@ -105,30 +107,39 @@ def read(path: Path, identity: str | None = None) -> Checkpoint:
     if not path.is_dir():
         raise InvalidCheckpoint(path, "there is no such directory")
     try:
-        manifest = _read_manifest(path)
-        if identity is not None and manifest["identity"] != identity:
-            raise tensorfile.DamagedFile(
-                f"made under other settings ({manifest['identity'][:8]}, not {identity[:8]})"
-            )
-        tensors = _read_state(path, manifest["file"])
-    except tensorfile.DamagedFile as damage:
-        raise InvalidCheckpoint(path, str(damage)) from None
+        manifest, tensors = _read_parts(path, identity)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in (errno.ENOENT, errno.EISDIR):
             raise InvalidCheckpoint(path, f"{Path(error.filename).name} is missing") from None
         if error.errno == errno.EIO:
             raise InvalidCheckpoint(path, "the disk cannot read it") from None
         raise StorageError(f"{path}: cannot be read: {error.strerror}.") from error
-    return Checkpoint(path, manifest["step"], manifest["meta"], tensors)
+    return Checkpoint(
+        path,
+        manifest["step"],
+        manifest["identity"],
+        manifest["ranks"],
+        manifest["meta"],
+        tensors,
+    )
 
 
-def _read_state(path: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    file = path / entry["name"]
+def _read_parts(path: Path, identity: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    manifest = _read_manifest(path)
+    if identity is not None and manifest["identity"] != identity:
+        raise InvalidCheckpoint(
+            path, f"made under other settings ({manifest['identity'][:8]}, not {identity[:8]})"
+        )
+    file, entry = path / manifest["file"]["name"], manifest["file"]
     try:
         tensorfile.verify(file, entry["size"], entry["block"], entry["checksums"])
+        return manifest, tensorfile.load(file)
     except tensorfile.DamagedFile as damage:
-        raise tensorfile.DamagedFile(f"{file.name} {damage}") from None
-    return tensorfile.load(file)
+        raise InvalidCheckpoint(path, f"{file.name} {damage}") from None
+    except FileNotFoundError:
+        if _read_manifest(path) == manifest:
+            raise
+    return _read_parts(path, identity)  # a running training has replaced its best model
 
 
 def _manifest_text(content: Mapping[str, Any]) -> bytes:
@@ -145,26 +156,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
-        raise tensorfile.DamagedFile(f"{MANIFEST} is damaged") from None
-    version = content.get("format") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise tensorfile.DamagedFile(
-            f"written by a newer version of this program (checkpoint format {version}, "
-            f"this one reads up to {FORMAT}); update the program or remove the checkpoint"
-        )
-    if isinstance(content, dict):
-        content.pop("checksum", None)
+        content = None
+    if not isinstance(content, dict):
+        raise InvalidCheckpoint(path, f"{MANIFEST} is damaged")
+    _check_format(path, content.get("format"))
+    content.pop("checksum", None)
     # Text for text: a change that leaves the meaning of the JSON alone is found as well.
-    if not isinstance(content, dict) or _manifest_text(content) != data:
-        raise tensorfile.DamagedFile(f"{MANIFEST} is damaged")
-    _check_name(path, content["step"])
+    if _manifest_text(content) != data:
+        raise InvalidCheckpoint(path, f"{MANIFEST} is damaged")
+    name = _NAME.fullmatch(path.name)
+    if name and int(name["step"]) != content["step"]:
+        raise InvalidCheckpoint(path, f"holds step {content['step']}: the directory was renamed")
     return content
 
 
-def _check_name(path: Path, step: int) -> None:
-    name = _NAME.fullmatch(path.name)
-    if name and int(name["step"]) != step:
-        raise tensorfile.DamagedFile(f"its directory was renamed, it is of step {step}")
+def _check_format(path: Path, version: object) -> None:
+    if isinstance(version, int) and version > FORMAT:
+        raise InvalidCheckpoint(
+            path,
+            f"written by a newer version of this program (checkpoint format {version}, this one "
+            f"reads up to {FORMAT}); update the program to use it",
+        )
 
 
 def newest(
@@ -208,24 +220,25 @@ def _step_of(path: Path) -> int:
 
 
 class _Slot:
-    """Memory for one snapshot, and the write of it that is under way."""
+    """Memory for one snapshot, and the work on it that is under way."""
 
     def __init__(self) -> None:
-        self.pending: Future[None] | None = None
+        self.pending: Future[Any] | None = None
         self._snapshot: tensorfile.Snapshot | None = None
 
     def settle(self) -> None:
-        """Wait for the write and raise its error, once."""
+        """Wait for the work under way and raise its error, once."""
+        if self.pending is None:
+            return
+        wait_for([self.pending])  # an interrupt here must leave the snapshot to the writer
         pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+        pending.result()
 
-    def fill(self, tensors: Mapping[str, np.ndarray]) -> tensorfile.Snapshot:
-        layout = tensorfile.lay_out(tensors)
+    def reserve(self, layout: tensorfile.Layout) -> tensorfile.Snapshot:
+        """Memory for arrays of this layout; the same as before if that fits."""
         if self._snapshot is None or self._snapshot.layout != layout:
             self._snapshot = None
             self._snapshot = tensorfile.Snapshot(layout)
-        self._snapshot.fill(tensors)
         return self._snapshot
 
 
@@ -343,7 +356,9 @@ class Checkpoints:
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "meta": json.loads(json.dumps(dict(meta))),
         }
-        snapshot = slot.fill({name: np.asarray(tensor) for name, tensor in tensors.items()})
+        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        snapshot = slot.reserve(tensorfile.lay_out(arrays))
+        snapshot.fill(arrays)
         slot.pending = self._writer.submit(commit, snapshot, content)
 
     def _commit_step(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
@@ -389,11 +404,12 @@ class Checkpoints:
         aside = _free(path.with_name(ASIDE + "removed-" + path.name))
         path.rename(aside)
         fsync_directory(path.parent)
-        shutil.rmtree(aside)
+        # Over NFS a file that somebody still reads cannot go yet; the next start removes it.
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
         for path in self.directory.glob(ASIDE + "*"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             self.on_event({"event": "checkpoint_leftover_removed", "path": str(path)})
         _remove_unnamed(self.directory / BEST)
 
@@ -424,15 +440,15 @@ def _write_parts(
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove every file of `best/` that its manifest does not name."""
-    keep = {MANIFEST}
-    if (folder / MANIFEST).exists():
-        try:
-            keep.add(_read_manifest(folder)["file"]["name"])
-        except tensorfile.DamagedFile:
-            return
-    for path in folder.glob("*"):
-        if path.name not in keep:
+    """Remove the states in `best/` that its manifest does not name: replaced or half-written."""
+    try:
+        named = _read_manifest(folder)["file"]["name"]
+    except FileNotFoundError:
+        named = None
+    except InvalidCheckpoint:
+        return
+    for path in (*folder.glob("state-*"), *folder.glob(f".{MANIFEST}.*")):
+        if path.name != named:
             path.unlink()
 
 

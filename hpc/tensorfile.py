@@ -129,8 +129,7 @@ class Snapshot:
         self.layout = layout
         padded = layout.size + -layout.size % ALIGNMENT
         self.memory = mmap.mmap(-1, padded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        np.frombuffer(self.memory, np.uint8).fill(0)  # get the pages now, not while copying
         self.memory[: len(layout.header)] = layout.header
         self._views = {name: place.view(self.memory) for name, place in layout.places.items()}
 
@@ -252,7 +251,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
 def digest_tensors(tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256, in hexadecimal, over names, dtypes, shapes and bytes in sorted order of names.
 
-    Equal for equal arrays, wherever they lie in memory and whatever their byte order.
+    For each array the JSON line [name, dtype, shape], then its elements, little-endian, in C
+    order: equal for equal arrays, however they lie in memory.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
