@@ -16,6 +16,7 @@ STUDY := $${CONFIG:+"$$CONFIG"}
         torture slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
 
 doctor: setup ## what this machine offers: versions, MPI ranks that start, LAMMPS styles, GPU, Slurm
 	@$(JOB).doctor

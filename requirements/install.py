@@ -43,6 +43,7 @@ REQUIREMENTS = Path(__file__).resolve().parent
 ROOT = REQUIREMENTS.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
+HOROVOD = VENV / ".horovod"  # which kept wheel is installed
 LOG = VENV / "setup.log"
 PYTHON = VENV / "bin" / "python"
 
@@ -323,15 +324,19 @@ def install_horovod(options: Options) -> None:
     """The kept wheel for exactly this environment, compiled first if there is none."""
     key = horovod_key(options)
     home = cache_root() / "wheels" / key_name(key)
+    if HOROVOD.exists() and HOROVOD.read_text() == home.name:
+        return
     try:
         home.mkdir(parents=True, exist_ok=True)
         with locked(home / "lock", "another set-up compiles the same Horovod"):
             wheel = kept_wheel(home) or compile_horovod(home, key)
     except OSError as error:
         raise SetupError(
-            f"the cache of compiled wheels, {home}, cannot be used ({error}); set GLASS_CACHE=dir"
+            f"the cache {home} cannot be used ({error}); set GLASS_CACHE=dir"
         ) from None
+    HOROVOD.unlink(missing_ok=True)
     pip("install", "--force-reinstall", "--no-deps", str(wheel), step="installing Horovod")
+    HOROVOD.write_text(home.name)
 
 
 def kept_wheel(home: Path) -> Path | None:
