@@ -166,8 +166,9 @@ def _discs(
         r, c = np.floor(rows[mine]), np.floor(columns[mine])
         dr = (r - rows[mine] + 0.5).astype(np.float32)[:, None] + offsets.astype(np.float32)
         dc = (c - columns[mine] + 0.5).astype(np.float32)[:, None] + offsets.astype(np.float32)
-        along = (0.5 + radius / 2) - dr**2 / (2 * radius)
-        left = 1 - np.clip(along[:, :, None] - (dc**2 / (2 * radius))[:, None, :], 0, 1)
+        down, across = dr**2 / (2 * radius) + (1 - radius) / 2, dc**2 / (2 * radius)
+        left = down[:, :, None] + across[:, None, :]
+        np.clip(left, 0, 1, out=left)
         first = (r * side + c).astype(np.intp)
         flat = (first[:, None] + offsets * side)[:, :, None] + offsets
         np.multiply.at(cleared[kind - TYPE_A].reshape(-1), flat.reshape(-1), left.reshape(-1))
