@@ -30,7 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -104,16 +104,16 @@ def read(path: Path, identity: str | None = None) -> Checkpoint:
     is missing, damaged, of another identity or of a future format, StorageError when the system
     cannot read it for another reason (no permission, too many open files).
     """
-    if not path.is_dir():
-        raise InvalidCheckpoint(path, "there is no such directory")
     try:
+        if not path.is_dir():
+            raise InvalidCheckpoint(path, "there is no such directory")
         manifest, tensors = _read_parts(path, identity)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EISDIR):
             raise InvalidCheckpoint(path, f"{Path(error.filename).name} is missing") from None
         if error.errno == errno.EIO:
             raise InvalidCheckpoint(path, "the disk cannot read it") from None
-        raise StorageError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise _unreadable(path, error) from error
     return Checkpoint(
         path,
         manifest["step"],
@@ -122,6 +122,10 @@ def read(path: Path, identity: str | None = None) -> Checkpoint:
         manifest["meta"],
         tensors,
     )
+
+
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be read: {error.strerror}.")
 
 
 def _read_parts(path: Path, identity: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -180,43 +184,55 @@ def _check_format(path: Path, version: object) -> None:
 
 
 def newest(
-    directory: Path, identity: str | None, on_refused: Callable[[InvalidCheckpoint], None]
+    directory: Path,
+    identity: str | None = None,
+    on_refused: Callable[[InvalidCheckpoint], None] | None = None,
 ) -> Checkpoint | None:
-    """The newest checkpoint of a directory that verifies; for reading another run's, too.
+    """The newest checkpoint of a directory, verified; for reading another run's, too.
 
-    Each one that has to be passed over is handed to `on_refused`. None if there is no
-    checkpoint at all; raises NoValidCheckpoint if there are, but none can be used.
+    One that cannot be used is handed to `on_refused` and the next older one is taken; without
+    `on_refused` it is raised. None if there is no checkpoint at all; raises NoValidCheckpoint if
+    there are, but none can be used.
     """
     reasons = []
-    for path in reversed(_listing(directory)):
+    for entry in reversed(_listing(directory)):
         try:
-            return read(path, identity)
+            return read(entry.path, identity)
         except InvalidCheckpoint as refused:
+            if on_refused is None:
+                raise
             on_refused(refused)
-            reasons.append(f"{path.name}: {refused.reason}")
-    reasons += [f"{path.name}: refused earlier" for path in _listing(directory, refused=True)]
+            reasons.append(f"{entry.path.name}: {refused.reason}")
+    if not reasons:
+        reasons = [f"{e.path.name}: refused before" for e in _listing(directory, refused=True)]
     if not reasons:
         return None
     raise NoValidCheckpoint(
-        f"{directory}: none of the checkpoints can be used ({'; '.join(dict.fromkeys(reasons))}). "
-        "Remove that directory, or pass --start-over to begin again from step 0."
+        f"{directory}: none of the checkpoints can be used ({'; '.join(reasons)}). Remove that "
+        "directory, or pass --start-over, to begin again from step 0."
     )
 
 
-def _listing(directory: Path, refused: bool = False) -> list[Path]:
-    """Checkpoint directories, by step; either the ones in use or those refused earlier."""
+class _Entry(NamedTuple):
+    """A checkpoint directory; entries sort from old to new."""
+
+    step: int
+    revision: int  # a step may be saved again: once more at the end, or after going back
+    path: Path
+
+
+def _listing(directory: Path, refused: bool = False) -> list[_Entry]:
+    """The checkpoints in use, or those refused earlier, from old to new."""
+    try:
+        paths = list(directory.iterdir()) if directory.is_dir() else []
+    except OSError as error:
+        raise _unreadable(directory, error) from error
     found = []
-    for path in directory.iterdir() if directory.is_dir() else ():
+    for path in paths:
         name = _NAME.fullmatch(path.name)
         if name and bool(name["refused"]) == refused:
-            found.append((int(name["step"]), int(name["revision"] or 0), path.name, path))
-    return [path for *_, path in sorted(found)]
-
-
-def _step_of(path: Path) -> int:
-    name = _NAME.fullmatch(path.name)
-    assert name is not None
-    return int(name["step"])
+            found.append(_Entry(int(name["step"]), int(name["revision"] or 0), path))
+    return sorted(found)
 
 
 class _Slot:
@@ -280,6 +296,11 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def prepare(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Get the memory for `save` in the background, so that the first is as fast as the rest."""
+        self._state.settle()
+        self._state.pending = self._writer.submit(self._state.reserve, tensorfile.lay_out(tensors))
+
     def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Copy the state and return; it becomes durable in the background.
 
@@ -328,9 +349,9 @@ class Checkpoints:
         """Remove all checkpoints after `step`, for a run that goes back and takes another way."""
         self.flush()
         with storage_errors(self.directory):
-            for path in reversed(_listing(self.directory) + _listing(self.directory, True)):
-                if _step_of(path) > step:
-                    self._remove(path)
+            for entry in reversed(_listing(self.directory) + _listing(self.directory, True)):
+                if entry.step > step:
+                    self._remove(entry.path)
 
     def clear(self) -> None:
         """Remove all checkpoints and the best model, to start over."""
@@ -356,19 +377,18 @@ class Checkpoints:
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "meta": json.loads(json.dumps(dict(meta))),
         }
-        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-        snapshot = slot.reserve(tensorfile.lay_out(arrays))
-        snapshot.fill(arrays)
+        snapshot = slot.reserve(tensorfile.lay_out(tensors))
+        snapshot.fill(tensors)
         slot.pending = self._writer.submit(commit, snapshot, content)
 
     def _commit_step(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
-        name = f"step-{content['step']:09d}"
-        aside = self.directory / (ASIDE + name)
+        path = self._place(content["step"])
+        aside = path.with_name(ASIDE + path.name)
         with storage_errors(self.directory):
             try:
                 aside.mkdir(exist_ok=True)
                 _write_parts(aside, STATE, snapshot, content)
-                aside.rename(_free(self.directory / name))
+                aside.rename(path)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -386,18 +406,24 @@ class Checkpoints:
                 _remove_unnamed(folder)
             fsync_directory(self.directory)
 
+    def _place(self, step: int) -> Path:
+        """Where the next checkpoint of a step goes: beside one that is there, never over it."""
+        revisions = [e.revision + 1 for e in _listing(self.directory) if e.step == step]
+        name = f"step-{step:09d}" + (f".{max(revisions)}" if revisions else "")
+        return self.directory / name
+
     def _prune(self) -> None:
         """Remove what is neither among the newest nor a milestone, once a new one is safe."""
-        recent = sorted({_step_of(path) for path in _listing(self.directory)})[-self.keep :]
-        seen: set[int] = set()
-        for path in reversed(_listing(self.directory)):
-            step = _step_of(path)
-            if step in seen or not (step in recent or self.milestone(step)):
-                self._remove(path)
-            seen.add(step)
-        for path in _listing(self.directory, refused=True):
-            if _step_of(path) < recent[0]:
-                self._remove(path)
+        entries = _listing(self.directory)
+        recent = sorted({entry.step for entry in entries})[-self.keep :]
+        latest = {entry.step: entry for entry in entries}
+        for entry in entries:
+            wanted = entry.step in recent or self.milestone(entry.step)
+            if not wanted or entry is not latest[entry.step]:
+                self._remove(entry.path)
+        for entry in _listing(self.directory, refused=True):
+            if entry.step < recent[0]:
+                self._remove(entry.path)
 
     def _remove(self, path: Path) -> None:
         """Remove a directory so that a crash half-way leaves nothing that looks complete."""
@@ -415,10 +441,7 @@ class Checkpoints:
 
     def _refuse(self, refused: InvalidCheckpoint) -> None:
         path, reason = refused.path, refused.reason
-        self.on_event(
-            {"event": "checkpoint_refused", "path": str(path), "step": _step_of(path)}
-            | {"reason": reason}
-        )
+        self.on_event({"event": "checkpoint_refused", "path": str(path), "reason": reason})
         with storage_errors(self.directory):
             path.rename(_free(path.with_name(path.name + ".refused")))
             fsync_directory(self.directory)

@@ -166,7 +166,7 @@ def test_digest_tells_name_dtype_shape_and_value_apart() -> None:
     base = np.zeros(4, np.float32)
     flipped = base.view(np.uint32).copy()
     flipped[3] ^= 1
-    variants = [
+    variants: list[dict[str, np.ndarray]] = [
         {"a": base},
         {"b": base},
         {"a": base.view(np.int32)},
@@ -180,7 +180,7 @@ def test_digest_tells_name_dtype_shape_and_value_apart() -> None:
 
 
 def test_digest_is_sha256_of_the_documented_bytes() -> None:
-    tensors = {"kernel": np.array([[1, -2]], np.int16), "bias": np.float64(0.1)}
+    tensors = {"kernel": np.array([[1, -2]], np.int16), "bias": np.array(0.1)}
     text = b'["bias", "<f8", []]\n' + struct.pack("<d", 0.1)
     text += b'["kernel", "<i2", [1, 2]]\n' + struct.pack("<hh", 1, -2)
     assert tensorfile.digest_tensors(tensors) == hashlib.sha256(text).hexdigest()
