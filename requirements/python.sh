@@ -18,7 +18,7 @@ for name in python3.11 python3.12 python3.10 python3; do
     IFS=:
     for folder in $PATH; do
         python=$folder/$name
-        [ -x "$python" ] && runs "$python" "$usable" || continue
+        runs "$python" "$usable" || continue
         runs "$python" "$complete" && echo "$python" && exit 0
         fallback=${fallback:-$python}
     done

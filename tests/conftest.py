@@ -31,6 +31,7 @@ ONE_THREAD = {
     "TF_NUM_INTEROP_THREADS": "1",
 }
 os.environ["PATH"] = f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+SEARCHED = os.environ["PATH"] + ":/usr/sbin:/sbin"  # Slurm's daemons, when we are not root
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
@@ -54,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     wanted |= {"slurm"} if item.get_closest_marker("slurm") else set()
     for what in sorted(wanted):
         for programs in PROGRAMS[what]:
-            if not any(map(shutil.which, programs)):
+            if not any(shutil.which(program, path=SEARCHED) for program in programs):
                 message = f"requires {what}: no {' or '.join(programs)} in PATH"
                 required = what in os.environ.get("GLASS_REQUIRE", "").split(",")
                 (pytest.fail if required else pytest.skip)(message)

@@ -1,0 +1,379 @@
+"""Set-up: pins, the stamp, the kept wheel, what the user is told; the Makefile; the doctor."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from jobs import doctor
+
+NASTY = "a b;$(touch pwned)`touch pwned`$(shell touch pwned)$$(touch pwned)&'\"#\\ é"
+
+
+def run(
+    *command: str | Path, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, apart from any make that runs these tests."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**clean, **(env or {})},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+
+
+def pins(root: Path) -> list[Requirement]:
+    lines = [
+        line
+        for file in sorted((root / "requirements").glob("*.txt"))
+        for line in file.read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    return [Requirement(line) for line in lines]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture
+def clone(root: Path, tmp_path: Path) -> Path:
+    """The parts of a clone that set-up is made of."""
+    place = tmp_path / "a clone"
+    shutil.copytree(root / "requirements", place / "requirements")
+    shutil.copy(root / "Makefile", place)
+    return place
+
+
+@pytest.fixture
+def install(clone: Path) -> ModuleType:
+    """The set-up script of that clone, as a module."""
+    spec = importlib.util.spec_from_file_location("install", clone / "requirements/install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["install"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def complete(clone: Path, install: ModuleType) -> dict[str, Any]:
+    """That clone with an environment that claims to be complete; what its stamp says."""
+    python = clone / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    show = "import json, sys; print(json.dumps(sys.argv))"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{show}' \"$@\"\n")
+    python.chmod(0o755)
+    stamp = {
+        "root": str(clone),
+        "python": install.interpreter(),
+        "pins": install.pins_digest(),
+        "gpu": False,
+        "mpi": "wheel",
+        "mpicc": "",
+    }
+    (clone / ".venv/.ready").write_text(json.dumps(stamp, indent=1))
+    return stamp
+
+
+# --- pins -----------------------------------------------------------------------------------------
+
+
+def test_every_pin_is_one_exact_version(root: Path) -> None:
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) and not pin.url for pin in pins(root))
+    names = [canonical(pin.name) for pin in pins(root)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_everything_installed_is_pinned(root: Path) -> None:
+    pinned = {canonical(pin.name): pin for pin in pins(root)}
+    installed = {canonical(p.metadata["Name"]): p.version for p in metadata.distributions()}
+    for name in installed.keys() - {"pip"}:
+        assert name in pinned, f"{name} {installed[name]} is in no file of requirements/"
+        assert installed[name] in pinned[name].specifier, f"{name} {installed[name]}"
+
+
+def test_no_file_names_a_place_to_download_from(root: Path) -> None:
+    for file in (root / "requirements").iterdir():
+        assert file.is_dir() or not re.search(r"https?:|--index|--find-links", file.read_text())
+
+
+# --- the stamp ------------------------------------------------------------------------------------
+
+
+def test_nothing_is_done_when_complete(install: ModuleType, complete: dict[str, Any]) -> None:
+    install.set_up({})
+    install.set_up({"gpu": False, "mpi": "wheel", "mpicc": ""})
+    assert json.loads(install.STAMP.read_text()) == complete
+    assert not install.LOG.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"root": "/elsewhere"}, {"root": None}, {"python": None}, "truncated", "no interpreter"],
+)
+def test_incomplete_or_moved_is_not_complete(
+    install: ModuleType, complete: dict[str, Any], change: dict[str, str] | str
+) -> None:
+    assert install.read_stamp() == complete
+    if change == "no interpreter":
+        install.PYTHON.unlink()
+    elif change == "truncated":
+        install.STAMP.write_text(install.STAMP.read_text()[:-20])
+    else:
+        assert isinstance(change, dict)
+        changed = {key: value for key, value in {**complete, **change}.items() if value}
+        install.STAMP.write_text(json.dumps(changed))
+    assert not (install.read_stamp().keys() >= complete.keys())
+
+
+def test_a_changed_pin_changes_the_digest(install: ModuleType, clone: Path) -> None:
+    before = install.pins_digest()
+    (clone / "requirements/cpu.txt").write_text("tensorflow-cpu==2.18.0\n")
+    assert install.pins_digest() != before
+
+
+def test_a_failed_set_up_is_not_complete_and_names_the_cause(clone: Path) -> None:
+    (clone / "requirements/base.txt").write_text("glass-cnn-without-such-a-package==1\n")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(clone), "PYTHON": sys.executable}
+    answer = run("make", "setup", cwd=clone, env=offline)
+    assert answer.returncode != 0
+    assert "installing packages failed" in answer.stderr
+    assert "No matching distribution found for glass-cnn-without-such-a-package" in answer.stderr
+    assert f"log: {clone}/.venv/setup.log" in answer.stderr
+    assert "likely cause: PyPI (or the mirror" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert (clone / ".venv/bin/python").exists()
+    assert not (clone / ".venv/.ready").exists()
+
+
+def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -> None:
+    with (clone / ".venv.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = subprocess.Popen(
+            [sys.executable, clone / "requirements/install.py", "--mpi", "site"],
+            env={**os.environ, "PATH": "/nowhere"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stdout is not None
+        assert "another set-up is at work in this clone" in second.stdout.readline()
+        assert second.poll() is None
+    assert second.wait(60) == install.EXIT_FAILED  # it goes on, and finds no mpicc in PATH
+    second.stdout.close()
+
+
+# --- what the machine lacks -----------------------------------------------------------------------
+
+
+def test_missing_tools_are_named_with_their_commands(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(install.sysconfig, "get_path", lambda _: "/nowhere")
+    with pytest.raises(install.SetupError) as error:
+        install.check_machine(install.Options(gpu=True, mpi="site"))
+    text = str(error.value)
+    version = f"python3.{sys.version_info.minor}"
+    for command in ("g++", "gcc", "make", f"{version}-dev"):
+        assert f"sudo apt-get install {command}`" in text
+    for program in ("mpicc in PATH (MPI=site)", "nvcc in PATH (GPU=1)"):
+        assert program in text
+
+
+def test_a_complete_machine_lacks_nothing(install: ModuleType) -> None:
+    install.check_machine(install.Options())
+
+
+def test_a_python_that_does_not_run_is_passed_over(clone: Path, tmp_path: Path) -> None:
+    broken, good = tmp_path / "broken", tmp_path / "good one"
+    for folder, text in (
+        (broken, "#!/bin/sh\nexit 127\n"),
+        (good, f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
+    ):
+        folder.mkdir()
+        for name in ("python3.10", "python3.11", "python3.12", "python3"):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+    path = f"{tmp_path}/absent:{broken}:{good}"
+    found = run("/bin/sh", "requirements/python.sh", cwd=clone, env={"PATH": path, "PYTHON": ""})
+    assert found.stdout == f"{good}/python3.11\n"
+    none = run(
+        "/bin/sh", "requirements/python.sh", cwd=clone, env={"PATH": str(broken), "PYTHON": ""}
+    )
+    assert none.returncode == 70
+    assert "no Python 3.10, 3.11 or 3.12 in PATH" in none.stderr
+    wrong = {"PATH": path, "PYTHON": str(broken / "python3")}
+    refused = run("/bin/sh", "requirements/python.sh", cwd=clone, env=wrong)
+    assert refused.returncode == 78
+    assert "broken/python3 is not a Python 3.10" in refused.stderr
+
+
+# --- the kept wheel -------------------------------------------------------------------------------
+
+KEY = {
+    "horovod": "0.28.1",
+    "python": "cpython-311 linux-x86_64",
+    "tensorflow": "tensorflow-cpu 2.18.1",
+    "mpi": "mpich 5.0.2",
+    "machine": "x86_64 avx f16c fma",
+    "system": "glibc 2.36",
+    "compiler": "c++ (Debian 12.2.0) 12.2.0",
+    "options": "{}",
+}
+
+
+def test_key_says_all_that_horovod_depends_on(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "PYTHON", Path(sys.executable))
+    key = install.horovod_key(install.Options())
+    assert key.keys() == KEY.keys()
+    assert all(key.values())
+    assert "NCCL" in install.horovod_key(install.Options(gpu=True))["options"]
+
+
+@pytest.mark.parametrize("part", KEY)
+def test_no_wheel_serves_another_key(install: ModuleType, part: str) -> None:
+    other = install.key_name({**KEY, part: KEY[part] + "x"})
+    assert other != install.key_name(KEY)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", other)
+
+
+def test_a_half_written_wheel_is_not_used(install: ModuleType, tmp_path: Path) -> None:
+    wheel = tmp_path / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
+    assert install.kept_wheel(tmp_path) is None
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("horovod/__init__.py", "")
+    assert install.kept_wheel(tmp_path) == wheel
+    wheel.write_bytes(wheel.read_bytes()[:-30])
+    assert install.kept_wheel(tmp_path) is None
+
+
+# --- the Makefile ---------------------------------------------------------------------------------
+
+
+def words(answer: subprocess.CompletedProcess[str]) -> list[str]:
+    """The arguments that the job was given."""
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)[1:]
+
+
+@pytest.mark.parametrize("by", ["command line", "environment"])
+def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: str) -> None:
+    values = dict.fromkeys(["CONFIG", "LAUNCHER", "RANKS", "SET", "LOGS", "RUN", "SOURCE"], NASTY)
+    if by == "environment":
+        answer = run("make", "submit", cwd=clone, env=values)
+    else:
+        typed = [f"{name}={value}" for name, value in values.items()]
+        answer = run("make", "submit", *typed, cwd=clone)
+    flags = [word for name in ("launcher", "ranks", "set") for word in (f"--{name}", NASTY)]
+    assert words(answer) == ["-m", "jobs.submit", NASTY, *flags]
+    assert not list(clone.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["submit", "CONFIG=jobs/a b.yaml"], ["jobs.submit", "jobs/a b.yaml"]),
+        (["submit", "CONFIG=x", "DRY_RUN=1"], ["jobs.submit", "x", "--dry-run"]),
+        (["submit", "CONFIG=x", "DRY_RUN=0"], ["jobs.submit", "x"]),
+        (
+            ["submit", "CONFIG=x", "LAUNCHER=local", "RANKS=2", "SET=a.b=1 c='d e'"],
+            ["jobs.submit", "x", "--launcher", "local", "--ranks", "2", "--set", "a.b=1 c='d e'"],
+        ),
+        (["status"], ["jobs.status"]),
+        (["watch", "CONFIG=x"], ["jobs.status", "x", "--watch"]),
+        (["cancel", "CONFIG=x"], ["jobs.cancel", "x"]),
+        (["aggregate", "CONFIG=x"], ["jobs.aggregate", "x"]),
+        (["report", "CONFIG=x"], ["jobs.report", "x"]),
+        (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
+        (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
+        (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),
+        (["torture", "COUNT=3"], ["jobs.torture", "--count", "3"]),
+    ],
+)
+def test_targets_call_their_jobs(
+    clone: Path, complete: dict[str, Any], command: list[str], expected: list[str]
+) -> None:
+    assert words(run("make", *command, cwd=clone)) == ["-m", *expected]
+
+
+def test_logs_reach_every_job(clone: Path, complete: dict[str, Any]) -> None:
+    (clone / ".venv/bin/python").write_text('#!/bin/sh\nprintf "%s" "$GLASS_LOGS"\n')
+    assert run("make", "report", "LOGS=/scratch/my logs", cwd=clone).stdout == "/scratch/my logs"
+    inherited = run("make", "report", cwd=clone, env={"GLASS_LOGS": "/from/profile"})
+    assert inherited.stdout == "/from/profile"
+
+
+def test_help_lists_every_target(clone: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (clone / "Makefile").read_text(), re.M)
+    listed = re.findall(r"^  make ([a-z-]+) ", run("make", cwd=clone).stdout, re.M)
+    assert listed == targets
+    assert {"setup", "submit", "status", "test", "slurm-up"} <= set(listed)
+
+
+# --- the doctor -----------------------------------------------------------------------------------
+
+
+@pytest.mark.requires("mpi")
+def test_doctor_finds_two_ranks_and_their_sum(root: Path) -> None:
+    answer = run(sys.executable, "-m", "jobs.doctor", cwd=root)
+    assert "2 ranks start, and Horovod sums over them" in answer.stdout, answer.stdout
+    assert "LAMMPS styles that run: plain, opt" in answer.stdout
+    assert answer.returncode == (70 if "  problem" in answer.stdout else 0)
+
+
+def test_doctor_names_what_is_wrong(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements/base.txt").write_text("# note\nnumpy==1.0\nnot-installed==2\n")
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    [difference] = doctor.differing_pins()
+    assert difference == f"numpy {metadata.version('numpy')} instead of ==1.0"
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    findings = list(doctor.examine_mpi())
+    assert [finding.state for finding in findings] == ["ok", "problem"]
+    assert "no mpiexec in PATH" in findings[1].text
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "state", "text"),
+    [
+        (0, '{"ranks": 2, "sum": 3.0}', "ok", "2 ranks start"),
+        (
+            0,
+            '{"ranks": 1, "sum": 1.0}\n{"ranks": 1, "sum": 1.0}',
+            "problem",
+            "do not see each other",
+        ),
+        (0, '{"ranks": 2, "sum": 4.0}', "problem", "do not start"),
+        (1, "", "problem", "no route to host"),
+    ],
+)
+def test_doctor_judges_a_world(status: int, output: str, state: str, text: str) -> None:
+    world = subprocess.CompletedProcess((), status, output, "no route to host\n")
+    finding = doctor.judge_world(world)
+    assert finding.state == state
+    assert text in finding.text
