@@ -254,8 +254,18 @@ class _Slot:
         """Memory for arrays of this layout; the same as before if that fits."""
         if self._snapshot is None or self._snapshot.layout != layout:
             self._snapshot = None
-            self._snapshot = tensorfile.Snapshot(layout)
+            self._snapshot = _allocate(layout)
         return self._snapshot
+
+
+def _allocate(layout: tensorfile.Layout) -> tensorfile.Snapshot:
+    try:
+        return tensorfile.Snapshot(layout)
+    except OSError as error:
+        raise StorageError(
+            f"no memory for a copy of the state ({layout.size / 1e6:.0f} MB): {error.strerror}. "
+            "Ask for more memory on rank 0's node."
+        ) from error
 
 
 class Checkpoints:
@@ -288,6 +298,7 @@ class Checkpoints:
         self._state, self._best = _Slot(), _Slot()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         with storage_errors(directory):
+            fsync_directory(directory.parent)
             self._remove_leftovers()
 
     def __enter__(self) -> Checkpoints:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -94,6 +95,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         fsync_directory(path.parent)
 
 
+@functools.cache  # asking means changing it for a moment, for all threads
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
