@@ -91,6 +91,17 @@ class Dataset:
                 raise DataError(f"{self.path}: has no column '{name}'; it has {', '.join(found)}.")
             return file[name][...]
 
+    def describe(self) -> str:
+        """Where it lies, what it holds, and how ordered each class is."""
+        counts = ", ".join(f"{n:,d} {name}" for name, n in self.record["classes"].items())
+        text = (
+            f"{self.path}\n{len(self):,d} images of {self.record['pixels']} px ({counts}) "
+            f"from {self.record['trajectories']:,d} trajectories"
+        )
+        if psi6 := self.record["psi6"]:
+            text += f"; mean |psi6| {psi6['liquid']:.3f} liquid, {psi6['glass']:.3f} glass"
+        return text
+
     def verify(self) -> None:
         """Compare every byte with the checksums in dataset.json; raises DataError."""
         sums = self.record["checksums"]

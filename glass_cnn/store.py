@@ -44,6 +44,7 @@ from glass_cnn.dataset import (
 from glass_cnn.render import Image, render
 from glass_cnn.settings import Render, RunSettings
 from hpc.config import DataError, UserError, to_tree
+from hpc.preempt import StopFlag, signal_name
 from hpc.rundir import fsync_directory, make_directory, storage_errors, write_atomic, write_json
 from hpc.world import World
 
@@ -84,18 +85,18 @@ class Contents:
     """what dataset.json says beside the counts"""
 
 
-def build(settings: RunSettings, root: Path, world: World) -> Path:
+def build(settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None) -> Path:
     """Make the data set of `settings` unless it exists, all ranks together; returns its directory.
 
-    Raises DataError when trajectories are missing or damaged, or the data set is to be imported
-    and has not been; StorageError when it cannot be written.
+    Raises, on every rank alike, DataError when trajectories are missing or damaged, or the data
+    set is to be imported and has not been; StorageError when it cannot be written; Stopped.
     """
     target = directory(settings, root)
     if settings.data.source == "import":
         on_root(world, lambda: load(settings, root))
         return target
     draw = functools.partial(draw_configurations, settings.render)
-    return store(target, settings, world, lambda: _simulated(settings, root), draw)
+    return store(target, settings, world, lambda: _simulated(settings, root), draw, stop)
 
 
 def on_root(world: World, action: Callable[[], T]) -> T | None:
@@ -116,6 +117,7 @@ def store(
     world: World,
     collect: Callable[[], Contents],
     open_images: Callable[[Path], Draw],
+    stop: StopFlag | None = None,
 ) -> Path:
     """Write a data set unless it exists, all ranks together; returns `target`.
 
@@ -123,12 +125,13 @@ def store(
     path of dataset.h5, returns the function that draws a slice of the images.
     """
     aside = target.with_name(f".{target.name}.building")
-    with _sole_builder(target, world):
+    stop = stop or StopFlag()
+    with _sole_builder(target, world, stop):
         if world.broadcast(on_root(world, lambda: _is_whole(target))):
             return target
         try:
             contents = on_root(world, lambda: _prepare(aside, collect, settings.render))
-            checksums = _write_images(aside, settings.render, world, open_images)
+            checksums = _write_images(aside, settings.render, world, open_images, stop)
             on_root(world, lambda: _publish(aside, target, settings, contents, checksums))
         finally:
             if world.is_root:
@@ -137,25 +140,37 @@ def store(
 
 
 @contextlib.contextmanager
-def _sole_builder(target: Path, world: World) -> Iterator[None]:
+def _sole_builder(target: Path, world: World, stop: StopFlag) -> Iterator[None]:
     """Let one job at a time make a data set; the others wait and then find it."""
     with contextlib.ExitStack() as stack:
-        if lock := on_root(world, lambda: _lock(target)):
+        if lock := on_root(world, lambda: _lock(target, stop)):
             stack.enter_context(lock)
         yield
 
 
-def _lock(target: Path) -> io.IOBase:
+def _lock(target: Path, stop: StopFlag) -> io.IOBase:
     make_directory(target.parent)
     path = target.with_name(f".{target.name}.lock")
     with storage_errors(path):
         file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{target.name} is being made by another process: waiting for it.", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        for attempt in itertools.count():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 0:
+                    print(f"{target.name} is being made by another job: waiting.", flush=True)
+                _heed(stop)
+                time.sleep(0.2)
     return file
+
+
+def _heed(stop: StopFlag) -> None:
+    if stop.signal:
+        raise simulate.Stopped(
+            f"stopped by {signal_name(stop.signal)} before the data set was whole; "
+            "run the same command again to make it."
+        )
 
 
 def _is_whole(target: Path) -> bool:
@@ -208,7 +223,11 @@ def _reserve(path: Path, count: int, pixels: int) -> None:
 
 
 def _write_images(
-    aside: Path, settings: Render, world: World, open_images: Callable[[Path], Draw]
+    aside: Path,
+    settings: Render,
+    world: World,
+    open_images: Callable[[Path], Draw],
+    stop: StopFlag,
 ) -> list[str]:
     """Draw and write this rank's share of blocks; returns the checksums of all, on rank 0."""
     checksums: list[str] = []
@@ -219,6 +238,7 @@ def _write_images(
             (count, *_), start = _header(file)
             mine = blocks(count)
             for block in _announced(mine[world.share(len(mine))], world):
+                _heed(stop)
                 images = np.ascontiguousarray(draw(block))
                 file.seek(start + block.start * 3 * settings.pixels**2)
                 file.write(images.data)

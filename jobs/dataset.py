@@ -1,0 +1,97 @@
+"""Make the data sets of a study: simulate the trajectories that are missing, render the images.
+
+Runs on all ranks it is started with (mpiexec -n 4 python -m jobs.dataset …) or alone, and returns
+at once when the data sets exist. Exit codes: 0 complete, 75 stopped on request (run it again),
+65 bad data, 78 bad configuration, 70 internal error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpc.preempt import StopFlag
+
+if TYPE_CHECKING:
+    from glass_cnn.settings import RunSettings
+    from hpc.world import World
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.dataset", description=__doc__)
+    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser.add_argument("--only", metavar="NAME", help="the data set of this directory name alone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Make every data set; a mistake is raised on all ranks and told by the first."""
+    stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
+    args = parse(argv)
+    from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
+    from hpc.world import world
+
+    ranks = world()
+    try:
+        make(args, ranks, stop)
+    except UserError as error:
+        if ranks.is_root:
+            raise
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        ranks.abort(EXIT_INTERNAL)  # the other ranks must not wait for this one
+    return EXIT_COMPLETE
+
+
+def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
+    """Simulate and render what is missing of each data set, and say what is there."""
+    from glass_cnn import dataset, simulate, store
+    from hpc.rundir import logs_root
+
+    root, wanted = ranks.broadcast(
+        store.on_root(ranks, lambda: (logs_root(args.logs), choose(args)))
+    )
+    for settings in wanted:
+        place = dataset.directory(settings, root)
+        exists = ranks.broadcast((place / "dataset.json").exists())
+        if settings.data.source == "simulation" and not exists:
+            simulate.run(settings, root, ranks, stop)
+        store.build(settings, root, ranks, stop)
+        store.on_root(ranks, lambda: describe(settings, root))  # noqa: B023 - called at once
+
+
+def choose(args: argparse.Namespace) -> list[RunSettings]:
+    """Settings of each data set that is asked for."""
+    from glass_cnn import dataset
+    from glass_cnn.study import load_study
+    from hpc.config import ConfigError
+    from hpc.rundir import logs_root
+
+    found = load_study(args.config, args.set, logs_root(args.logs)).datasets
+    names = {dataset.directory(settings, Path()).name: settings for settings in found}
+    if args.only is None:
+        return list(names.values())
+    if args.only not in names:
+        raise ConfigError(f"--only {args.only}: the study's data sets are {', '.join(names)}.")
+    return [names[args.only]]
+
+
+def describe(settings: RunSettings, root: Path) -> None:
+    """Print what the data set holds and how it is split."""
+    from glass_cnn import dataset
+
+    data = dataset.load(settings, root)
+    print(f"{data.describe()}\n{dataset.split(data, settings).describe()}", flush=True)
+
+
+if __name__ == "__main__":
+    from hpc.config import run_main
+
+    sys.exit(run_main(main))

@@ -1,0 +1,74 @@
+"""Store images or trajectory files that others made as the data set of a study.
+
+SOURCE is a directory with a metadata.json, a list of {"path": …, "label": "liquid" or "glass"},
+and optionally "frame" and "trajectory"; paths name PNG images, or LAMMPS dumps, extended XYZ or
+GSD files. Or it holds trajectory files of one frame called liquid… and glass…. The study file needs
+data.source: import. Exit codes: 0 complete, 75 stopped on request (run it again), 65 bad data,
+78 bad configuration, 70 internal error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpc.preempt import StopFlag
+
+if TYPE_CHECKING:
+    from hpc.world import World
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.import_data", description=__doc__)
+    parser.add_argument("source", type=Path, help="directory to import")
+    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Import; a mistake is raised on all ranks and told by the first."""
+    stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
+    args = parse(argv)
+    from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
+    from hpc.world import world
+
+    ranks = world()
+    try:
+        import_all(args, ranks, stop)
+    except UserError as error:
+        if ranks.is_root:
+            raise
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        ranks.abort(EXIT_INTERNAL)  # the other ranks must not wait for this one
+    return EXIT_COMPLETE
+
+
+def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
+    """Store the source once for each way in which the study renders it."""
+    from glass_cnn import dataset, store
+    from glass_cnn.imports import import_data
+    from glass_cnn.study import load_study
+    from hpc.rundir import logs_root
+
+    def wanted() -> tuple:
+        root = logs_root(args.logs)
+        return root, load_study(args.config, args.set, root).datasets
+
+    root, all_settings = ranks.broadcast(store.on_root(ranks, wanted))
+    for settings in all_settings:
+        path = import_data(args.source, settings, root, ranks, stop)
+        store.on_root(ranks, lambda: print(dataset.load(path).describe()))  # noqa: B023 - at once
+
+
+if __name__ == "__main__":
+    from hpc.config import run_main
+
+    sys.exit(run_main(main))
