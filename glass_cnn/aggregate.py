@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from glass_cnn import records, statistics
 from glass_cnn.settings import Analysis, RunSettings, build_run
-from glass_cnn.study import Study
+from glass_cnn.study import Study, load_study
 from hpc.config import UserError, digest, parse_yaml, to_tree
-from hpc.rundir import HASH_LENGTH, RunDir, StudyDir, make_directory, storage_errors
+from hpc.rundir import HASH_LENGTH, RunDir, StudyDir, logs_root, make_directory, storage_errors
 
 Marks = NDArray[np.int64]
 
@@ -300,6 +300,19 @@ class Aggregation:
     def counted(self) -> pl.DataFrame:
         """The complete runs that statistics are made of."""
         return self.table.filter(pl.col("counted"))
+
+
+def find_study(
+    config: str | Path, sets: Iterable[str] = (), root: Path | None = None
+) -> tuple[Study, StudyDir]:
+    """A study and where its runs are, from a study file, directory or name; raises ConfigError.
+
+    A directory that is named holds the runs itself, wherever it stands.
+    """
+    root = logs_root(root)
+    study = load_study(config, sets, root)
+    at = Path(config)
+    return study, StudyDir(at.absolute()) if at.is_dir() else study.directory(root)
 
 
 def aggregate(study: Study, directory: StudyDir) -> Aggregation:

@@ -336,6 +336,8 @@ class Paired(NamedTuple):
     a: str
     b: str
     pairs: int
+    """seeds that both have finished"""
+    both_learned: int
     only_a: int
     """seeds that collapse in a alone"""
     only_b: int
@@ -372,21 +374,26 @@ def sign_flip(differences: ArrayLike, seed: int = 0, resamples: int = 9999) -> f
     return float(result.pvalue)
 
 
-Outcomes = Mapping[int, tuple[bool, float]]
-"""Seed -> (collapsed, final accuracy)."""
+Ends = Mapping[int, tuple[bool | None, float | None]]
+"""Seed -> (collapsed, or None if it never learned; final accuracy)."""
 
 
-def paired(a: str, b: str, runs_a: Outcomes, runs_b: Outcomes) -> Paired | None:
-    """Compare two arms seed by seed; None if they share fewer than two seeds."""
+def paired(a: str, b: str, runs_a: Ends, runs_b: Ends) -> Paired | None:
+    """Compare two arms seed by seed; None if they share fewer than two seeds.
+
+    Collapses are compared where both runs learned, accuracies where both have one.
+    """
     seeds = sorted(set(runs_a) & set(runs_b))
     if len(seeds) < 2:
         return None
-    pairs = [(runs_a[s][0], runs_b[s][0]) for s in seeds]
-    gaps = np.array([runs_a[s][1] - runs_b[s][1] for s in seeds])
+    fates = [(runs_a[s][0], runs_b[s][0]) for s in seeds]
+    fates = [pair for pair in fates if None not in pair]
+    finals = np.array([(runs_a[s][1], runs_b[s][1]) for s in seeds], float)
+    gaps = finals[:, 0] - finals[:, 1]
     gaps = gaps[np.isfinite(gaps)]
-    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    only_a, only_b = fates.count((True, False)), fates.count((False, True))
     return Paired(
-        *(a, b, len(seeds), only_a, only_b, pairs.count((True, True))),
+        *(a, b, len(seeds), len(fates), only_a, only_b, fates.count((True, True))),
         mcnemar_p=mcnemar(only_a, only_b),
         accuracy_difference=float(gaps.mean()) if len(gaps) else math.nan,
         accuracy_p=sign_flip(gaps) if len(gaps) > 1 else 1.0,
@@ -471,13 +478,13 @@ def detectable(n: int, base: float = 0.0, alpha: float = ALPHA) -> float | None:
 
 
 def what_seeds_show(n: int, confidence: float = 0.95) -> str:
-    """Plain words on what n runs an arm can and cannot show."""
+    """Plain words on what n runs an arm (those that learned) can and cannot show."""
     if n == 0:
-        return "No run has finished; nothing can be said."
+        return "There is an arm without a run that learned; nothing can be said of its collapses."
     bound = (
-        f"With {n} finished run{'s' * (n > 1)} an arm, an arm without a single collapse still "
-        f"allows a true rate of up to {zero_bound(n, confidence):.0%} "
-        f"({confidence:.0%} confidence)."
+        f"With {n} run{'s' * (n > 1)} that learned in an arm, no collapse at all still allows a "
+        f"true rate of up to {100 * zero_bound(n, confidence):.0f} % "
+        f"({100 * confidence:.0f} % confidence)."
     )
     if fisher_table(n).min() > ALPHA:
         return (
@@ -487,13 +494,13 @@ def what_seeds_show(n: int, confidence: float = 0.95) -> str:
     gap = detectable(n)
     if gap is None:
         return (
-            f"{bound} Even none against all would be found less often than in {POWER:.0%} of "
+            f"{bound} Even none against all would be found in less than {100 * POWER:.0f} % of "
             "such studies."
         )
     half = detectable(n, 0.5)
-    above = f", and one of 50 % from at least {half:.0%}" if half else ""
+    above = f", and one of 50 % from at least {100 * half:.0f} %" if half else ""
     return (
-        f"{bound} A rate of zero can be told from one of at least {gap:.0%}{above} (Fisher's "
-        f"exact test, {ALPHA:g}, in {POWER:.0%} of such studies); smaller differences will "
-        "mostly be missed, so their absence here shows nothing."
+        f"{bound} A rate of zero can be told from one of at least {100 * gap:.0f} %{above} "
+        f"(Fisher's exact test at {ALPHA:g}, found in {100 * POWER:.0f} % of such studies); "
+        "smaller differences will mostly be missed, so their absence here shows nothing."
     )

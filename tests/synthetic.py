@@ -23,7 +23,8 @@ CONSTANT_LIQUID = 1503 / EXAMPLES  # and 50.777 %
 def study(name: str = "synthetic", seeds: int = 4, **changes: Any) -> Study:
     """A small study; `changes` are keys of its study section, or sections of settings."""
     sections = {key: changes.pop(key) for key in ("train", "analysis", "render") if key in changes}
-    tree = {"study": {"name": name, "seeds": seeds, **changes}, **sections}
+    section: dict[str, Any] = {"name": name, "seeds": seeds, **changes}
+    tree: dict[str, Any] = {"study": section, **sections}
     tree["train"] = {"iterations": 60, **tree.get("train", {})}
     return build_study(tree, f"{name}.yaml")
 

@@ -1,0 +1,309 @@
+"""Curves made small enough to draw, captions in the style of the results log, static figures."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from glass_cnn.arms import Arm, Estimates
+from glass_cnn.records import Metrics
+from glass_cnn.settings import RunSettings
+from hpc.config import to_tree
+from hpc.rundir import make_directory, write_atomic
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision tell apart; no yellow on white."""
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""A study with more arms than colours goes on with the next dash."""
+
+
+def color(index: int) -> str:
+    """Colour of arm number `index`."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def dash(index: int) -> str:
+    """Dash of arm number `index`."""
+    return DASHES[index // len(PALETTE) % len(DASHES)]
+
+
+# --- curves ----------------------------------------------------------------------------------
+
+
+def sample(metrics: Metrics, most: int) -> NDArray[np.intp]:
+    """Indices of at most about `most` evaluations that show what all of them show.
+
+    Of each stretch of evaluations, the first, the lowest and highest validation accuracy and the
+    highest validation loss; with the very last. Short runs are kept whole.
+    """
+    count = len(metrics)
+    if count <= most:
+        return np.arange(count)
+    kept = [count - 1]
+    accuracy = np.nan_to_num(metrics.series["validation_accuracy"], nan=0.5)
+    loss = np.nan_to_num(metrics.series["validation_loss"], nan=np.inf)
+    for part in np.array_split(np.arange(count), max(1, most // 4)):
+        kept += [part[0], part[accuracy[part].argmin()], part[accuracy[part].argmax()]]
+        kept.append(part[loss[part].argmax()])
+    return np.unique(kept)
+
+
+def quantile_band(
+    runs: Sequence[Metrics], name: str, at: NDArray[np.int64], levels: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """Quantiles over runs of one quantity at given iterations; runs count up to their end."""
+    values = np.full((len(runs), len(at)), np.nan)
+    for row, metrics in zip(values, runs, strict=True):
+        place = np.searchsorted(metrics.iteration, at, side="right") - 1
+        inside = (place >= 0) & (at <= (metrics.iteration[-1] if len(metrics) else -1))
+        row[inside] = metrics.series[name][place[inside]]
+    some = np.isfinite(values).any(axis=0)
+    bands = [np.full(len(at), np.nan) for _ in levels]
+    if some.any():
+        quantiles = np.nanquantile(values[:, some], levels, axis=0)
+        for band, row in zip(bands, quantiles, strict=True):
+            band[some] = row
+    return bands
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """A setting's number as people write it: 0.001, 1e-4, 250."""
+    text = f"{value:.6g}"
+    return text.replace("e-0", "e-").replace("e+0", "e") if "e" in text else text
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction of 1 in per cent; a dash for what is not known."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f} %"
+
+
+def describe_rate(settings: RunSettings) -> str:
+    """The learning rate in words."""
+    rate = to_tree(settings.train.learning_rate)
+    kind = rate.pop("kind")
+    if kind == "constant":
+        return f"learning rate {number(rate['initial'])}"
+    levels = rate.pop("levels", [])
+    parts = [f"{key.replace('_', ' ')} {_word(value)}" for key, value in rate.items()]
+    parts += [f"{number(lv['rate'])} above {percent(lv['above'], 0)}" for lv in levels]
+    return f"learning rate {kind.replace('_', ' ')} ({', '.join(parts)})"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def describe_optimizer(settings: RunSettings) -> str:
+    """The optimizer in words; what is off is left out."""
+    tree = to_tree(settings.train.optimizer)
+    kind = {"adam": "Adam", "sgd": "SGD"}[tree.pop("kind")]
+    words = {"beta_1": "β₁", "beta_2": "β₂", "epsilon": "ε"}
+    parts = [
+        f"{words.get(key, key.replace('_', ' '))} {_word(value)}"
+        for key, value in tree.items()
+        if value not in (None, False, 0.0)
+    ]
+    return f"{kind} ({', '.join(parts)})" if parts else kind
+
+
+def describe_augmentation(settings: RunSettings) -> str:
+    """The augmentation in words."""
+    used = [key for key, on in to_tree(settings.train.augmentation).items() if on]
+    return f"augmentation by {' and '.join(used)}" if used else "no augmentation"
+
+
+def describe(settings: RunSettings) -> str:
+    """All hyperparameters of a run in the words of the results log."""
+    train = settings.train
+    return ", ".join(
+        [
+            f"data set {settings.data.name} ({settings.data.form}, {settings.render.pixels} px)",
+            f"model {settings.model.recipe}",
+            f"batch size {train.batch_size}",
+            describe_rate(settings),
+            describe_optimizer(settings),
+            f"L2 {number(train.l2)}",
+            f"dropout {number(train.dropout)}",
+            describe_augmentation(settings),
+        ]
+    )
+
+
+OUTCOME_WORDS = {
+    "survived": "survived",
+    "transient_collapse": "transient collapse",
+    "permanent_collapse": "permanent collapse",
+    "never_learned": "never learned",
+    "non_finite": "loss not finite",
+    "incomplete": "incomplete",
+}
+
+
+def accuracies(row: dict[str, Any]) -> str:
+    """Optimal and final accuracies of a run, in words."""
+    return (
+        f"Optimal validation accuracy {percent(row['optimal_validation_accuracy'], 3)} "
+        f"(iteration {row['optimal_iteration'] or '–'}; "
+        f"test {percent(row['optimal_test_accuracy'], 3)}); "
+        f"final {percent(row['final_validation_accuracy'], 3)} "
+        f"(iteration {row['iteration'] or '–'}; test {percent(row['final_test_accuracy'], 3)})."
+    )
+
+
+def fate(row: dict[str, Any]) -> str:
+    """What became of a run, in words."""
+    if row["state"] != "complete":
+        return f"Not counted: {row['reason']}."
+    text = f"Outcome: {OUTCOME_WORDS[row['outcome']]}"
+    if row["learned_iteration"] is not None:
+        text += f"; learned by iteration {row['learned_iteration']}"
+    if row["onset_before_step"] is not None:
+        text += (
+            f"; first collapse between steps {row['onset_after_step']} "
+            f"and {row['onset_before_step']}"
+        )
+    return text + "."
+
+
+def caption(row: dict[str, Any], settings: RunSettings) -> str:
+    """Caption of a run's figure: all hyperparameters and the optimal and final accuracies."""
+    return (
+        "Training and validation loss and accuracy against iterations "
+        f"(of {settings.train.batches_per_iteration} steps): "
+        f"{describe(settings)}, seed {row['seed']}. {accuracies(row)} {fate(row)}"
+    )
+
+
+# --- static figures --------------------------------------------------------------------------
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "glass-cnn",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; equal figures give equal files. Raises StorageError."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    make_directory(path.parent)
+    write_atomic(path, text.getvalue())
+
+
+def run_figure(metrics: Metrics, row: dict[str, Any], most: int = 600) -> Figure:
+    """Loss and accuracy of one run against iterations."""
+    kept = sample(metrics, most)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
+            for side, tone in (("train", PALETTE[5]), ("validation", PALETTE[0])):
+                values = metrics.series[f"{side}_{what}"][kept]
+                name = "training" if side == "train" else side
+                axes.plot(metrics.iteration[kept], values, color=tone, lw=0.9, label=name)
+            axes.set(xlabel="iteration", ylabel=what)
+        accuracy.set_ylim(min(0.4, accuracy.get_ylim()[0]), 1.01)
+        _mark_onset(loss, accuracy, row)
+        loss.legend(loc="upper right")
+    return figure
+
+
+def _mark_onset(loss: Axes, accuracy: Axes, row: dict[str, Any]) -> None:
+    if row["onset_iteration"] is not None:
+        for axes in (loss, accuracy):
+            axes.axvline(row["onset_iteration"], color=PALETTE[1], lw=0.8, ls=":")
+
+
+def rates_figure(estimates: Estimates) -> Figure:
+    """Collapse rate of each arm with its interval."""
+    arms = estimates.arms
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(arms)), layout="constrained")
+        axes = figure.subplots()
+        for i, arm in enumerate(arms):
+            rate = arm.collapsed
+            axes.plot([100 * rate.low, 100 * rate.high], [i, i], color=color(i), lw=1.6)
+            if rate.n:
+                axes.plot([100 * rate.value], [i], "o", color=color(i), ms=5)
+        names = [f"{a.label}  ({a.collapsed.k}/{a.collapsed.n})" for a in arms]
+        axes.set_yticks(range(len(arms)), names)
+        axes.invert_yaxis()
+        axes.set(xlim=(-2, 102), xlabel="runs that collapsed, of those that learned (%)")
+    return figure
+
+
+def survival_figure(arms: Sequence[Arm]) -> Figure:
+    """Kaplan–Meier curves of all arms that have runs that learned."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for i, arm in enumerate(arms):
+            curve = arm.survival
+            if not len(curve.time):
+                continue
+            time = np.concatenate([[0], curve.time])
+            value = np.concatenate([[1], curve.survival])
+            axes.step(time, value, where="post", color=color(i), label=arm.label)
+            low, high = (np.concatenate([[1], b]) for b in (curve.low, curve.high))
+            axes.fill_between(time, low, high, step="post", color=color(i), alpha=0.12, lw=0)
+        axes.set(ylim=(0, 1.02), xlabel="steps since learned", ylabel="share not yet collapsed")
+        if axes.lines:
+            axes.legend(loc="lower left")
+    return figure
+
+
+def draw_missing(
+    folder: Path, runs: Sequence[tuple[dict[str, Any], Metrics]], stamps: dict[str, str]
+) -> list[str]:
+    """Draw the figure of each run whose stamp differs from that of its last drawing.
+
+    Returns the names of the runs drawn. Raises StorageError.
+    """
+    ledger = folder / ".drawn.json"
+    drawn = _ledger(ledger)
+    fresh = []
+    for row, metrics in runs:
+        name = row["run"]
+        if drawn.get(name) == stamps[name] and (folder / f"{name}.svg").exists():
+            continue
+        save_svg(run_figure(metrics, row), folder / f"{name}.svg")
+        drawn[name] = stamps[name]
+        fresh.append(name)
+    if fresh:
+        write_atomic(ledger, json.dumps(drawn))
+    return fresh
+
+
+def _ledger(path: Path) -> dict[str, str]:
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

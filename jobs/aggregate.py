@@ -1,0 +1,51 @@
+"""Run directories of one or several studies to their tables, summary.parquet and summary.csv.
+
+Several studies also give one table of all their runs, in the directory of all outputs. Exit
+codes: 0 complete, 78 bad configuration, 70 files cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from glass_cnn.aggregate import aggregate, combine, find_study, write, write_table
+from glass_cnn.arms import estimate
+from glass_cnn.terminal import arms_table, counted
+from hpc.config import run_main
+from hpc.rundir import logs_root
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.aggregate", description=__doc__)
+    parser.add_argument("config", nargs="+", help="study file, or name or directory of a study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Aggregate each study, then all together."""
+    args = parse(argv)
+    root = logs_root(args.logs)
+    found = [find_study(config, args.set, root) for config in args.config]
+    console = Console()
+    results = []
+    for study, directory in found:
+        result = aggregate(study, directory)
+        write(result)
+        console.print(arms_table(study.name, estimate(result)), counted(result.table))
+        console.print(directory.summary, directory.summary_csv, sep="\n", soft_wrap=True)
+        results.append(result)
+    if len(results) > 1:
+        table, parquet, csv = combine(results), root / "summary.parquet", root / "summary.csv"
+        write_table(table, parquet, csv)
+        console.print("all studies:", counted(table))
+        console.print(parquet, csv, sep="\n", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

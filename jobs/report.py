@@ -1,0 +1,44 @@
+"""The table and pages of one study: summary, report.html, results_log.md and figures.
+
+Exit codes: 0 complete, 78 bad configuration, 70 files cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from glass_cnn.aggregate import aggregate, find_study, write
+from glass_cnn.arms import estimate
+from glass_cnn.report import write_report
+from glass_cnn.terminal import arms_table, counted
+from hpc.config import run_main
+from hpc.rundir import logs_root
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
+    parser.add_argument("config", help="study file, or name or directory of a study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Aggregate what is there, and write the pages."""
+    args = parse(argv)
+    study, directory = find_study(args.config, args.set, logs_root(args.logs))
+    result = aggregate(study, directory)
+    write(result)
+    estimates = estimate(result)
+    pages = write_report(result, estimates)
+    console = Console()
+    console.print(arms_table(study.name, estimates), counted(result.table))
+    console.print(directory.summary, *pages, sep="\n", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
