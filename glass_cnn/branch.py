@@ -65,7 +65,7 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
     run = RunDir(place)
     if source.which == "best":
         return checkpoint.read(run.checkpoints / checkpoint.BEST)
-    newest = checkpoint.newest(run.checkpoints, None)
+    newest = checkpoint.newest(run.checkpoints, None, lambda refused: print(refused, flush=True))
     if newest is None:
         raise ConfigError(
             f"train.restart_from.run {source.run!r}: {place} has no checkpoint; train it first."

@@ -35,38 +35,36 @@ class Diagnostics:
         self.network = network
         self.optimizer = optimizer
         self.probe = tf.constant(probe)
-        self._dead = tf.function(self._dead_fractions)
-        self._moments = tf.function(self._adam_moments)
+        self._measure = tf.function(self._all)
 
-    def measure(self, gradients: dict[str, tf.Tensor] | None, rate: float) -> dict[str, Any]:
+    def measure(self, gradients: dict[str, tf.Tensor], rate: float) -> dict[str, Any]:
         """All quantities as nested plain numbers; `gradients` are those of the last step."""
-        biases = self.network.parameters["output/biases"].numpy()
-        found: dict[str, Any] = {
-            "dead_fraction": {k: float(v) for k, v in self._dead().items()},
-            "weight_norm": {k: _norm(v) for k, v in self.network.parameters.items()},
-            "output_bias_gap": float(biases[1] - biases[0]),
-        }
-        if gradients is not None:
-            found |= self._of_gradients(gradients, rate, found["weight_norm"])
+        correction = _bias_correction(self.optimizer)
+        tensors = self._measure(gradients, tf.constant(rate * correction, tf.float32))
+        found: dict[str, Any] = tf.nest.map_structure(lambda t: float(t.numpy()), tensors)
+        found["gradient_norm_global"] = math.sqrt(
+            sum(n * n for n in found["gradient_norm"].values())
+        )
+        if "adam_ratio_max" in found:
+            ratios = found["adam_ratio_max"]
+            found["adam_ratio_max"] = {k: v * correction for k, v in ratios.items()}
         return found
 
-    def _of_gradients(
-        self, gradients: dict[str, tf.Tensor], rate: float, weight_norm: dict[str, float]
-    ) -> dict[str, Any]:
-        norms = {k: _norm(g) for k, g in gradients.items()}
+    def _all(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor) -> dict[str, Any]:
+        parameters = self.network.parameters
+        biases = parameters["output/biases"]
         found: dict[str, Any] = {
-            "gradient_norm": norms,
-            "gradient_norm_global": math.sqrt(sum(n * n for n in norms.values())),
+            "dead_fraction": self._dead_fractions(),
+            "weight_norm": {k: tf.norm(v) for k, v in parameters.items()},
+            "gradient_norm": {k: tf.norm(g) for k, g in gradients.items()},
+            "output_bias_gap": biases[1] - biases[0],
         }
-        if isinstance(self.optimizer.settings, Adam) and self.optimizer.count:
-            beta_1, beta_2 = self.optimizer.settings.beta_1, self.optimizer.settings.beta_2
-            t = self.optimizer.count
-            correction = math.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-            moments = {k: self._moments(k, g) for k, g in gradients.items()}
-            found["adam_rms"] = {k: float(v[0]) for k, v in moments.items()}
-            found["adam_ratio_max"] = {k: float(v[1]) * correction for k, v in moments.items()}
+        if isinstance(self.optimizer.settings, Adam):
+            moments = {k: self._adam_moments(k, g) for k, g in gradients.items()}
+            found["adam_rms"] = {k: v[0] for k, v in moments.items()}
+            found["adam_ratio_max"] = {k: v[1] for k, v in moments.items()}
             found["update_ratio"] = {
-                k: rate * correction * float(v[2]) / max(weight_norm[k], 1e-30)
+                k: rate * v[2] / tf.maximum(found["weight_norm"][k], 1e-30)
                 for k, v in moments.items()
             }
         return found
@@ -83,14 +81,18 @@ class Diagnostics:
             for name, x in layers.items()
         }
 
-    def _adam_moments(self, name: str, gradient: tf.Tensor) -> tf.Tensor:
+    def _adam_moments(self, name: str, gradient: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """√mean(g²/max(v, ε²)), max |m|/(√v+ε) and ‖m/(√v+ε)‖ of one tensor, after the update."""
         epsilon = self.optimizer.settings.epsilon  # type: ignore[union-attr]
         m, v = self.optimizer.slots[f"m/{name}"], self.optimizer.slots[f"v/{name}"]
         ratio = m / (tf.sqrt(v) + epsilon)
         rms = tf.sqrt(tf.reduce_mean(gradient * gradient / tf.maximum(v, epsilon**2)))
-        return tf.stack([rms, tf.reduce_max(tf.abs(ratio)), tf.norm(ratio)])
+        return rms, tf.reduce_max(tf.abs(ratio)), tf.norm(ratio)
 
 
-def _norm(tensor: tf.Tensor) -> float:
-    return float(tf.norm(tensor))
+def _bias_correction(optimizer: Optimizer) -> float:
+    """Adam's √(1−β₂ᵗ)/(1−β₁ᵗ) after t updates; 1 for other rules."""
+    settings, t = optimizer.settings, optimizer.count
+    if not isinstance(settings, Adam):
+        return 1.0
+    return math.sqrt(1 - settings.beta_2**t) / (1 - settings.beta_1**t)

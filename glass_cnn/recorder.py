@@ -52,6 +52,7 @@ class Recorder:
             ranks=ranks,
             on_event=self.event,
         )
+        self._saved: tuple[int, int] | None = None
         self._since = time.monotonic()
 
     def __enter__(self) -> Recorder:
@@ -112,7 +113,7 @@ class Recorder:
             f"{self.settings.train.steps}; {len(hosts)} ranks on {', '.join(record['hosts'])}, "
             f"start {len(read_records(self.run.provenance))}{slurm}"
         )
-        self.say(f"{job.data.describe()}\n{job.parts.describe()}")
+        self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
         self._open_tensorboard()
         self._since = time.monotonic()
 
@@ -164,8 +165,11 @@ class Recorder:
         )
 
     def save(self, job: Job) -> None:
-        """A checkpoint of the present state, in the background."""
-        self.checkpoints.save(job.progress.step, job.engine.snapshot(), job.meta())
+        """A checkpoint of the present state, in the background, unless it is saved already."""
+        state = (job.progress.step, job.progress.evaluated)
+        if state != self._saved:
+            self.checkpoints.save(job.progress.step, job.engine.snapshot(), job.meta())
+            self._saved = state
 
     # -- ends -------------------------------------------------------------------------------------
 
@@ -219,7 +223,9 @@ class Recorder:
             "weights_sha256": digest,
             "restarts": len(read_records(self.run.provenance)) - 1,
             "wall_seconds": progress.seconds,
-            "examples": job.parts.sizes(),
+            "examples": {
+                part: len(getattr(job.parts, part)) for part in ("train", "validation", "test")
+            },
             "rollbacks": progress.rollbacks,
         }
         write_json(self.run.result, result)

@@ -56,6 +56,8 @@ class Progress:
     """wall time of all starts together, s"""
     rollbacks: list[int] = field(default_factory=list)
     """iterations at which the run went back"""
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    """measurements after the iteration's last step, for the record of the evaluation to come"""
     stopped_by: str | None = None
     """signal that ended the start which wrote this; None for a periodic checkpoint"""
 
@@ -108,7 +110,6 @@ class Job:
         self.progress = Progress()
         self.batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
         self.last: StepResult | None = None
-        self.rate = 0.0
         self.open = ExitStack()
 
     def __enter__(self) -> Job:
@@ -122,12 +123,12 @@ class Job:
     def _enter(self) -> None:
         settings, world = self.settings, self.world
         set_up_tensorflow(settings.launch.threads_per_rank, world)
-        self._on_root(self._open_recorder)
+        self.world.on_root(self._open_recorder)
         self.heart = self.open.enter_context(
             Heartbeat(self.run.heartbeats, world.rank, world.size, settings.launch.hang_seconds)
         )
-        self.data = self._everywhere(lambda: data.load(settings, self.root))
-        self.parts = self._everywhere(lambda: data.split(self.data, settings))
+        self.data = self.world.everywhere(lambda: data.load(settings, self.root))
+        self.parts = self.world.everywhere(lambda: data.split(self.data, settings))
         self.engine = Engine(settings, world)
         self.diagnostics = Diagnostics(
             self.engine.network,
@@ -142,38 +143,17 @@ class Job:
     def _open_recorder(self) -> None:
         self.recorder = self.open.enter_context(Recorder(self.settings, self.run, self.world.size))
 
-    def _on_root(self, action: Any) -> Any:
-        """Run `action` on rank 0 and give its answer, or its UserError, to every rank."""
-        answer, error = None, None
-        if self.world.is_root:
-            try:
-                answer = action()
-            except UserError as problem:
-                error = problem
-        self.world.check(error)
-        return answer
-
-    def _everywhere(self, action: Any) -> Any:
-        """Run `action` on every rank; a UserError of one is raised on all."""
-        answer, error = None, None
-        try:
-            answer = action()
-        except UserError as problem:
-            error = problem
-        self.world.check(error)
-        return answer
-
     # -- where the run stands ---------------------------------------------------------------
 
     def restore(self, start: dict) -> None:
         """Set weights, optimizer and progress: newest checkpoint, else another run's, else new."""
-        reason = self._on_root(self._restore_on_root)
+        reason = self.world.on_root(self._restore_on_root)
         self.progress = self.world.broadcast(self.progress)
         self.engine.broadcast()
         self.engine.optimizer.count = self.progress.updates
         self._feed()
         hosts = self.world.hosts
-        self._on_root(lambda: self.recorder.started(self, hosts, reason, start))
+        self.world.on_root(lambda: self.recorder.started(self, hosts, reason, start))
         self.progress.stopped_by = None
 
     def _restore_on_root(self) -> str:
@@ -225,16 +205,26 @@ class Job:
         self.heart.beat(f"before step {progress.step + 1}")
         self.last = None  # lets the old gradients go before new ones are made
         images, labels = next(self.batches)  # type: ignore[arg-type]
-        self.rate = progress.rate_factor * learning_rate(
-            train.learning_rate, progress.step, train.batches_per_iteration, progress.accuracy
-        )
-        self.last = self.engine.train_step(images, labels, self.sample_step, self.rate)
+        rate = self._rate(progress.step)
+        self.last = self.engine.train_step(images, labels, self.sample_step, rate)
         progress.step += 1
         progress.updates = self.engine.optimizer.count
         progress.loss_sum += self.last.loss
         progress.correct += self.last.correct
         if self.world.is_root:
             self._guard(self.recorder.check)
+            every = train.diagnostics_every
+            if self.evaluation_due and every and (progress.evaluated + 1) % every == 0:
+                # Now, not at the evaluation: a restart in between has no gradients any more.
+                progress.diagnosis = self.diagnostics.measure(self.last.gradients, rate)
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of the update number `step`; before the next evaluation is taken in."""
+        train = self.settings.train
+        rate = learning_rate(
+            train.learning_rate, step, train.batches_per_iteration, self.progress.accuracy
+        )
+        return rate * self.progress.rate_factor
 
     def evaluate(self, part: np.ndarray, at_most: int | None = None) -> np.ndarray | None:
         """Sums of COUNTS over the examples of `part` (indices), each counted once on one rank.
@@ -257,6 +247,7 @@ class Job:
         progress, train = self.progress, self.settings.train
         seen = train.batches_per_iteration * train.batch_size
         count = dict(zip(COUNTS, counts.tolist(), strict=True))
+        rate = self._rate(progress.step - 1)
         progress.evaluated += 1
         progress.accuracy = count["correct"] / count["examples"]
         self._tick()
@@ -266,13 +257,14 @@ class Job:
             progress.best_iteration = progress.evaluated
         train_loss = progress.loss_sum / train.batches_per_iteration
         train_accuracy = progress.correct / seen
+        diagnosis, progress.diagnosis = progress.diagnosis, {}
         progress.loss_sum, progress.correct = 0.0, 0
         if self.world.is_root:
             record = {
                 "iteration": progress.evaluated,
                 "step": progress.step,
                 "epoch": progress.step * train.batch_size / len(self.parts.train),
-                "learning_rate": self.rate,
+                "learning_rate": rate,
                 "train_accuracy": train_accuracy,
                 "train_loss": train_loss,
                 "l2_loss": train.l2 * float(self.engine.network.l2()),
@@ -283,17 +275,9 @@ class Job:
                 "validation_glass": int(count["glass"]),
                 "finite": bool(np.isfinite([train_loss, count["loss"]]).all()),
                 "seconds": progress.seconds,
-                "diagnostics": self._diagnose(counts),
+                "diagnostics": output_statistics(counts) | diagnosis,
             }
             self._guard(lambda: self.recorder.evaluated(self, record, improved))
-
-    def _diagnose(self, counts: np.ndarray) -> dict[str, Any]:
-        every = self.settings.train.diagnostics_every
-        found: dict[str, Any] = output_statistics(counts)
-        if every and self.progress.evaluated % every == 0:
-            gradients = self.last.gradients if self.last is not None else None
-            found |= self.diagnostics.measure(gradients, self.rate)
-        return found
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -318,24 +302,24 @@ class Job:
         """End at this step boundary: a checkpoint, and exit code 75 on every rank."""
         self.world.check(self.stop.error)  # a failure on rank 0 is no wish: raise it everywhere
         self.progress.stopped_by = signal_name(request)
-        self._on_root(lambda: self.recorder.suspended(self))
+        self.world.on_root(lambda: self.recorder.suspended(self))
         return EXIT_AGAIN
 
     def finish(self) -> int:
         """Test the final and the optimal weights, and write the result; all ranks."""
-        self._on_root(lambda: self.recorder.save(self))
+        self.world.on_root(lambda: self.recorder.save(self))
         digest = self._agreed_digest()
         final = self.evaluate(self.parts.test)
         if final is not None:
-            best = self._on_root(self._assign_best)
+            best = self.world.on_root(self._assign_best)
             self.engine.broadcast()
             optimal = self.evaluate(self.parts.test)
         if final is None or optimal is None:
             # Everything but the test is on disk; the next start goes straight to it.
-            self._on_root(lambda: self.recorder.leaving("while testing"))
+            self.world.on_root(lambda: self.recorder.leaving("while testing"))
             return EXIT_AGAIN
         self._tick()
-        self._on_root(lambda: self.recorder.finished(self, digest, best, optimal, final))
+        self.world.on_root(lambda: self.recorder.finished(self, digest, best, optimal, final))
         return EXIT_COMPLETE
 
     def _assign_best(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # this room must load in no time: signals may come at once
 FAILED = 1 << 16
 """Flag of a rank that cannot go on: larger than any signal, so that it wins the agreement."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Agreement(Protocol):
@@ -34,7 +34,7 @@ class StopFlag:
         self.error: UserError | None = None
 
     def install(self) -> StopFlag:
-        """Catch SIGTERM, SIGINT and SIGUSR2 from now on; returns itself."""
+        """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on; returns itself."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
         return self

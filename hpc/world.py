@@ -6,12 +6,15 @@ import functools
 import os
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
 from hpc.config import UserError
+
+T = TypeVar("T")
 
 
 class World:
@@ -50,6 +53,19 @@ class World:
         self.comm.Allreduce(self._flag, self._agreed, op=MPI.MAX)
         return int(self._agreed[0])
 
+    def pin(self) -> None:
+        """Keep this rank on its own cores of those in $GLASS_CORES, set by the local launcher.
+
+        Done here because every MPI's mpiexec has other options for it. Without the variable, as
+        under srun, nothing changes. Collective.
+        """
+        cores = [int(core) for core in os.environ.get("GLASS_CORES", "").split(",") if core]
+        local_size = self.comm.Split_type(MPI.COMM_TYPE_SHARED).Get_size()
+        each = len(cores) // local_size
+        if each:
+            first = self.local_rank * each
+            os.sched_setaffinity(0, cores[first : first + each])
+
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """`value` of rank `root`, on every rank."""
         return self.comm.bcast(value, root=root)
@@ -67,6 +83,7 @@ class World:
         return self.comm.gather(value, root=0)
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         self.comm.Barrier()
 
     def check(self, error: UserError | None) -> None:
@@ -79,6 +96,23 @@ class World:
         if found:
             found[0].told = not self.is_root
             raise found[0]
+
+    def on_root(self, action: Callable[[], T]) -> T | None:
+        """Run `action` on rank 0 alone; its UserError is raised on every rank.
+
+        Returns its answer on rank 0, None elsewhere.
+        """
+        return self.everywhere(action if self.is_root else lambda: None)
+
+    def everywhere(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; the first rank's UserError is raised on all."""
+        answer, error = None, None
+        try:
+            answer = action()
+        except UserError as problem:
+            error = problem
+        self.check(error)
+        return answer  # type: ignore[return-value]
 
     def share(self, count: int) -> slice:
         """This rank's contiguous part of `count` items, parts differing by at most one."""
@@ -94,7 +128,7 @@ class World:
 
 
 def share(count: int, rank: int, size: int) -> slice:
-    """Rank `rank`'s contiguous part of `count` items out of `size`, parts differing by at most 1."""
+    """Rank `rank`'s contiguous part of `count` items; parts differ by at most one."""
     return slice(count * rank // size, count * (rank + 1) // size)
 
 

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     from hpc.world import world
 
     ranks = world()
+    ranks.pin()
     crash_dir = Path()
     try:
         settings, run, root = choose(args, ranks)

@@ -1,0 +1,148 @@
+"""A whole study with one command: data, every run that is not done, table and report.
+
+Calling it again does only what is missing. Exit codes: 0 complete, 75 stopped on request (run it
+again), 78 bad configuration, 65 bad data, else that of the first task that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from glass_cnn.dataset import directory
+from glass_cnn.study import Study, load_study
+from hpc.config import ConfigError, DataError, run_main
+from hpc.rundir import StudyDir, logs_root, make_directory, write_atomic
+from hpc.stages import Stage, Task
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__)
+    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser.add_argument("--launcher", choices=("auto", "local", "slurm"), default="auto")
+    parser.add_argument("--ranks", type=int, help="MPI ranks of each training")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="'KEY=VALUE …'", help="settings to change"
+    )
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be started")
+    return parser.parse_args(argv)
+
+
+def assignments(args: argparse.Namespace) -> list[str]:
+    """All settings given on the command line, one `key=value` each."""
+    try:
+        words = [word for text in args.set for word in shlex.split(text)]
+    except ValueError as error:
+        raise ConfigError(f"--set {args.set}: {error}.") from None
+    return words if args.ranks is None else [*words, f"launch.ranks={args.ranks}"]
+
+
+def main(argv: list[str]) -> int:
+    """Work out the stages and hand them to the launcher."""
+    args = parse(argv)
+    root = logs_root(args.logs)
+    study = load_study(args.config, assignments(args), root)
+    place = study.directory(root)
+    missing = stages(study, root)
+    if not missing:
+        print(f"{study.name}: all {len(study.runs)} runs are complete; nothing to do.")
+        print(f"report: {place.report}\nlog:    {place.results_log}")
+        return 0
+    if not args.dry_run:
+        make_directory(place.runs)
+        write_atomic(place.study, study.to_yaml())
+    return start(args, study, place, missing)
+
+
+def stages(study: Study, root: Path) -> list[Stage]:
+    """What is missing of a study, and of those it needs first, in order."""
+    before: list[Stage] = []
+    if study.section.after is not None:
+        needed = load_study(Path(study.source).parent / study.section.after, (), root)
+        before = stages(needed, root)
+    launch = study.points[0].settings.launch
+    place = study.directory(root)
+    cores = launch.simulation_ranks or len(os.sched_getaffinity(0))
+    found = [
+        Stage("simulate", _data_tasks(study, root), cores, 1),
+        Stage("train", _train_tasks(study, root), launch.ranks, launch.threads_per_rank),
+    ]
+    found = [stage for stage in found if stage.tasks]
+    if found or before or not place.report.exists():
+        report = Task(
+            "report", "jobs.report", (str(place.path),), place.report, place.path / "report.log"
+        )
+        found.append(Stage("aggregate", (report,), 1, 1, after_failures=True))
+    return before + found
+
+
+def _data_tasks(study: Study, root: Path) -> tuple[Task, ...]:
+    tasks = []
+    for settings in study.datasets:
+        place = directory(settings, root)
+        done = place / "dataset.json"
+        if done.exists():
+            continue
+        if settings.data.source == "import":
+            raise DataError(
+                f"{place}: the imported data set is not there; first "
+                f"make import SOURCE=<directory> CONFIG={study.source}"
+            )
+        config = str(study.directory(root).study)
+        words = (config, "--only", place.name, "--logs", str(root))
+        tasks.append(Task(place.name, "jobs.dataset", words, done, root / "datasets" / "build.log"))
+    return tuple(tasks)
+
+
+def _train_tasks(study: Study, root: Path) -> tuple[Task, ...]:
+    config = str(study.directory(root).study)
+    tasks = []
+    for run in study.runs:
+        place = study.run_dir(root, run)
+        if not place.is_done():
+            words = (config, run.name, "--logs", str(root))
+            total = run.point.settings.train.iterations
+            log = place.path / "output.log"
+            tasks.append(
+                Task(run.name, "jobs.train", words, place.result, log, place.metrics, total)
+            )
+    return tuple(tasks)
+
+
+def start(args: argparse.Namespace, study: Study, place: StudyDir, todo: list[Stage]) -> int:
+    """Give the stages to Slurm or to this machine."""
+    launch = study.points[0].settings.launch
+    kind = args.launcher
+    if kind != "local":
+        from hpc import slurm
+
+        if kind == "slurm" or slurm.answers():
+            return slurm.launch(todo, place, launch.site, launch.slurm, dry_run=args.dry_run)
+    from hpc import local
+
+    code = local.launch(todo, launch.side_by_side, args.dry_run)
+    if not args.dry_run:
+        summarize(study, place, code)
+    return code
+
+
+def summarize(study: Study, place: StudyDir, code: int) -> None:
+    """The last words: what is complete, and where the results are."""
+    root = place.path.parent
+    done = sum(study.run_dir(root, run).is_done() for run in study.runs)
+    print(f"\n{study.name}: {done} of {len(study.runs)} runs complete.")
+    if place.report.exists():
+        print(f"report: {place.report}\nlog:    {place.results_log}")
+    if code == 75:
+        print("stopped; the same command goes on from here.")
+    elif code:
+        print("some tasks failed (see above); the same command starts only those again.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
