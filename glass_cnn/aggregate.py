@@ -10,17 +10,15 @@ from __future__ import annotations
 import array
 import functools
 import json
-import math
 import multiprocessing
 import operator
 import os
-import re
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,16 +26,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from glass_cnn import records, statistics
-from glass_cnn.settings import Analysis, RunSettings, build_run
+from glass_cnn import records, rows, statistics
+from glass_cnn.rows import FILES, NAME, SCHEMA, read_run, thresholds
+from glass_cnn.settings import Analysis
 from glass_cnn.study import Study, load_study
-from hpc.config import UserError, digest, parse_yaml, to_tree
-from hpc.rundir import HASH_LENGTH, RunDir, StudyDir, logs_root, make_directory, storage_errors
+from hpc.config import to_tree
+from hpc.rundir import StudyDir, logs_root, make_directory, storage_errors
 
 Marks = NDArray[np.int64]
 
-NAME = re.compile(r"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
-FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
 PARALLEL_FROM = 2000
 """Directories from which on two processes are faster than one."""
 
@@ -53,233 +50,6 @@ MAIN_SETTINGS = (
     "train.l2",
 )
 """Settings that are columns of every table; others are where they differ within the study."""
-
-
-@dataclass
-class Row:
-    """What is known of one directory by itself; the study it belongs to adds the rest."""
-
-    run: str
-    label: str | None = None
-    seed: int | None = None
-    state: str = "foreign"
-    """complete, unfinished, damaged or foreign; see `STATES` for what the study adds"""
-    reason: str | None = None
-    """why it is not counted"""
-    point: str | None = None
-    """digest of the settings but for the seed"""
-    analysis: str | None = None
-    """digest of the thresholds"""
-    outcome: str = "incomplete"
-    outcome_so_far: str | None = None
-    evaluations: int = 0
-    iteration: int | None = None
-    step: int | None = None
-    learned_iteration: int | None = None
-    learned_step: int | None = None
-    onset_after_step: int | None = None
-    """step of the last good evaluation before the first collapse"""
-    onset_before_step: int | None = None
-    """step of the first evaluation at chance"""
-    onset_iteration: int | None = None
-    watched_steps: int | None = None
-    """steps from learning to the collapse, or to the end of a run that did not collapse"""
-    watched_samples: int | None = None
-    collapses: int = 0
-    relearned: bool = False
-    chance_at_end: bool = False
-    optimal_iteration: int | None = None
-    optimal_validation_accuracy: float | None = None
-    optimal_test_accuracy: float | None = None
-    final_validation_accuracy: float | None = None
-    final_test_accuracy: float | None = None
-    final_train_accuracy: float | None = None
-    final_train_loss: float | None = None
-    final_validation_loss: float | None = None
-    final_predicted_glass_fraction: float | None = None
-    validation_examples: int | None = None
-    torn_lines: int = 0
-    rollbacks: int = 0
-    checkpoints_refused: int = 0
-    starts: int = 0
-    restarts: int | None = None
-    wall_seconds: float | None = None
-    started: str | None = None
-    last_started: str | None = None
-    commit: str | None = None
-    dirty: bool | None = None
-    hosts: str | None = None
-    ranks: int | None = None
-    versions: str | None = None
-    lineage_run: str | None = None
-    lineage_step: int | None = None
-    lineage_which: str | None = None
-    weights_sha256: str | None = None
-    well_named: bool = False
-    """the directory's name carries the digest of the settings in it"""
-    diagnostics: dict[str, float] = field(default_factory=dict)
-
-
-_TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
-SCHEMA = {
-    name: _TYPES[str(kind.type).split(" ")[0]]
-    for name, kind in Row.__dataclass_fields__.items()
-    if name != "diagnostics"
-}
-
-
-# --- one directory ---------------------------------------------------------------------------
-
-
-def read_run(path: Path, analysis: Analysis | None = None) -> Row:
-    """What one directory holds; `analysis` in place of the thresholds in its own settings.
-
-    Never raises for what is in the directory: a damaged or foreign one says so.
-    """
-    name = NAME.fullmatch(path.name)
-    if name is None:
-        return Row(path.name, reason="is not named <label>-s<seed>-<hash> as runs are")
-    row = Row(path.name, label=name["label"], seed=int(name["seed"]))
-    run = RunDir(path)
-    try:
-        _read_config(row, run, analysis)
-    except FileNotFoundError:
-        known = any((path / file).exists() for file in FILES)
-        row.state = "damaged" if known else "foreign"
-        row.reason = "config.yaml is missing" if known else "holds no run"
-    except (UserError, OSError, ValueError) as error:
-        row.state, row.reason = "damaged", " ".join(str(error).split())[:300]
-    if row.state in ("damaged", "foreign"):
-        row.outcome = "incomplete"
-    return row
-
-
-def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
-    settings, point, seed = _settings(run.config.read_text(encoding="utf-8"))
-    if seed != row.seed:
-        raise ValueError(f"the name says seed {row.seed}, config.yaml says {seed}")
-    analysis = analysis or settings.analysis
-    row.point, row.analysis = point, thresholds(analysis)
-    row.well_named = run.name.endswith(digest({"point": point, "seed": seed})[:HASH_LENGTH])
-    result = records.read_result(run.result)
-    metrics = records.read_metrics(run.metrics)
-    row.state = "complete" if result else "unfinished"
-    _read_provenance(row, run)
-    _read_course(row, metrics, analysis, settings, result is not None)
-    if result is None:
-        row.reason = f"at iteration {row.iteration or 0} of {settings.train.iterations}"
-    else:
-        _read_result(row, result)
-
-
-_SEED_LINE = re.compile(r"^seed: *(\d+) *$", re.MULTILINE)
-
-
-def _settings(text: str) -> tuple[RunSettings, str, int]:
-    """Settings, digest of the point, and seed of a run's config.yaml.
-
-    Runs of one arm differ in the line of the seed alone; the rest is parsed once.
-    """
-    lines = _SEED_LINE.findall(text)
-    if len(lines) != 1:
-        return _parsed(text)
-    settings, point, _ = _parsed(_SEED_LINE.sub("seed: 0", text))
-    return settings, point, int(lines[0])
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple[RunSettings, str, int]:
-    settings = build_run(parse_yaml(text, "config.yaml"), "config.yaml")
-    return settings, settings.point_digest(), settings.seed
-
-
-@functools.lru_cache(maxsize=4096)
-def thresholds(analysis: Analysis) -> str:
-    """Short digest of the thresholds."""
-    return digest(to_tree(analysis))[:8]
-
-
-def _read_course(
-    row: Row, metrics: records.Metrics, analysis: Analysis, settings: RunSettings, complete: bool
-) -> None:
-    """Outcome and times, and the last evaluation."""
-    row.evaluations, row.torn_lines = len(metrics), metrics.torn
-    row.diagnostics = metrics.diagnostics
-    if not len(metrics):
-        return
-    course = statistics.classify(metrics.evaluations(), analysis)
-    row.outcome_so_far = course.outcome
-    row.outcome = course.outcome if complete else "incomplete"
-    step, iteration = metrics.step, metrics.iteration
-    row.step, row.iteration = int(step[-1]), int(iteration[-1])
-    row.collapses, row.relearned = course.collapses, course.relearned
-    row.chance_at_end = course.chance_at_end
-    if course.learned is not None:
-        row.learned_step = int(step[course.learned])
-        row.learned_iteration = int(iteration[course.learned])
-        if course.end is not None:
-            row.watched_steps = max(0, int(step[course.end]) - row.learned_step)
-            row.watched_samples = row.watched_steps * settings.train.batch_size
-    if course.first_bad is not None and course.last_good is not None:
-        row.onset_after_step = int(step[course.last_good])
-        row.onset_before_step = int(step[course.first_bad])
-        row.onset_iteration = int(iteration[course.first_bad])
-    _read_last(row, metrics)
-
-
-def _read_last(row: Row, metrics: records.Metrics) -> None:
-    for name in (
-        "train_accuracy",
-        "train_loss",
-        "validation_accuracy",
-        "validation_loss",
-        "predicted_glass_fraction",
-    ):
-        setattr(row, f"final_{name}", _finite(metrics.series[name][-1]))
-    row.validation_examples = int(metrics.examples[-1])
-    accuracy = metrics.series["validation_accuracy"]
-    if np.isfinite(accuracy).any():
-        best = int(np.nanargmax(accuracy))
-        row.optimal_iteration = int(metrics.iteration[best])
-        row.optimal_validation_accuracy = float(accuracy[best])
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _read_result(row: Row, result: records.Result) -> None:
-    if result.seed != row.seed:
-        raise ValueError(f"the name says seed {row.seed}, result.json says {result.seed}")
-    if row.step is None or row.step < result.steps:
-        raise ValueError(
-            f"result.json says {result.steps} steps, metrics.jsonl ends at {row.step or 0}"
-        )
-    row.optimal_iteration = result.optimal.iteration
-    row.optimal_validation_accuracy = result.optimal.validation_accuracy
-    row.optimal_test_accuracy = result.optimal.test_accuracy
-    row.final_validation_accuracy = result.final.validation_accuracy
-    row.final_test_accuracy = result.final.test_accuracy
-    row.weights_sha256 = result.weights_sha256
-    row.restarts, row.wall_seconds = result.restarts, result.wall_seconds
-
-
-def _read_provenance(row: Row, run: RunDir) -> None:
-    starts = records.read_starts(run.provenance)
-    events = records.count_events(run.events)
-    row.rollbacks = events.get("rollback", 0)
-    row.checkpoints_refused = events.get("checkpoint_refused", 0)
-    row.starts = len(starts)
-    if not starts:
-        return
-    last = starts[-1]
-    row.started, row.last_started = str(starts[0].time), str(last.time)
-    row.commit, row.dirty, row.ranks = last.commit, last.dirty, last.ranks
-    row.hosts = " ".join(dict.fromkeys(host for start in starts for host in start.hosts))
-    row.versions = json.dumps(last.versions, sort_keys=True)
-    if lineage := next((start.lineage for start in starts if start.lineage), None):
-        row.lineage_run, row.lineage_step = lineage.run, lineage.step
-        row.lineage_which = lineage.which
 
 
 # --- all directories of a study --------------------------------------------------------------
@@ -367,7 +137,7 @@ STATES = ("complete", "unfinished", "missing", "superseded", "duplicate", "damag
 longer has), duplicate (a copy of another directory)."""
 
 
-def _with_study(rows: pl.DataFrame, study: Study) -> pl.DataFrame:
+def _with_study(found: pl.DataFrame, study: Study) -> pl.DataFrame:
     """Tell which runs are the study's own, which are copies, and which are missing."""
     points = pl.DataFrame(
         [(p.label, p.digest, i) for i, p in enumerate(study.points)],
@@ -375,7 +145,7 @@ def _with_study(rows: pl.DataFrame, study: Study) -> pl.DataFrame:
         orient="row",
     )
     seeds = pl.Series("seed", study.section.seed_list, dtype=pl.Int64)
-    table = rows.join(points, on="label", how="left")
+    table = found.join(points, on="label", how="left")
     table = _without_others(table, seeds)
     table = _without_copies(table)
     table = pl.concat([table, _missing(table, points, seeds)], how="diagonal")
@@ -476,9 +246,9 @@ def scan(directory: StudyDir, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
     read = [name for name, ok in zip(names, fresh, strict=True) if not ok]
     if not read and len(known) == len(names):
         return known.drop(MARKS)
-    rows = _frame(_spread(functools.partial(_read_chunk, directory.runs, analyses), read))
+    new = _frame(_spread(functools.partial(_read_chunk, directory.runs, analyses), read))
     marks[marks.max(axis=1) > now - JUST_CHANGED] = -2  # may change again within a clock tick
-    table = pl.concat([known.drop(MARKS), rows], how="diagonal").sort("run")
+    table = pl.concat([known.drop(MARKS), new], how="diagonal").sort("run")
     _keep(cache, table.hstack(pl.DataFrame(marks, schema=MARKS)))
     return table
 
@@ -523,25 +293,25 @@ def _marks(runs: Path, names: list[str]) -> Marks:
 def _read_chunk(
     runs: Path, analyses: Mapping[str, Analysis], names: list[str]
 ) -> list[tuple[tuple[Any, ...], dict[str, float]]]:
-    rows = []
+    read = []
     for name in names:
         match = NAME.fullmatch(name)
         row = read_run(runs / name, analyses.get(match["label"]) if match else None)
-        rows.append((_values(row), row.diagnostics))
-    return rows
+        read.append((_values(row), row.diagnostics))
+    return read
 
 
 _values = operator.attrgetter(*SCHEMA)
 
 
 def _frame(chunks: Iterable[list[tuple[tuple[Any, ...], dict[str, float]]]]) -> pl.DataFrame:
-    rows = [row for chunk in chunks for row in chunk]
-    columns = zip(*(values for values, _ in rows), strict=True) if rows else [[]] * len(SCHEMA)
+    read = [row for chunk in chunks for row in chunk]
+    columns = zip(*(values for values, _ in read), strict=True) if read else [[]] * len(SCHEMA)
     series = [
         pl.Series(name, column, dtype)
         for (name, dtype), column in zip(SCHEMA.items(), columns, strict=True)
     ]
-    measured = [diagnostics for _, diagnostics in rows]
+    measured = [diagnostics for _, diagnostics in read]
     names = sorted({name for diagnostics in measured for name in diagnostics})
     series += [
         pl.Series(f"diagnostics.{name}", [d.get(name) for d in measured], pl.Float64)
@@ -575,7 +345,7 @@ def _known(
 
 def _code() -> str:
     """Checksum of the code that makes the rows: another version reads everything anew."""
-    files = (__file__, records.__file__, statistics.__file__)
+    files = (__file__, records.__file__, rows.__file__, statistics.__file__)
     return str(zlib.crc32(b"".join(Path(file).read_bytes() for file in files)))
 
 

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from glass_cnn.arms import Arm, Estimates
 from glass_cnn.records import Metrics
-from glass_cnn.settings import RunSettings
-from hpc.config import to_tree
 from hpc.rundir import make_directory, write_atomic
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -75,121 +73,6 @@ def quantile_band(
         for band, row in zip(bands, quantiles, strict=True):
             band[some] = row
     return bands
-
-
-# --- words -----------------------------------------------------------------------------------
-
-
-def number(value: float) -> str:
-    """A setting's number as people write it: 0.001, 1e-4, 250."""
-    text = f"{value:.6g}"
-    return text.replace("e-0", "e-").replace("e+0", "e") if "e" in text else text
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction of 1 in per cent; a dash for what is not known."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{100 * value:.{digits}f} %"
-
-
-def describe_rate(settings: RunSettings) -> str:
-    """The learning rate in words."""
-    rate = to_tree(settings.train.learning_rate)
-    kind = rate.pop("kind")
-    if kind == "constant":
-        return f"learning rate {number(rate['initial'])}"
-    levels = rate.pop("levels", [])
-    parts = [f"{key.replace('_', ' ')} {_word(value)}" for key, value in rate.items()]
-    parts += [f"{number(lv['rate'])} above {percent(lv['above'], 0)}" for lv in levels]
-    return f"learning rate {kind.replace('_', ' ')} ({', '.join(parts)})"
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return number(value) if isinstance(value, int | float) else str(value)
-
-
-def describe_optimizer(settings: RunSettings) -> str:
-    """The optimizer in words; what is off is left out."""
-    tree = to_tree(settings.train.optimizer)
-    kind = {"adam": "Adam", "sgd": "SGD"}[tree.pop("kind")]
-    words = {"beta_1": "β₁", "beta_2": "β₂", "epsilon": "ε"}
-    parts = [
-        f"{words.get(key, key.replace('_', ' '))} {_word(value)}"
-        for key, value in tree.items()
-        if value not in (None, False, 0.0)
-    ]
-    return f"{kind} ({', '.join(parts)})" if parts else kind
-
-
-def describe_augmentation(settings: RunSettings) -> str:
-    """The augmentation in words."""
-    used = [key for key, on in to_tree(settings.train.augmentation).items() if on]
-    return f"augmentation by {' and '.join(used)}" if used else "no augmentation"
-
-
-def describe(settings: RunSettings) -> str:
-    """All hyperparameters of a run in the words of the results log."""
-    train = settings.train
-    return ", ".join(
-        [
-            f"data set {settings.data.name} ({settings.data.form}, {settings.render.pixels} px)",
-            f"model {settings.model.recipe}",
-            f"batch size {train.batch_size}",
-            describe_rate(settings),
-            describe_optimizer(settings),
-            f"L2 {number(train.l2)}",
-            f"dropout {number(train.dropout)}",
-            describe_augmentation(settings),
-        ]
-    )
-
-
-OUTCOME_WORDS = {
-    "survived": "survived",
-    "transient_collapse": "transient collapse",
-    "permanent_collapse": "permanent collapse",
-    "never_learned": "never learned",
-    "non_finite": "loss not finite",
-    "incomplete": "incomplete",
-}
-
-
-def accuracies(row: dict[str, Any]) -> str:
-    """Optimal and final accuracies of a run, in words."""
-    return (
-        f"Optimal validation accuracy {percent(row['optimal_validation_accuracy'], 3)} "
-        f"(iteration {row['optimal_iteration'] or '–'}; "
-        f"test {percent(row['optimal_test_accuracy'], 3)}); "
-        f"final {percent(row['final_validation_accuracy'], 3)} "
-        f"(iteration {row['iteration'] or '–'}; test {percent(row['final_test_accuracy'], 3)})."
-    )
-
-
-def fate(row: dict[str, Any]) -> str:
-    """What became of a run, in words."""
-    if row["state"] != "complete":
-        return f"Not counted: {row['reason']}."
-    text = f"Outcome: {OUTCOME_WORDS[row['outcome']]}"
-    if row["learned_iteration"] is not None:
-        text += f"; learned by iteration {row['learned_iteration']}"
-    if row["onset_before_step"] is not None:
-        text += (
-            f"; first collapse between steps {row['onset_after_step']} "
-            f"and {row['onset_before_step']}"
-        )
-    return text + "."
-
-
-def caption(row: dict[str, Any], settings: RunSettings) -> str:
-    """Caption of a run's figure: all hyperparameters and the optimal and final accuracies."""
-    return (
-        "Training and validation loss and accuracy against iterations "
-        f"(of {settings.train.batches_per_iteration} steps): "
-        f"{describe(settings)}, seed {row['seed']}. {accuracies(row)} {fate(row)}"
-    )
 
 
 # --- static figures --------------------------------------------------------------------------

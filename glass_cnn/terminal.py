@@ -7,7 +7,7 @@ from rich.table import Table
 
 from glass_cnn import statistics
 from glass_cnn.arms import Arm, Estimates
-from glass_cnn.figures import percent
+from glass_cnn.words import percent
 
 
 def arms_table(name: str, estimates: Estimates) -> Table:

@@ -22,9 +22,10 @@ CONSTANT_LIQUID = 1503 / EXAMPLES  # and 50.777 %
 
 def study(name: str = "synthetic", seeds: int = 4, **changes: Any) -> Study:
     """A small study; `changes` are keys of its study section, or sections of settings."""
-    sections = {key: changes.pop(key) for key in ("train", "analysis", "render") if key in changes}
+    names = ("train", "analysis", "render")
+    sections: dict[str, Any] = {name: changes.pop(name) for name in names if name in changes}
     section: dict[str, Any] = {"name": name, "seeds": seeds, **changes}
-    tree: dict[str, Any] = {"study": section, **sections}
+    tree: dict[str, Any] = {"study": section} | sections
     tree["train"] = {"iterations": 60, **tree.get("train", {})}
     return build_study(tree, f"{name}.yaml")
 

@@ -28,9 +28,32 @@
   };
 
   // --- curves -------------------------------------------------------------------------------
-  const view = { quantity: "validation_accuracy", x: "iteration", mode: "runs", isolated: null };
+  const drawnArms = [...new Set(data.runs.map((run) => run.arm))];
+  const canSplit = drawnArms.length > 1 && drawnArms.length <= 8;
+  const view = { quantity: "validation_accuracy", x: "iteration", mode: canSplit ? "panels" : "runs", isolated: null };
   const chart = byId("curves-plot");
   const xs = (run) => (view.x === "iteration" ? run.iteration : run.step.map((s) => s * run.batch));
+
+  // One panel for each arm, side by side or in rows of four, with the same axes.
+  const axesOf = (i) => ({ xaxis: i ? `x${i + 1}` : "x", yaxis: i ? `y${i + 1}` : "y" });
+  const panels = (shape) => {
+    const across = Math.min(4, drawnArms.length);
+    const down = Math.ceil(drawnArms.length / across);
+    const { xaxis, yaxis } = shape;
+    shape.annotations = [];
+    drawnArms.forEach((arm, i) => {
+      const column = i % across, row = down - 1 - Math.floor(i / across);
+      const [left, right] = [column / across + (column ? 0.012 : 0), (column + 1) / across - 0.008];
+      const [bottom, top] = [row / down + (row ? 0.08 : 0), (row + 1) / down - 0.05];
+      const key = i ? String(i + 1) : "";
+      shape[`xaxis${key}`] = { ...xaxis, domain: [left, right], anchor: `y${key}`, ...(i ? { matches: "x" } : {}) };
+      shape[`yaxis${key}`] = { ...yaxis, domain: [bottom, top], anchor: `x${key}`, ...(i ? { matches: "y" } : {}) };
+      if (column) Object.assign(shape[`yaxis${key}`], { title: undefined, showticklabels: false, ticks: "" });
+      if (row) shape[`xaxis${key}`].title = undefined;
+      shape.annotations.push({ text: `<b>${safe(data.arms[arm].label)}</b>`, font: { color: data.arms[arm].color, size: 12.5 }, showarrow: false, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" });
+    });
+    return shape;
+  };
 
   const runTraces = () => {
     const seen = new Set();
@@ -40,7 +63,8 @@
       seen.add(run.arm);
       return {
         x: xs(run), y: run.series[view.quantity], meta: run.name, mode: "lines", type: "scatter",
-        name: safe(arm.label), legendgroup: arm.label, showlegend: first, connectgaps: false,
+        name: safe(arm.label), legendgroup: arm.label, showlegend: first && view.mode === "runs", connectgaps: false,
+        ...(view.mode === "panels" ? axesOf(drawnArms.indexOf(run.arm)) : {}),
         line: { color: arm.color, dash: arm.dash, width: 1.2 }, opacity: 0.75,
         hovertemplate: `<b>${safe(run.name)}</b><br>seed ${run.seed} · ${safe(run.outcome)}<br>${view.x} %{x}<br>${safe(data.quantities[view.quantity])} %{y:.5g}<extra></extra>`,
       };
@@ -62,23 +86,23 @@
     const shape = layout(view.x === "iteration" ? "iteration" : "samples seen", data.quantities[view.quantity]);
     if (/loss|rate/.test(view.quantity)) shape.yaxis.type = "log";
     else shape.yaxis.rangemode = "normal";
-    shape.uirevision = view.x + view.quantity;
-    return shape;
+    shape.uirevision = view.x + view.quantity + view.mode;
+    return view.mode === "panels" ? panels(shape) : shape;
   };
   const redraw = () => {
     view.isolated = null;
     tell();
-    return Plotly.react(chart, view.mode === "runs" ? runTraces() : bandTraces(), curveLayout(), config);
+    return Plotly.react(chart, view.mode === "bands" ? bandTraces() : runTraces(), curveLayout(), config);
   };
   const tell = () => {
     const run = data.runs.find((r) => r.name === view.isolated);
     chart.dataset.isolated = view.isolated ?? "";
     byId("isolated").textContent = run
       ? `${run.name} alone · ${run.outcome} · click it again to see all.`
-      : view.mode === "runs" ? "Click a curve to see that run alone; click it again to see all." : "Median, and the band from the 10 % to the 90 % quantile, over the seeds of each arm.";
+      : view.mode === "bands" ? "Median, and the band from the 10 % to the 90 % quantile, over the seeds of each arm." : "Click a curve to see that run alone; click it again to see all.";
   };
   const isolate = (name) => {
-    if (view.mode !== "runs") { view.mode = "runs"; controls(); redraw(); }
+    if (view.mode === "bands") { view.mode = "runs"; controls(); redraw(); }
     view.isolated = view.isolated === name ? null : name;
     const alone = view.isolated;
     Plotly.restyle(chart, {
@@ -99,7 +123,7 @@
   const controls = () => byId("controls").replaceChildren(
     choice("quantity", data.quantities),
     choice("x", { iteration: "Iterations", samples: "Samples" }),
-    choice("mode", { runs: "Runs", bands: "Median and band" }),
+    choice("mode", { ...(canSplit ? { panels: "By arm" } : {}), runs: "Together", bands: "Median and band" }),
   );
   if (chart) {
     controls();
@@ -215,6 +239,15 @@
   const figures = [...document.querySelectorAll("figure[data-figure]")];
   const watcher = new IntersectionObserver((entries) => entries.forEach((e) => { if (e.isIntersecting) drawFigure(e.target); }), { rootMargin: "600px" });
   figures.forEach((figure) => watcher.observe(figure));
+  const drawRest = (deadline) => {
+    while (deadline.timeRemaining() > 5) {
+      const next = figures.find((figure) => !figure.querySelector("svg"));
+      if (!next) return;
+      drawFigure(next);
+    }
+    requestIdleCallback(drawRest);
+  };
+  requestIdleCallback(drawRest);
 
   // --- tables -------------------------------------------------------------------------------
   const keyOf = (row, column) => {

@@ -1,0 +1,251 @@
+"""Numbers, settings, outcomes and estimates in words, for captions and headlines."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glass_cnn import statistics
+from glass_cnn.arms import Arm, Estimates
+from glass_cnn.settings import RunSettings
+from hpc.config import to_tree
+
+
+def number(value: float) -> str:
+    """A setting's number as people write it: 0.001, 1e-4, 250."""
+    text = f"{value:.6g}"
+    return text.replace("e-0", "e-").replace("e+0", "e") if "e" in text else text
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction of 1 in per cent; a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f} %"
+
+
+def describe_rate(settings: RunSettings) -> str:
+    """The learning rate in words."""
+    rate = to_tree(settings.train.learning_rate)
+    kind = rate.pop("kind")
+    if kind == "constant":
+        return f"learning rate {number(rate['initial'])}"
+    levels = rate.pop("levels", [])
+    parts = [f"{key.replace('_', ' ')} {_word(value)}" for key, value in rate.items()]
+    parts += [f"{number(lv['rate'])} above {percent(lv['above'], 0)}" for lv in levels]
+    return f"learning rate {kind.replace('_', ' ')} ({', '.join(parts)})"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def describe_optimizer(settings: RunSettings) -> str:
+    """The optimizer in words; what is off is left out."""
+    tree = to_tree(settings.train.optimizer)
+    kind = {"adam": "Adam", "sgd": "SGD"}[tree.pop("kind")]
+    words = {"beta_1": "β₁", "beta_2": "β₂", "epsilon": "ε"}
+    parts = [
+        f"{words.get(key, key.replace('_', ' '))} {_word(value)}"
+        for key, value in tree.items()
+        if value not in (None, False, 0.0)
+    ]
+    return f"{kind} ({', '.join(parts)})" if parts else kind
+
+
+def describe_augmentation(settings: RunSettings) -> str:
+    """The augmentation in words."""
+    used = [key for key, on in to_tree(settings.train.augmentation).items() if on]
+    return f"augmentation by {' and '.join(used)}" if used else "no augmentation"
+
+
+def describe(settings: RunSettings) -> str:
+    """All hyperparameters of a run in the words of the results log."""
+    train = settings.train
+    return ", ".join(
+        [
+            f"data set {settings.data.name} ({settings.data.form}, {settings.render.pixels} px)",
+            f"model {settings.model.recipe}",
+            f"batch size {train.batch_size}",
+            describe_rate(settings),
+            describe_optimizer(settings),
+            f"L2 {number(train.l2)}",
+            f"dropout {number(train.dropout)}",
+            describe_augmentation(settings),
+        ]
+    )
+
+
+OUTCOME_WORDS = {
+    "survived": "survived",
+    "transient_collapse": "transient collapse",
+    "permanent_collapse": "permanent collapse",
+    "never_learned": "never learned",
+    "non_finite": "loss not finite",
+    "incomplete": "incomplete",
+}
+
+
+def accuracies(row: dict[str, Any]) -> str:
+    """Optimal and final accuracies of a run, in words."""
+    return (
+        f"Optimal validation accuracy {percent(row['optimal_validation_accuracy'], 3)} "
+        f"(iteration {row['optimal_iteration'] or '–'}; "
+        f"test {percent(row['optimal_test_accuracy'], 3)}); "
+        f"final {percent(row['final_validation_accuracy'], 3)} "
+        f"(iteration {row['iteration'] or '–'}; test {percent(row['final_test_accuracy'], 3)})."
+    )
+
+
+def fate(row: dict[str, Any]) -> str:
+    """What became of a run, in words."""
+    if row["state"] != "complete":
+        return f"Not counted: {row['reason']}."
+    text = f"Outcome: {OUTCOME_WORDS[row['outcome']]}"
+    if row["learned_iteration"] is not None:
+        text += f"; learned by iteration {row['learned_iteration']}"
+    if row["onset_before_step"] is not None:
+        text += (
+            f"; first collapse between steps {row['onset_after_step']} "
+            f"and {row['onset_before_step']}"
+        )
+    return text + "."
+
+
+def caption(row: dict[str, Any], settings: RunSettings) -> str:
+    """Caption of a run's figure: all hyperparameters and the optimal and final accuracies."""
+    return (
+        "Training and validation loss and accuracy against iterations "
+        f"(of {settings.train.batches_per_iteration} steps): "
+        f"{describe(settings)}, seed {row['seed']}. {accuracies(row)} {fate(row)}"
+    )
+
+
+def setting(name: str) -> str:
+    """A setting's dotted name for people: train.learning_rate.initial is learning rate."""
+    parts = name.removeprefix("train.").split(".")
+    told = [part for part in parts if part not in ("initial", "kind")] or parts
+    return " ".join(told).replace("_", " ")
+
+
+def plain(value: Any) -> str:
+    """Any value of a setting on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{setting(k)} {plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(plain(v) for v in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(value) if is_number else str(value)
+
+
+def answers(estimates: Estimates) -> list[tuple[str, str]]:
+    """The headline: what each arm did, what differs, and what the seeds can show."""
+    if not estimates.complete:
+        return [("", f"No run is complete yet; the study asks for {estimates.wanted}.")]
+    arms = [arm for arm in estimates.arms if arm.complete]
+    shown = arms if len(arms) <= 8 else _extremes(arms)
+    said = [(arm.label, _arm_answer(arm)) for arm in shown]
+    if len(shown) < len(arms):
+        said.append(("", f"These are the {len(shown)} extremes of {len(arms)} arms; all below."))
+    said += _difference_answers(estimates)
+    least = min(arm.learned.k for arm in arms)
+    said.append(("", statistics.what_seeds_show(least, arms[0].analysis.confidence)))
+    if estimates.complete < estimates.wanted:
+        missing = estimates.wanted - estimates.complete
+        said.append(("", f"{missing} of {estimates.wanted} runs are not complete."))
+    return said
+
+
+def _extremes(arms: Sequence[Arm]) -> list[Arm]:
+    """The three arms that collapse most and the three that collapse least."""
+    tried = sorted((a for a in arms if a.collapsed.n), key=lambda a: a.collapsed.value)
+    return [*reversed(tried[-3:]), *reversed(tried[:3])] if len(tried) >= 6 else tried[::-1]
+
+
+def _arm_answer(arm: Arm) -> str:
+    rate, count = arm.collapsed, arm.outcomes
+    if rate.n == 0:
+        return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
+    of = f"{rate.n} {'run' if rate.n == 1 else 'runs'} that learned"
+    level = percent(arm.analysis.confidence, 0)
+    interval = (
+        f"({percent(rate.value, 0)}, {level} interval {100 * rate.low:.0f}–{100 * rate.high:.0f} %)"
+    )
+    text = f"collapsed in {rate.k} of the {of} {interval}"
+    if rate.k:
+        permanent, transient = (
+            count.get("permanent_collapse", 0),
+            count.get("transient_collapse", 0),
+        )
+        text += f": {permanent} for good, {transient} transiently"
+    others = [
+        (count.get("never_learned", 0), "never learned"),
+        (count.get("non_finite", 0), "ended with a loss that is not finite"),
+    ]
+    text += "".join(f"; {n} {'run' if n == 1 else 'runs'} {what}" for n, what in others if n)
+    if arm.rollbacks:
+        text += f"; runs were rolled back {arm.rollbacks} times, which hides collapses"
+    return text + "."
+
+
+def _runs(count: int) -> str:
+    return f"{count} complete {'run' if count == 1 else 'runs'}"
+
+
+def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
+    tests = sorted(estimates.comparisons, key=lambda t: t.p)
+    found = [t for t in tests if t.adjusted <= statistics.ALPHA]
+    if not tests:
+        return []
+    if not found:
+        return [
+            (
+                "",
+                "No two arms differ significantly in how often they collapse (smallest adjusted "
+                f"p = {p_value(min(t.adjusted for t in tests))}).",
+            )
+        ]
+    said = []
+    for test in found[:4]:
+        more, less = (test.a, test.b) if test.difference > 0 else (test.b, test.a)
+        low, high = sorted((abs(test.low), abs(test.high)))
+        said.append(
+            (
+                more,
+                f"collapses more often than {less}: by {100 * abs(test.difference):.0f} percentage "
+                f"points ({100 * low:.0f}–{100 * high:.0f}; Fisher's exact test, adjusted "
+                f"p = {p_value(test.adjusted)}).",
+            )
+        )
+    if len(found) > 4:
+        said.append(("", f"{len(found) - 4} further differences are significant; see below."))
+    return said
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with two digits that count."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def median_time(curve: statistics.Survival) -> str:
+    """Steps by which half of the runs have collapsed; a dash if they never do."""
+    value = statistics.median_time(curve)
+    return f"{value:.0f}" if value is not None else "–"
+
+
+def markdown(text: Any) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", str(text)).replace("\n", " ")
