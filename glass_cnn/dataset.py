@@ -99,7 +99,7 @@ class Dataset:
             f"from {self.record['trajectories']:,d} trajectories"
         )
         if psi6 := self.record["psi6"]:
-            text += f"; mean |psi6| {psi6['liquid']:.3f} liquid, {psi6['glass']:.3f} glass"
+            text += f"; mean |ψ6| {psi6['liquid']:.3f} liquid, {psi6['glass']:.3f} glass"
         return text
 
     def verify(self) -> None:
