@@ -89,7 +89,8 @@ class Dataset:
             if name not in file:
                 found = [f"{group}/{key}" for group in file for key in file[group]]
                 raise DataError(f"{self.path}: has no column '{name}'; it has {', '.join(found)}.")
-            return file[name][...]
+            column = file[name]
+            return (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[...]
 
     def describe(self) -> str:
         """Where it lies, what it holds, and how ordered each class is."""
