@@ -1,0 +1,130 @@
+# shellcheck shell=bash
+# What the templates share. Sourced inside a batch job, in the project's directory.
+#
+# What a job file or a setting says is data: it goes into variables that stand in quotes, and is never evaluated.
+
+asked="" child=""
+trap 'pass_on USR2' USR2 # --signal=B:USR2: the time limit is near, or the job is to be preempted
+trap 'pass_on TERM' TERM # scancel, or the end of the grace time
+
+pass_on() { # a wish to stop, to the launcher, which tells all ranks
+    asked=$1 interrupted=1
+    [ -z "$child" ] || kill -s "$forward" "$child" 2>/dev/null
+}
+
+say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
+fail() { local code=$1; shift; printf 'error: %s\n' "$*" >&2; exit "$code"; }
+
+main() { # main STAGE (--tasks FILE | ARGUMENT...)
+    local stage=$1; shift
+    [ -n "${SLURM_JOB_ID:-}" ] || fail 78 "submit this with sbatch; on this machine use make submit LAUNCHER=local"
+    python=$PWD/.venv/bin/python
+    [ -x "$python" ] || fail 78 "$python is missing: run 'make setup' in $PWD"
+    export PATH=$PWD/.venv/bin:$PATH PYTHONUNBUFFERED=1
+    me=$SLURM_JOB_ID folder=
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+    read_job "$stage" "$@"
+    [ ! -e "$done_file" ] || { say "$name is complete; nothing to do"; exit 0; }
+    load_modules
+    make_command
+    mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
+    say "$name on ${SLURM_JOB_NODELIST:-?}: log in $log"
+    requeue begin --ranks "$ranks" | tee -a "$log"
+    run
+    say "$name ended with exit code $status"
+    [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
+        --folder "$folder" | tee -a "$log"
+    exit "$status"
+}
+
+read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
+    local stage=$1; shift
+    local job index=${SLURM_ARRAY_TASK_ID:-0} line field
+    if [ "${1:-}" = --tasks ]; then
+        folder=$(dirname "$2")
+        job=$(awk -F '\t' -v n="$index" '$1 == "site" || ($1 == "task" && k++ == n)' "$2") || fail 78 "cannot read $2"
+    else
+        job=$("$python" -m jobs.task "$stage" "$@") || exit
+    fi
+    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node=1 modules=() options=()
+    while IFS= read -r line; do
+        mapfile -t -d $'\t' field < <(printf '%s' "$line")
+        case ${field[0]}:${field[1]} in
+            site:launcher) launcher=${field[2]} ;;
+            site:mpi) mpi=${field[2]} ;;
+            site:bind) bind=${field[2]} ;;
+            site:signal_lead) lead=${field[2]} ;;
+            site:max_requeues) max_requeues=${field[2]} ;;
+            site:per_node) per_node=${field[2]} ;;
+            site:module) modules+=("${field[2]}") ;;
+            site:environment) export "${field[2]?}" ;;
+            site:option) options+=("${field[2]}") ;;
+            task:*)
+                name=${field[1]} checkpoints=${field[2]} done_file=${field[3]} log=${field[4]} module=${field[5]}
+                arguments=("${field[@]:6}")
+                ;;
+        esac
+    done <<<"$job"
+    [ -n "$name" ] || fail 78 "there is no task number $index in $*"
+}
+
+load_modules() {
+    [ ${#modules[@]} -gt 0 ] || return 0
+    local file
+    if ! command -v module >/dev/null; then # batch shells are no login shells
+        for file in /etc/profile.d/*modules.sh /etc/profile.d/*lmod.sh; do
+            # shellcheck source=/dev/null
+            [ ! -r "$file" ] || . "$file"
+        done
+    fi
+    for file in "${modules[@]}"; do
+        module load "$file" || fail 78 "cannot load the module '$file' on $(hostname); see 'modules' in the site profile"
+    done
+}
+
+make_command() { # launch, ranks and forward: how to start the ranks, and the signal that the launcher passes on to them
+    ranks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * per_node))}
+    local cpus=${SLURM_CPUS_PER_TASK:-1} label=() binding=()
+    export OMP_NUM_THREADS=$cpus OPENBLAS_NUM_THREADS=$cpus
+    forward=USR2
+    if [ "$launcher" = srun ]; then
+        [ "$ranks" = 1 ] || label=(--label)
+        [ "$bind" = none ] || binding=(--cpu-bind="$bind")
+        # Not --kill-on-bad-exit: the first rank to exit with 75 would have the others killed while they do the same.
+        launch=(srun --mpi="$mpi" --ntasks="$ranks" --cpus-per-task="$cpus" "${binding[@]}"
+            --kill-on-bad-exit=0 --wait=30 "${label[@]}")
+    elif mpiexec --version 2>&1 | grep -q 'Open MPI'; then
+        [ "$bind" = none ] || bind=core
+        [ "$ranks" = 1 ] || label=(--tag-output)
+        launch=(mpiexec -n "$ranks" --bind-to "$bind" "${label[@]}")
+    else
+        # MPICH's mpiexec passes TERM on to all ranks and waits for them; USR2 kills it.
+        forward=TERM
+        [ "$bind" = none ] || bind=core:$cpus
+        [ "$ranks" = 1 ] || label=(-prepend-rank)
+        launch=(mpiexec -n "$ranks" -bind-to "$bind" "${label[@]}")
+    fi
+    launch+=("${options[@]}")
+}
+
+run() { # start the ranks and wait for them; sets status
+    status=75
+    [ -z "$asked" ] || return 0
+    "${launch[@]}" "$python" -m "$module" "${arguments[@]}" >>"$log" 2>&1 </dev/null &
+    child=$!
+    [ -z "$asked" ] || kill -s "$forward" "$child" # it came between the last two lines
+    # A trap ends `wait` with 128 + its signal; the launcher's own status comes from the wait after it.
+    interrupted=1
+    while [ -n "$interrupted" ]; do
+        interrupted=
+        wait "$child"
+        status=$?
+    done
+    child=
+}
+
+requeue() { # requeue begin|end ...: the record of starts, and the decision to go back into the queue
+    local action=$1; shift
+    "$python" -m hpc.requeue "$action" --job "$me" --name "$name" --log "$log" --checkpoints "$checkpoints" "$@"
+}
