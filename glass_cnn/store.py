@@ -126,8 +126,14 @@ def store(
     """
     aside = target.with_name(f".{target.name}.building")
     stop = stop or StopFlag()
+
+    def exists() -> bool:
+        return bool(world.broadcast(on_root(world, lambda: _is_whole(target))))
+
+    if exists():  # needs no lock: it may lie where nothing can be written
+        return target
     with _sole_builder(target, world, stop):
-        if world.broadcast(on_root(world, lambda: _is_whole(target))):
+        if exists():
             return target
         try:
             contents = on_root(world, lambda: _prepare(aside, collect, settings.render))
@@ -148,9 +154,13 @@ def _sole_builder(target: Path, world: World, stop: StopFlag) -> Iterator[None]:
         yield
 
 
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
 def _lock(target: Path, stop: StopFlag) -> io.IOBase:
     make_directory(target.parent)
-    path = target.with_name(f".{target.name}.lock")
+    path = _lock_path(target)
     with storage_errors(path):
         file = path.open("w")
         for attempt in itertools.count():
@@ -266,11 +276,11 @@ def _announced(blocks: Sequence[slice], world: World) -> Iterator[slice]:
         yield from rich.progress.track(blocks, description="images")
     else:
         shown = time.monotonic()
-        for block in blocks:
+        for done, block in enumerate(blocks):
             yield block
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
-                print(f"images: {block.stop} of rank 0's {blocks[-1].stop} are made", flush=True)
+                print(f"images: {(done + 1) / len(blocks):.0%} made", flush=True)
 
 
 def _publish(
@@ -288,6 +298,7 @@ def _publish(
         shutil.rmtree(target, ignore_errors=True)  # had no dataset.json: was no data set
         aside.rename(target)
         fsync_directory(target.parent)
+        _lock_path(target).unlink(missing_ok=True)  # who waits for it finds the data set
 
 
 def _record(
