@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -99,7 +99,7 @@ def violations(sources: dict[str, str]) -> list[str]:
     return found
 
 
-def breaches(name: str, table: dict[str, tuple[str, ...]], imported: set[str]) -> list[str]:
+def breaches(name: str, table: Mapping[str, tuple[str, ...]], imported: set[str]) -> list[str]:
     """What a module imports against one table."""
     return [
         f"{name} imports {what}, which {room} never does"
