@@ -56,7 +56,8 @@ check: setup ## format, lint, types and shell scripts
 	@$(IN_VENV); ruff format --check . && ruff check . && mypy && shellcheck slurm/*.sh requirements/*.sh .ci/run
 
 bench: setup ## benchmarks, each against a peer measured in the same run
-	@$(IN_VENV) .venv/bin/python -m benchmarks
+	@$(IN_VENV); for file in benchmarks/[!_]*.py; do \
+	    name=$$(basename "$$file" .py); echo "== $$name"; python -m "benchmarks.$$name" || exit; done
 
 torture: setup ## faults injected into real runs until COUNT of them are survived
 	@$(JOB).torture $${COUNT:+--count "$$COUNT"}
