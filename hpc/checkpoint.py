@@ -187,15 +187,17 @@ def newest(
     directory: Path,
     identity: str | None = None,
     on_refused: Callable[[InvalidCheckpoint], None] | None = None,
+    at_most: int | None = None,
 ) -> Checkpoint | None:
     """The newest checkpoint of a directory, verified; for reading another run's, too.
 
+    With `at_most`, the newest of that step or before.
     One that cannot be used is handed to `on_refused` and the next older one is taken; without
     `on_refused` it is raised. None if there is no checkpoint at all; raises NoValidCheckpoint if
     there are, but none can be used.
     """
     reasons = []
-    for entry in reversed(_listing(directory)):
+    for entry in _listing(directory, at_most=at_most)[::-1]:
         try:
             return read(entry.path, identity)
         except InvalidCheckpoint as refused:
@@ -204,7 +206,8 @@ def newest(
             on_refused(refused)
             reasons.append(f"{entry.path.name}: {refused.reason}")
     if not reasons:
-        reasons = [f"{e.path.name}: refused before" for e in _listing(directory, refused=True)]
+        earlier = _listing(directory, refused=True, at_most=at_most)
+        reasons = [f"{entry.path.name}: refused before" for entry in earlier]
     if not reasons:
         return None
     raise NoValidCheckpoint(
@@ -221,7 +224,7 @@ class _Entry(NamedTuple):
     path: Path
 
 
-def _listing(directory: Path, refused: bool = False) -> list[_Entry]:
+def _listing(directory: Path, refused: bool = False, at_most: int | None = None) -> list[_Entry]:
     """The checkpoints in use, or those refused earlier, from old to new."""
     try:
         paths = list(directory.iterdir()) if directory.is_dir() else []
@@ -232,7 +235,7 @@ def _listing(directory: Path, refused: bool = False) -> list[_Entry]:
         name = _NAME.fullmatch(path.name)
         if name and bool(name["refused"]) == refused:
             found.append(_Entry(int(name["step"]), int(name["revision"] or 0), path))
-    return sorted(found)
+    return sorted(entry for entry in found if at_most is None or entry.step <= at_most)
 
 
 class _Slot:
@@ -348,16 +351,21 @@ class Checkpoints:
                 os.close(self._lock)
                 self._lock = None
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, None if there is none; call it before saving.
+    def latest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint (of step `at_most` or before) that verifies, None without any.
 
         Those passed over are reported as `checkpoint_refused` and renamed to `*.refused`.
         Raises NoValidCheckpoint if there are checkpoints but none can be used.
         """
-        return newest(self.directory, self.identity, self._refuse)
+        self.flush()
+        return newest(self.directory, self.identity, self._refuse, at_most)
 
     def drop_after(self, step: int) -> None:
-        """Remove all checkpoints after `step`, for a run that goes back and takes another way."""
+        """Remove all checkpoints after `step`, for a run that goes back and takes another way.
+
+        The way back: `latest(at_most=…)`, `drop_after` its step, and `save` that step again with
+        what is to be different.
+        """
         self.flush()
         with storage_errors(self.directory):
             for entry in reversed(_listing(self.directory) + _listing(self.directory, True)):

@@ -298,6 +298,22 @@ def test_dropping_what_came_after_a_step(run: Run) -> None:
     assert run.steps() == [10, 20]
 
 
+def test_going_back_and_taking_another_way(run: Run) -> None:
+    with run.open(keep=9) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(step, state(step), meta(step))
+        assert checkpoints.latest(at_most=9) is None
+        found = checkpoints.latest(at_most=29)
+        assert found is not None
+        assert found.step == 20
+        checkpoints.drop_after(found.step)
+        checkpoints.save(found.step, found.tensors, {"rate_factor": 0.5})
+    assert run.steps() == [10, 20]
+    found = run.latest()
+    assert found.meta == {"rate_factor": 0.5}
+    assert np.array_equal(found.tensors["model/w"], state(20)["model/w"])
+
+
 def test_starting_over(run: Run) -> None:
     run.write(10, 20)
     damage(run.path / "step-000000020" / MANIFEST, 50)
