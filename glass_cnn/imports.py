@@ -42,7 +42,7 @@ from glass_cnn.formats import (
 from glass_cnn.render import Image, check_window
 from glass_cnn.settings import Render, RunSettings
 from glass_cnn.simulate import hexatic_order
-from glass_cnn.store import Contents, Draw, draw_configurations, image_columns, on_root, store
+from glass_cnn.store import Contents, Draw, draw_configurations, image_columns, store
 from hpc.config import ConfigError, DataError
 from hpc.preempt import StopFlag
 from hpc.rundir import read_json
@@ -71,7 +71,7 @@ def import_data(
     when the settings do not ask for an import, StorageError, Stopped.
     """
     target = directory(settings, root)
-    found = world.broadcast(on_root(world, lambda: _examine(source, settings, target)))
+    found = world.broadcast(world.on_root(lambda: _examine(source, settings, target)))
     if found is None:
         return target
     entries, fingerprint = found

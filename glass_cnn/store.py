@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,7 +44,7 @@ from glass_cnn.dataset import (
 )
 from glass_cnn.render import Image, render
 from glass_cnn.settings import Render, RunSettings
-from hpc.config import DataError, UserError, to_tree
+from hpc.config import DataError, to_tree
 from hpc.preempt import StopFlag, signal_name
 from hpc.rundir import fsync_directory, make_directory, storage_errors, write_atomic, write_json
 from hpc.world import World
@@ -70,7 +71,6 @@ UNITS = {
 Arrays = dict[str, np.ndarray]
 Draw = Callable[[slice], Image]
 """draws a slice of the images: uint8 [n, pixels, pixels, 3]"""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,10 @@ def build(settings: RunSettings, root: Path, world: World, stop: StopFlag | None
     """
     target = directory(settings, root)
     if settings.data.source == "import":
-        on_root(world, lambda: load(settings, root))
+        world.on_root(lambda: load(settings, root))
         return target
     draw = functools.partial(draw_configurations, settings.render)
     return store(target, settings, world, lambda: _simulated(settings, root), draw, stop)
-
-
-def on_root(world: World, action: Callable[[], T]) -> T | None:
-    """Call `action` on rank 0; its UserError is raised on every rank. Its value stays on rank 0."""
-    value, error = None, None
-    if world.is_root:
-        try:
-            value = action()
-        except UserError as raised:
-            error = raised
-    world.check(error)
-    return value
 
 
 def store(
@@ -128,7 +116,7 @@ def store(
     stop = stop or StopFlag()
 
     def exists() -> bool:
-        return bool(world.broadcast(on_root(world, lambda: _is_whole(target))))
+        return bool(world.broadcast(world.on_root(lambda: _is_whole(target))))
 
     if exists():  # needs no lock: it may lie where nothing can be written
         return target
@@ -136,9 +124,9 @@ def store(
         if exists():
             return target
         try:
-            contents = on_root(world, lambda: _prepare(aside, collect, settings.render))
+            contents = world.on_root(lambda: _prepare(aside, collect, settings.render))
             checksums = _write_images(aside, settings.render, world, open_images, stop)
-            on_root(world, lambda: _publish(aside, target, settings, contents, checksums))
+            world.on_root(lambda: _publish(aside, target, settings, contents, checksums))
         finally:
             if world.is_root:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -149,7 +137,7 @@ def store(
 def _sole_builder(target: Path, world: World, stop: StopFlag) -> Iterator[None]:
     """Let one job at a time make a data set; the others wait and then find it."""
     with contextlib.ExitStack() as stack:
-        if lock := on_root(world, lambda: _lock(target, stop)):
+        if lock := world.on_root(lambda: _lock(target, stop)):
             stack.enter_context(lock)
         yield
 
@@ -172,6 +160,15 @@ def _lock(target: Path, stop: StopFlag) -> io.IOBase:
                     print(f"{target.name} is being made by another job: waiting.", flush=True)
                 _heed(stop)
                 time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                print(
+                    f"{target.parent} is on a file system without locks: let no other job make "
+                    f"{target.name} at the same time.",
+                    flush=True,
+                )
+                break
     return file
 
 
@@ -240,14 +237,15 @@ def _write_images(
     stop: StopFlag,
 ) -> list[str]:
     """Draw and write this rank's share of blocks; returns the checksums of all, on rank 0."""
-    checksums: list[str] = []
-    error: UserError | None = None
-    try:
-        draw = open_images(aside / "dataset.h5")
-        with storage_errors(aside / "images.npy"), (aside / "images.npy").open("r+b") as file:
+    path = aside / "images.npy"
+    draw = open_images(aside / "dataset.h5")
+
+    def write_share() -> list[str]:
+        checksums = []
+        with storage_errors(path), path.open("r+b") as file:
             (count, *_), start = _header(file)
-            mine = blocks(count)
-            for block in _announced(mine[world.share(len(mine))], world):
+            share = blocks(count)[world.share(len(blocks(count)))]
+            for block in _announced(share, world):
                 _heed(stop)
                 images = np.ascontiguousarray(draw(block))
                 file.seek(start + block.start * 3 * settings.pixels**2)
@@ -255,10 +253,9 @@ def _write_images(
                 checksums.append(xxhash.xxh3_64_hexdigest(images.data))
             file.flush()
             os.fsync(file.fileno())
-    except UserError as raised:
-        error = raised
-    world.check(error)
-    return list(itertools.chain(*(world.gather(checksums) or [])))
+        return checksums
+
+    return list(itertools.chain(*(world.gather(world.everywhere(write_share)) or [])))
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], int]:

@@ -31,19 +31,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Make every data set; a mistake is raised on all ranks and told by the first."""
+    """Make every data set, on all ranks."""
     stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
     args = parse(argv)
     from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
     from hpc.world import world
 
     ranks = world()
+    ranks.pin()
     try:
         make(args, ranks, stop)
-    except UserError as error:
-        if ranks.is_root:
-            raise
-        return error.exit_code
+    except UserError:
+        raise
     except Exception:
         traceback.print_exc()
         ranks.abort(EXIT_INTERNAL)  # the other ranks must not wait for this one
@@ -55,16 +54,14 @@ def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     from glass_cnn import dataset, simulate, store
     from hpc.rundir import logs_root
 
-    root, wanted = ranks.broadcast(
-        store.on_root(ranks, lambda: (logs_root(args.logs), choose(args)))
-    )
+    root, wanted = ranks.broadcast(ranks.on_root(lambda: (logs_root(args.logs), choose(args))))
     for settings in wanted:
         place = dataset.directory(settings, root)
         exists = ranks.broadcast((place / "dataset.json").exists())
         if settings.data.source == "simulation" and not exists:
             simulate.run(settings, root, ranks, stop)
         store.build(settings, root, ranks, stop)
-        store.on_root(ranks, lambda: describe(settings, root))  # noqa: B023 - called at once
+        ranks.on_root(lambda: describe(settings, root))  # noqa: B023 - called at once
 
 
 def choose(args: argparse.Namespace) -> list[RunSettings]:

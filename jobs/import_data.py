@@ -32,19 +32,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Import; a mistake is raised on all ranks and told by the first."""
+    """Import, on all ranks."""
     stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
     args = parse(argv)
     from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
     from hpc.world import world
 
     ranks = world()
+    ranks.pin()
     try:
         import_all(args, ranks, stop)
-    except UserError as error:
-        if ranks.is_root:
-            raise
-        return error.exit_code
+    except UserError:
+        raise
     except Exception:
         traceback.print_exc()
         ranks.abort(EXIT_INTERNAL)  # the other ranks must not wait for this one
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Store the source once for each way in which the study renders it."""
-    from glass_cnn import dataset, store
+    from glass_cnn import dataset
     from glass_cnn.imports import import_data
     from glass_cnn.study import load_study
     from hpc.rundir import logs_root
@@ -62,10 +61,10 @@ def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
         root = logs_root(args.logs)
         return root, load_study(args.config, args.set, root).datasets
 
-    root, all_settings = ranks.broadcast(store.on_root(ranks, wanted))
+    root, all_settings = ranks.broadcast(ranks.on_root(wanted))
     for settings in all_settings:
         path = import_data(args.source, settings, root, ranks, stop)
-        store.on_root(ranks, lambda: print(dataset.load(path).describe()))  # noqa: B023 - at once
+        ranks.on_root(lambda: print(dataset.load(path).describe()))  # noqa: B023 - at once
 
 
 if __name__ == "__main__":
