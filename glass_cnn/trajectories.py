@@ -5,13 +5,10 @@ Units are Lennard-Jones units of AA: lengths in σ, energies in ε, times in τ,
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import typing
-import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,7 +17,7 @@ import h5py
 import numpy as np
 
 from hpc.config import DataError
-from hpc.rundir import fsync_directory, storage_errors, write_atomic
+from hpc.rundir import write_atomic
 
 FORMAT = "glass-cnn trajectories 1"
 UNITS = "Lennard-Jones units of AA: lengths σ, energies ε, times τ, temperatures ε/k_B"
@@ -97,12 +94,12 @@ def read_part(path: Path, index: int) -> Columns:
 
 
 def merge(parts: Sequence[Path], path: Path, settings: str) -> None:
-    """Store the trajectories 0, 1, 2, … of `parts` as one HDF5 file, written aside and renamed.
+    """Store the trajectories 0, 1, 2, … of `parts` as one HDF5 file, atomically.
 
-    `settings` is the YAML text that says what made them. Raises DataError for a damaged part
-    and StorageError.
+    `settings` is the YAML text that says what made them. The file is made in memory, so that a
+    full disk is an error of one plain write. Raises DataError for a damaged part, StorageError.
     """
-    with _written_aside(path) as aside, h5py.File(aside, "w", locking="best-effort") as file:
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update({"format": FORMAT, "units": UNITS, "settings": settings})
         for first in range(0, len(parts), BATCH):
             batch = [read_part(p, i) for i, p in enumerate(parts[first : first + BATCH], first)]
@@ -110,6 +107,9 @@ def merge(parts: Sequence[Path], path: Path, settings: str) -> None:
                 rows = np.stack([columns[name] for columns in batch])
                 dataset = file[name] if first else _create(file, name, rows, len(parts))
                 dataset[first : first + len(rows)] = rows
+        file.flush()
+        image = file.id.get_file_image()
+    write_atomic(path, image)
 
 
 def _create(file: h5py.File, name: str, rows: np.ndarray, count: int) -> h5py.Dataset:
@@ -121,21 +121,6 @@ def _create(file: h5py.File, name: str, rows: np.ndarray, count: int) -> h5py.Da
     )
     dataset.attrs["meaning"] = COLUMNS[name].meaning
     return dataset
-
-
-@contextlib.contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` that takes its place, durably, when all went well."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with storage_errors(path):
-            yield aside
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-            fsync_directory(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load(path: Path) -> list[Trajectory]:

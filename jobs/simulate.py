@@ -38,8 +38,14 @@ def main(argv: list[str]) -> int:
 
     ranks = world()
     ranks.pin()
+    from glass_cnn.simulate import Stopped
+
     try:
         make(args, ranks, stop)
+    except Stopped as stopped:
+        if not stopped.told:
+            print(stopped, flush=True)
+        return stopped.exit_code
     except UserError:
         raise
     except Exception:
