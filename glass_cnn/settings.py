@@ -6,6 +6,7 @@ Everything that does not depend on the data or the machine is checked here, befo
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,8 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=1)]
-Seed = Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)]
+MAX_SEED = 2**31 - 1
+Seed = Annotated[int, pydantic.Field(ge=0, le=MAX_SEED)]
 
 
 class Simulation(Settings):
@@ -228,7 +230,7 @@ class Threshold(Settings):
     @pydantic.model_validator(mode="after")
     def _rising(self) -> Threshold:
         marks = [level.above for level in self.levels]
-        if any(b <= a for a, b in zip(marks, marks[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(marks)):
             raise ValueError(f"levels must rise in accuracy; they are {marks}")
         return self
 

@@ -19,16 +19,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
-from glass_cnn.settings import RunSettings, Seed, build_run
+from glass_cnn.settings import MAX_SEED, RunSettings, Seed, build_run
 from hpc.config import (
     ConfigError,
     Name,
     Settings,
     digest,
+    is_key,
     merge,
     read_tree,
     to_yaml,
@@ -38,6 +39,9 @@ from hpc.config import (
 from hpc.rundir import RunDir, StudyDir, run_name, study_dir
 
 Values = dict[str, list[Any]]
+MAX_SEEDS = 1_000_000
+MAX_NAME = 200
+"""longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
 
 
 class SeedRange(Settings):
@@ -47,8 +51,26 @@ class SeedRange(Settings):
 
     first: Seed = pydantic.Field(default=0, alias="from")
     """first seed"""
-    count: int = pydantic.Field(default=12, ge=1, le=1_000_000)
+    count: int = pydantic.Field(default=12, ge=1, le=MAX_SEEDS)
     """number of seeds"""
+
+
+def _form_of_seeds(value: Any) -> str:
+    if isinstance(value, Mapping | SeedRange):
+        return "range"
+    return "list" if isinstance(value, list) else "number"
+
+
+Seeds = Annotated[
+    Annotated[SeedRange, pydantic.Tag("range")]
+    | Annotated[int, pydantic.Field(ge=1, le=MAX_SEEDS), pydantic.Tag("number")]
+    | Annotated[
+        list[Annotated[Seed, pydantic.Strict()]],
+        pydantic.Field(min_length=1),
+        pydantic.Tag("list"),
+    ],
+    pydantic.Discriminator(_form_of_seeds),
+]
 
 
 class StudySection(Settings):
@@ -58,7 +80,7 @@ class StudySection(Settings):
     """name of the study and of its directory under logs/"""
     description: str = ""
     """what the study asks, one or two sentences; stands at the head of its report"""
-    seeds: SeedRange | int | list[int] = SeedRange()
+    seeds: Seeds = SeedRange()
     """{from: 0, count: 12}, a number of seeds, or a list of seeds"""
     arms: dict[str, dict[str, Any]] = {}
     """named changes of the base setting; keys with dots or nested mappings"""
@@ -83,11 +105,12 @@ class StudySection(Settings):
                 )
         if isinstance(self.seeds, list):
             _refuse_repeats("seeds", self.seeds)
-        if not self.seed_list:
-            raise ValueError("seeds: there must be at least one seed")
-        if min(self.seed_list) < 0:
-            raise ValueError("seeds: must not be negative")
+        if self.seed_list[-1] > MAX_SEED:
+            raise ValueError(f"seeds: {self.seed_list[-1]} is larger than {MAX_SEED}")
         keys = [*self.grid, *(key for group in self.paired for key in group)]
+        for key in keys:
+            if not is_key(key):
+                raise ValueError(f"grid and paired: {key!r} is no setting; write section.setting")
         _refuse_repeats("grid and paired: settings", keys)
         for arm in self.arms:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}", arm):
@@ -105,6 +128,12 @@ class StudySection(Settings):
         if isinstance(self.seeds, int):
             return list(range(self.seeds))
         return list(self.seeds)
+
+
+class _StudyFile(Settings):
+    """What of a study file is not settings of its runs; so errors name `study.seeds`."""
+
+    study: StudySection
 
 
 def _refuse_repeats(what: str, values: Iterable[Any]) -> None:
@@ -170,6 +199,7 @@ class Study:
                     f"{self.source}: '{seen[point.digest]}' and '{point.label}' are the same "
                     "settings: each run would be counted twice. Remove one of them."
                 )
+            _check_length(self.source, run_name(point.label, MAX_SEED, point.digest))
             if point.label in labels:
                 raise ConfigError(
                     f"{self.source}: two points would both be called '{point.label}'; "
@@ -238,6 +268,14 @@ class Study:
         return Point(label, changes, settings, settings.point_digest())
 
 
+def _check_length(source: str, name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise ConfigError(
+            f"{source}: the name of a run, {name[:60]}…, would have {len(name)} letters; at most "
+            f"{MAX_NAME} are allowed. Give the points short names with study.arms."
+        )
+
+
 _GENERIC = {"initial", "kind", "enabled", "run", "which"}
 
 
@@ -261,7 +299,7 @@ def build_study(tree: Mapping[str, Any], source: str) -> Study:
             f"{source}: has no 'study:' section; add one with at least a name, for example "
             "'study: {name: my_study, seeds: 2}'."
         )
-    section = validate(StudySection, tree["study"], f"{source}: study")
+    section = validate(_StudyFile, {"study": tree["study"]}, source).study
     study = Study(section, tree, source)
     if not study.points:
         raise ConfigError(f"{source}: the study has no points.")

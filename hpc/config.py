@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
+import pydantic_core
 import yaml
 
 EXIT_COMPLETE = 0
@@ -83,7 +84,7 @@ class Settings(pydantic.BaseModel):
         """Refuse what pydantic would convert without a word: `yes` for a number, '80' for 80."""
         if isinstance(tree, Mapping):
             for key, value in tree.items():
-                field = cls.model_fields.get(str(key))
+                field = _fields(cls).get(str(key))
                 if field is not None:
                     _refuse_conversion(str(key), value, field.annotation)
         return tree
@@ -91,15 +92,20 @@ class Settings(pydantic.BaseModel):
 
 def _refuse_conversion(key: str, value: Any, annotation: Any) -> None:
     kinds = _plain_types(annotation)
+    problem = None
     if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-        raise ValueError(f"{key}: {_show(value)} is a truth value; a number is needed")
-    if isinstance(value, str) and kinds & {int, float, bool} and str not in kinds:
-        raise ValueError(
-            f"{key}: {_show(value)} is text; a {'number' if bool not in kinds else 'value'} is "
-            "needed (write it without quotes; exponents as 1.0e-3 or 1e-3)"
-        )
-    if isinstance(value, int | float) and not isinstance(value, bool) and kinds == {bool}:
-        raise ValueError(f"{key}: {_show(value)} is a number; true or false is needed")
+        problem = "is a truth value; a number is needed"
+    elif isinstance(value, str) and kinds & {int, float, bool} and str not in kinds:
+        what = "true or false" if bool in kinds else "a number"
+        problem = f"is text; {what} is needed, without quotes"
+    elif isinstance(value, int | float) and not isinstance(value, bool) and kinds == {bool}:
+        problem = "is a number; true or false is needed"
+    if problem is not None:
+        context = {"problem": problem, "key": key}
+        raise pydantic_core.PydanticCustomError(_CONVERSION, "{problem}", context)
+
+
+_CONVERSION = "conversion"
 
 
 def _plain_types(annotation: Any) -> set[type]:
@@ -130,6 +136,8 @@ _Loader.add_implicit_resolver(
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
             raise yaml.constructor.ConstructorError(
@@ -148,6 +156,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML text safely; raises ConfigError naming `where`, line and column."""
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ConfigError(f"{where}: is nested too deep to be a settings file.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -206,10 +216,17 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     return merge(_read_extended(path.parent / base, (*chain, here)), tree)
 
 
+def is_key(text: Any) -> bool:
+    """Whether this can name a setting: words with dots between levels."""
+    return isinstance(text, str) and bool(
+        re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", text)
+    )
+
+
 def _assignment(text: str) -> dict[str, Any]:
     key, sign, value = text.partition("=")
     key = key.strip()
-    if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
+    if not sign or not is_key(key):
         raise ConfigError(
             f"--set {text!r}: write key=value with dots between levels, "
             "for example --set train.batch_size=80."
@@ -255,8 +272,14 @@ def validate(model: type[S], tree: Any, source: str) -> S:
     try:
         return model.model_validate(dict(tree))
     except pydantic.ValidationError as error:
-        lines = [_explain(model, tree, item) for item in error.errors()]
+        items = [item for item in error.errors() if not _follows_from_others(item, tree)]
+        lines = [_explain(model, tree, item) for item in items]
         raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _follows_from_others(item: Any, tree: Any) -> bool:
+    """A list counts as empty for pydantic when all its members are wrong: those are told."""
+    return item["type"] == "too_short" and bool(_at(tree, _without_tags(item, tree)))
 
 
 def load(path: Path, model: type[S], sets: Iterable[str] = ()) -> S:
@@ -265,7 +288,7 @@ def load(path: Path, model: type[S], sets: Iterable[str] = ()) -> S:
 
 
 def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:
-    location = _without_tags(item["loc"], tree)
+    location = _without_tags(item, tree)
     name = ".".join(str(part) for part in location) or "the file"
     value = _at(tree, location)
     if item["type"] == "extra_forbidden":
@@ -276,39 +299,42 @@ def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:
         return (
             f"{name}.kind = {_show(item['ctx']['tag'])} is none of {item['ctx']['expected_tags']}."
         )
-    if item["type"] in ("model_type", "dict_type"):
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name} is {_kind(value)}; a mapping 'key: value' is needed."
-    problem = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if item["type"] == "invalid_key" or item["loc"][-1:] == ("[key]",):
+        return f"{name} is {_kind(location[-1])}; keys must be text."
+    problem = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
     if not location:
         return f"{problem}."
-    problem = problem[:1].lower() + problem[1:] if problem[:2].istitle() else problem
+    if isinstance(value, Mapping) or value is _ABSENT:
+        return f"{name}: {problem}."
     meaning = _meaning(model, tree, location)
-    shown = "" if value is _ABSENT or isinstance(value, Mapping) else f" = {_show(value)}"
-    return f"{name}{shown}: {problem}" + (f" ({meaning})." if meaning else ".")
+    return f"{name} = {_show(value)}: {problem}" + (f" ({meaning})." if meaning else ".")
 
 
 _ABSENT = object()
 
 
-def _without_tags(location: Iterable[Any], tree: Any) -> list[Any]:
-    """`location` less the names of union members, which pydantic puts between the keys."""
+def _without_tags(item: Any, tree: Any) -> list[Any]:
+    """Where an error is, less the names of union members that pydantic puts between the keys."""
     path: list[Any] = []
-    for part in location:
-        holder = _at(tree, path)
-        tag = isinstance(holder, Mapping) and part not in holder and holder.get("kind") == part
-        if not tag:
+    for part in item["loc"]:
+        if _at(tree, [*path, part]) is not _ABSENT:
             path.append(part)
+    if item["type"] == "missing":
+        path.append(item["loc"][-1])
+    if item["type"] == _CONVERSION:
+        path.append(item["ctx"]["key"])
     return path
 
 
 def _at(tree: Any, location: Iterable[Any]) -> Any:
     for part in location:
-        if isinstance(tree, Mapping) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):
-            tree = tree[part]
-        else:
+        there = isinstance(tree, Mapping) and part in tree
+        there |= isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        if not there:
             return _ABSENT
+        tree = tree[part]
     return tree
 
 
@@ -325,13 +351,18 @@ def model_at(model: type[Settings], tree: Any, location: Iterable[Any]) -> type[
         if isinstance(part, int):
             tree = _at(tree, [part])
             continue
-        field = current.model_fields.get(str(part)) if current else None
+        field = _fields(current).get(str(part)) if current else None
         tree = _at(tree, [part])
         members = _models(field.annotation) if field else []
         kind = tree.get("kind") if isinstance(tree, Mapping) else None
         tagged = [m for m in members if kind in _kinds(m)]
         current = (tagged or members or [None])[0]  # type: ignore[list-item]
     return current
+
+
+def _fields(model: type[Settings]) -> dict[str, pydantic.fields.FieldInfo]:
+    """Fields by the names they have in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _kinds(model: type[Settings]) -> tuple[Any, ...]:
@@ -343,13 +374,13 @@ def _meaning(model: type[Settings], tree: Any, location: list[Any]) -> str:
     if not location:
         return ""
     owner = model_at(model, tree, location[:-1])
-    field = owner.model_fields.get(str(location[-1])) if owner else None
+    field = _fields(owner).get(str(location[-1])) if owner else None
     return (field.description or "").split("\n")[0].rstrip(".") if field else ""
 
 
 def _unknown_key(model: type[Settings], tree: Any, location: list[Any]) -> str:
     owner = model_at(model, tree, location[:-1])
-    known = list(owner.model_fields) if owner else []
+    known = _fields(owner) if owner else ()
     return unknown_key_message(".".join(map(str, location)), known)
 
 
