@@ -323,11 +323,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return indices
 
 
-LONGER: dict[str, Any] = {
-    "trajectories": 60,
-    "particles": 100,
-    "equilibration_steps": 8000,
-}  # 0.1 s each
+# A tenth of a second each: long enough to be interrupted.
+LONGER: dict[str, Any] = {"trajectories": 40, "particles": 100, "equilibration_steps": 8000}
 
 
 @pytest.fixture(scope="module")
