@@ -77,7 +77,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `path` so that it holds either its old or its whole new content; raises StorageError."""
+    """Write `path` so that it holds its old or its whole new content; raises StorageError."""
     data = content.encode() if isinstance(content, str) else content
     with storage_errors(path):
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -133,15 +133,20 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     A line that a crash cut short is ended first, so that it spoils only itself.
     """
     line = json.dumps(_finite(record), separators=(",", ":")) + "\n"
-    with storage_errors(path), open(path, "ab+") as file:
+    with storage_errors(path), open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 line = "\n" + line
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        rest = line.encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)  # half a record would only take the last space
+            raise
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -280,12 +285,15 @@ def run_name(label: str, seed: int, digest: str) -> str:
 
 
 def study_dir(root: Path, study: str) -> StudyDir:
+    """Where a study's files lie under the logs directory `root`."""
     return StudyDir(root / study)
 
 
 def dataset_dir(root: Path, name: str, digest: str) -> Path:
+    """Where a data set lies under the logs directory `root`."""
     return root / "datasets" / f"{name}-{digest[:HASH_LENGTH]}"
 
 
 def trajectories_dir(root: Path, name: str, digest: str) -> Path:
+    """Where simulated trajectories lie under the logs directory `root`."""
     return root / "trajectories" / f"{name}-{digest[:HASH_LENGTH]}"
