@@ -296,7 +296,7 @@ def make_venv() -> None:
 def install_packages(options: Options) -> None:
     """Everything that needs no compiler."""
     files = ["base", "build", "dev", "gpu" if options.gpu else "cpu"]
-    files += ["mpi"] if options.mpi == "wheel" else []
+    files += ["mpi"] if options.mpi == "wheel" else ["site"]
     say("packages from PyPI (about a minute; 400 MB the first time, with GPU=1 3 GB)")
     arguments = [
         argument for name in files for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))

@@ -146,6 +146,23 @@ def test_incomplete_or_moved_is_not_complete(
     assert not (install.read_stamp().keys() >= complete.keys())
 
 
+@pytest.mark.parametrize("reason", ["moved", "pin", "option", "no interpreter"])
+def test_make_looks_closer_only_with_a_reason(
+    clone: Path, complete: dict[str, Any], reason: str
+) -> None:
+    plan = ["make", "--dry-run", "doctor"]
+    assert "install.py" not in run(*plan, cwd=clone).stdout
+    if reason == "moved":
+        clone = clone.rename(clone.with_name("moved"))
+    elif reason == "pin":
+        os.utime(clone / "requirements/dev.txt", (2e9, 2e9))
+    elif reason == "option":
+        plan.append("GPU=1")
+    else:
+        (clone / ".venv/bin/python").unlink()
+    assert "install.py" in run(*plan, cwd=clone).stdout
+
+
 def test_a_changed_pin_changes_the_digest(install: ModuleType, clone: Path) -> None:
     before = install.pins_digest()
     (clone / "requirements/cpu.txt").write_text("tensorflow-cpu==2.18.0\n")
