@@ -290,34 +290,56 @@ def _marks(runs: Path, names: list[str]) -> Marks:
     return np.frombuffer(found, np.int64).reshape(len(names), len(MARKS))
 
 
-def _read_chunk(
-    runs: Path, analyses: Mapping[str, Analysis], names: list[str]
-) -> list[tuple[tuple[Any, ...], dict[str, float]]]:
-    read = []
+@dataclass
+class _Chunk:
+    """Rows of some directories as plain values, which are cheap to send between processes."""
+
+    values: list[tuple[Any, ...]]
+    diagnostics: dict[tuple[str, ...], tuple[list[str], list[NDArray[np.float64]]]]
+    """names -> runs that measured them, and their last and largest values"""
+
+
+def _read_chunk(runs: Path, analyses: Mapping[str, Analysis], names: list[str]) -> _Chunk:
+    chunk = _Chunk([], {})
     for name in names:
         match = NAME.fullmatch(name)
         row = read_run(runs / name, analyses.get(match["label"]) if match else None)
-        read.append((_values(row), row.diagnostics))
-    return read
+        chunk.values.append(_values(row))
+        measured, last, largest = row.diagnostics
+        if measured:
+            alike = chunk.diagnostics.setdefault(measured, ([], []))
+            alike[0].append(name)
+            alike[1].append(np.concatenate([last, largest]))
+    return chunk
 
 
 _values = operator.attrgetter(*SCHEMA)
 
 
-def _frame(chunks: Iterable[list[tuple[tuple[Any, ...], dict[str, float]]]]) -> pl.DataFrame:
-    read = [row for chunk in chunks for row in chunk]
-    columns = zip(*(values for values, _ in read), strict=True) if read else [[]] * len(SCHEMA)
-    series = [
-        pl.Series(name, column, dtype)
-        for (name, dtype), column in zip(SCHEMA.items(), columns, strict=True)
+def _frame(chunks: list[_Chunk]) -> pl.DataFrame:
+    values = [row for chunk in chunks for row in chunk.values]
+    columns = zip(*values, strict=True) if values else [[]] * len(SCHEMA)
+    table = pl.DataFrame(
+        [
+            pl.Series(name, column, dtype)
+            for (name, dtype), column in zip(SCHEMA.items(), columns, strict=True)
+        ]
+    )
+    measured = [
+        _measured(names, chunks) for names in sorted({n for c in chunks for n in c.diagnostics})
     ]
-    measured = [diagnostics for _, diagnostics in read]
-    names = sorted({name for diagnostics in measured for name in diagnostics})
-    series += [
-        pl.Series(f"diagnostics.{name}", [d.get(name) for d in measured], pl.Float64)
-        for name in names
-    ]
-    return pl.DataFrame(series)
+    if not measured:
+        return table
+    return table.join(pl.concat(measured, how="diagonal"), on="run", how="left")
+
+
+def _measured(names: tuple[str, ...], chunks: list[_Chunk]) -> pl.DataFrame:
+    """Diagnostics of all runs that measured the same."""
+    alike = [chunk.diagnostics[names] for chunk in chunks if names in chunk.diagnostics]
+    matrix = np.array([row for _, rows in alike for row in rows])
+    columns = [f"diagnostics.{name}.{what}" for what in ("last", "max") for name in names]
+    runs = pl.Series("run", [run for runs, _ in alike for run in runs])
+    return pl.DataFrame([runs]).hstack(pl.from_numpy(matrix, columns).fill_nan(None))
 
 
 def _known(

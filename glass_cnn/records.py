@@ -8,11 +8,12 @@ then the file is not what it says it is.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 
 from glass_cnn.statistics import Evaluations
 from hpc.config import DataError
-from hpc.rundir import read_records
 
 CHUNK = 4 << 20
 """Bytes of a record file that are parsed at a time, so that a huge one stays out of memory."""
+
+
+S = TypeVar("S")
 
 
 class Evaluation(msgspec.Struct, gc=False):
@@ -100,6 +103,22 @@ class Start(msgspec.Struct):
     lineage: Lineage | None = None
 
 
+_evaluations = msgspec.json.Decoder(Evaluation)
+_starts = msgspec.json.Decoder(Start)
+_events = msgspec.json.Decoder(dict[str, Any])
+
+
+class Diagnostics(NamedTuple):
+    """Last and largest finite value of every number that was measured; names have dots."""
+
+    names: tuple[str, ...]
+    last: NDArray[np.float64]
+    largest: NDArray[np.float64]
+
+
+NO_DIAGNOSTICS = Diagnostics((), np.empty(0), np.empty(0))
+
+
 @dataclass(frozen=True)
 class Metrics:
     """All evaluations of a run: one array per quantity, and summaries of its diagnostics."""
@@ -110,8 +129,7 @@ class Metrics:
     examples: NDArray[np.float64]
     glass: NDArray[np.float64]
     finite: NDArray[np.bool_]
-    diagnostics: dict[str, float]
-    """`<name>.last` and `<name>.max` of every number that was measured"""
+    diagnostics: Diagnostics
     torn: int
     """lines that a crash cut short"""
 
@@ -130,7 +148,7 @@ class Metrics:
         )
 
 
-def read_metrics(path: Path, series: Sequence[str] = SERIES) -> Metrics:
+def read_metrics(path: Path) -> Metrics:
     """Read metrics.jsonl (a missing file is an empty one); raises DataError naming the line.
 
     Where a run went back (a restart or rollback), the later evaluations of a step count.
@@ -138,11 +156,11 @@ def read_metrics(path: Path, series: Sequence[str] = SERIES) -> Metrics:
     parts: list[_Part] = []
     torn = 0
     for chunk in _chunks(path):
-        records, cut = _decode(chunk, path)
+        records, cut = _decode(chunk, path, _evaluations)
         torn += cut
         if records:
-            parts.append(_part(records, series))
-    return _joined(parts or [_part([], series)], torn)
+            parts.append(_part(records))
+    return _joined(parts or [_part([])], torn)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -156,17 +174,14 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 yield lines
 
 
-_evaluations = msgspec.json.Decoder(Evaluation)
-
-
-def _decode(lines: bytes, path: Path) -> tuple[list[Evaluation], int]:
+def _decode(lines: bytes, path: Path, decoder: msgspec.json.Decoder[S]) -> tuple[list[S], int]:
     """The records of whole lines, and how many lines are none."""
     with contextlib.suppress(msgspec.DecodeError):
-        return _evaluations.decode_lines(lines), 0
+        return decoder.decode_lines(lines), 0
     records, torn = [], 0
     for line in lines.split(b"\n"):
         try:
-            records.append(_evaluations.decode(line))
+            records.append(decoder.decode(line))
         except msgspec.ValidationError as error:
             raise DataError(f"{path.name}: {error} in {line[:60]!r}") from None
         except msgspec.DecodeError:
@@ -174,82 +189,99 @@ def _decode(lines: bytes, path: Path) -> tuple[list[Evaluation], int]:
     return records, torn
 
 
+COLUMNS = Evaluation.__struct_fields__[:-1]
+"""All but the diagnostics, which differ from run to run."""
+
+
 @dataclass(frozen=True)
 class _Part:
-    columns: dict[str, NDArray[Any]]
-    diagnostics: dict[str, tuple[float, float]]
+    columns: dict[str, NDArray[np.float64]]
+    diagnostics: list[Diagnostics]
 
 
-def _part(records: list[Evaluation], series: Sequence[str]) -> _Part:
-    columns: dict[str, NDArray[Any]] = {
-        "iteration": np.array([r.iteration for r in records], np.int64),
-        "step": np.array([r.step for r in records], np.int64),
-        "examples": np.array([r.validation_examples for r in records], float),
-        "glass": np.array([r.validation_glass for r in records], float),
-    }
-    for name in series:
-        columns[name] = np.array([getattr(r, name) for r in records], float)
-    losses = [(r.finite, r.train_loss, r.validation_loss) for r in records]
-    columns["finite"] = np.array(
-        [ok and t is not None and v is not None for ok, t, v in losses], bool
-    )
-    return _Part(columns, _last_and_max([r.diagnostics for r in records if r.diagnostics]))
+def _part(records: list[Evaluation]) -> _Part:
+    rows = [msgspec.structs.astuple(record) for record in records]
+    *columns, diagnostics = zip(*rows, strict=True) if rows else [()] * (len(COLUMNS) + 1)
+    arrays = {name: np.array(column, float) for name, column in zip(COLUMNS, columns, strict=True)}
+    return _Part(arrays, _of_shapes([record for record in diagnostics if record]))
 
 
 def _joined(parts: list[_Part], torn: int) -> Metrics:
-    columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
-    if (np.diff(columns["step"]) <= 0).any():
-        kept = _not_superseded(columns["step"])
+    columns = parts[0].columns
+    if len(parts) > 1:
+        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in COLUMNS}
+    step = columns["step"]
+    if (step[1:] <= step[:-1]).any():
+        kept = _not_superseded(step)
         columns = {name: column[kept] for name, column in columns.items()}
-    diagnostics: dict[str, float] = {}
-    for part in parts:
-        for name, (last, largest) in part.diagnostics.items():
-            diagnostics[f"{name}.last"] = last
-            diagnostics[f"{name}.max"] = max(largest, diagnostics.get(f"{name}.max", largest))
-    own = {name: columns.pop(name) for name in ("iteration", "step", "examples", "glass", "finite")}
-    return Metrics(series=columns, diagnostics=diagnostics, torn=torn, **own)
+    finite = np.isfinite(columns["train_loss"]) & np.isfinite(columns["validation_loss"])
+    return Metrics(
+        iteration=columns["iteration"].astype(np.int64),
+        step=columns["step"].astype(np.int64),
+        series={name: columns[name] for name in SERIES},
+        examples=columns["validation_examples"],
+        glass=columns["validation_glass"],
+        finite=finite & (columns["finite"] == 1),
+        diagnostics=_summary([shape for part in parts for shape in part.diagnostics]),
+        torn=torn,
+    )
 
 
-def _not_superseded(step: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _summary(shapes: list[Diagnostics]) -> Diagnostics:
+    """Of records of different shapes, one after the other."""
+    if len(shapes) <= 1:
+        return shapes[0] if shapes else NO_DIAGNOSTICS
+    last: dict[str, float] = {}
+    largest: dict[str, float] = {}
+    for shape in shapes:
+        for name, end, most in zip(*shape, strict=True):
+            last[name] = last.get(name, end) if np.isnan(end) else end
+            largest[name] = float(np.fmax(most, largest.get(name, most)))
+    return Diagnostics(tuple(last), np.array([*last.values()]), np.array([*largest.values()]))
+
+
+def _not_superseded(step: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Records whose step is below that of every later record."""
     lowest_later = np.minimum.accumulate(step[::-1])[::-1]
     return np.append(step[:-1] < lowest_later[1:], True)
 
 
-def _last_and_max(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Last and largest finite value of each numeric leaf, named by its keys with dots."""
-    shapes = {tuple(record): record for record in records}  # records of equal keys look alike
-    paths = dict.fromkeys(path for record in shapes.values() for path in _leaves(record, ()))
-    summary = {}
-    for path in paths:
-        values = [v for v in _values(records, path) if isinstance(v, int | float)]
-        finite = [float(v) for v in values if math.isfinite(v)]
-        if finite:
-            summary[".".join(path)] = (finite[-1], max(finite))
-    return summary
+def _of_shapes(records: list[dict[str, Any]]) -> list[Diagnostics]:
+    """Summaries of diagnostics, which are read as the rows of one matrix for each shape."""
+    shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        groups = [value for value in record.values() if type(value) is dict]
+        shapes.setdefault((*record, None, *chain.from_iterable(groups)), []).append(record)
+    return [_of_one_shape(alike) for alike in shapes.values()]
 
 
-def _leaves(tree: dict[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*above, key))
-        elif value is None or isinstance(value, int | float):
-            yield (*above, key)
+def _of_one_shape(records: list[dict[str, Any]]) -> Diagnostics:
+    groups = [key for key, value in records[0].items() if isinstance(value, dict)]
+    single = [key for key in records[0] if key not in groups]
+    names = [f"{group}.{key}" for group in groups for key in records[0][group]] + single
+    rows = [
+        [*chain.from_iterable([r[g].values() for g in groups]), *[r[key] for key in single]]
+        for r in records
+    ]
+    table = _numbers(rows)
+    finite = np.isfinite(table)
+    last = len(rows) - 1 - finite[::-1].argmax(axis=0)
+    end = np.where(finite.any(axis=0), table[last, np.arange(len(names))], np.nan)
+    return Diagnostics(tuple(names), end, np.fmax.reduce(np.where(finite, table, np.nan)))
 
 
-def _values(records: list[dict[str, Any]], path: tuple[str, ...]) -> list[Any]:
-    values: list[Any] = records
-    for key in path:
-        values = [v[key] for v in values if isinstance(v, dict) and key in v]
-    return values
+def _numbers(rows: list[list[Any]]) -> NDArray[np.float64]:
+    """A matrix; not-a-number for what is none."""
+    try:
+        return np.array(rows, float)
+    except (TypeError, ValueError):
+        kinds = (int, float)
+        return np.array([[v if isinstance(v, kinds) else None for v in r] for r in rows], float)
 
 
 def read_result(path: Path) -> Result | None:
     """Read result.json; None if there is none; raises DataError if it is damaged."""
     return _read(path, Result)
-
-
-S = TypeVar("S")
 
 
 def _read(path: Path, kind: type[S]) -> S | None:
@@ -263,13 +295,10 @@ def _read(path: Path, kind: type[S]) -> S | None:
 
 def read_starts(path: Path) -> list[Start]:
     """Read provenance.jsonl, a start per line; raises DataError for a wrong type."""
-    try:
-        return [msgspec.convert(record, Start) for record in read_records(path)]
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path.name}: {error}") from None
+    return [start for chunk in _chunks(path) for start in _decode(chunk, path, _starts)[0]]
 
 
 def count_events(path: Path) -> dict[str, int]:
-    """How often each kind of event stands in events.jsonl."""
-    kinds = [str(record.get("event")) for record in read_records(path)]
-    return {kind: kinds.count(kind) for kind in kinds}
+    """How often each kind of event stands in events.jsonl; raises DataError for a wrong type."""
+    found = [event for chunk in _chunks(path) for event in _decode(chunk, path, _events)[0]]
+    return dict(Counter(str(event.get("event")) for event in found))

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ class Row:
     weights_sha256: str | None = None
     well_named: bool = False
     """the directory's name carries the digest of the settings in it"""
-    diagnostics: dict[str, float] = field(default_factory=dict)
+    diagnostics: records.Diagnostics = records.NO_DIAGNOSTICS
 
 
 _TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
@@ -201,8 +201,8 @@ def _read_last(row: Row, metrics: records.Metrics) -> None:
         setattr(row, f"final_{name}", _finite(metrics.series[name][-1]))
     row.validation_examples = int(metrics.examples[-1])
     accuracy = metrics.series["validation_accuracy"]
-    if np.isfinite(accuracy).any():
-        best = int(np.nanargmax(accuracy))
+    best = int(np.where(np.isfinite(accuracy), accuracy, -1).argmax())
+    if np.isfinite(accuracy[best]):
         row.optimal_iteration = int(metrics.iteration[best])
         row.optimal_validation_accuracy = float(accuracy[best])
 

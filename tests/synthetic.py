@@ -95,12 +95,27 @@ def _evaluation(
         "validation_glass": 1457,
         "seconds": 2.5 * i,
         "finite": finite,
-        "diagnostics": {
-            "dead_fraction": {"conv1": 0.0, "conv2": 0.1, "dense": 0.9 if down else 0.2},
-            "gradient_norm": float(rng.exponential()),
-            "logit_std": 1e-7 if down else 3.0,
-            "curvature": float(rng.exponential()) if i % 10 == 0 else None,
+        "diagnostics": diagnostics(rng, 0.9 if down else 0.2, i % 10 == 0),
+    }
+
+
+TENSORS = [f"{layer}/{kind}" for layer in ("conv1", "conv2", "dense", "output")
+           for kind in ("weights", "biases")]  # fmt: skip
+
+
+def diagnostics(rng: np.random.Generator, dead: float, curvature: bool) -> dict[str, Any]:
+    """As many numbers as a real evaluation has."""
+    per_tensor = ("weight_norm", "gradient_norm", "adam_rms", "adam_ratio_max", "update_ratio")
+    draws = rng.exponential(size=(len(per_tensor), len(TENSORS))).tolist()
+    return {
+        "logit_gap_mean": float(rng.normal()),
+        "logit_gap_std": 1e-7 if dead > 0.5 else 3.0,
+        "dead_fraction": {"conv1": 0.0, "conv2": 0.1, "dense": dead},
+        **{
+            k: dict(zip(TENSORS, row, strict=True))
+            for k, row in zip(per_tensor, draws, strict=True)
         },
+        "curvature": float(rng.exponential()) if curvature else None,
     }
 
 

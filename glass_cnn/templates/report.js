@@ -197,7 +197,7 @@
     for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) marks.push(Number(value.toPrecision(6)));
     return marks;
   };
-  const W = 300, H = 170, L = 38, R = 6, T = 8, B = 30;
+  const W = 300, H = 176, L = 38, R = 14, T = 20, B = 30;
   const panel = (run, what, left) => {
     const group = svg("g", { transform: `translate(${left} 0)` });
     const lines = [["train_", "#E69F00", "training"], ["validation_", "#0072B2", "validation"]];
@@ -224,7 +224,7 @@
         pen = "L";
       });
       group.append(svg("path", { d: path, fill: "none", stroke: color, "stroke-width": 1.1 }));
-      if (what === "loss") group.append(svg("text", { x: W - R, y: T + 8 + 12 * index, "text-anchor": "end", fill: color === "#E69F00" ? "#9a6a00" : color }, name));
+      if (what === "loss") group.append(svg("text", { x: L + 56 * index, y: 11, fill: color === "#E69F00" ? "#9a6a00" : color }, name));
     });
     return group;
   };

@@ -1,0 +1,127 @@
+"""Seconds to aggregate a large synthetic study: cold, warm, and after some runs went on.
+
+python -m benchmarks.aggregation [--runs 100000] [--evaluations 20] [--folder DIR] [--keep]
+
+Cold is without the project's cache, right after the files were written (so they are in the
+system's page cache); the peer, measured on a part of the same runs, is the plain way: read every
+file with PyYAML and the json module. Goals: 30 s cold and 1 s again for 100,000 runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from glass_cnn.aggregate import aggregate, write
+from glass_cnn.study import Study
+from hpc.config import to_yaml
+from hpc.rundir import RunDir, StudyDir
+from tests import synthetic
+
+ARMS = 20
+VARIANTS = 50
+
+
+def make(study: Study, place: StudyDir, evaluations: int) -> None:
+    """Write all run directories of the study; curves repeat after some variants."""
+    kinds = list(synthetic.COURSES)
+    curves = []
+    for i in range(VARIANTS):
+        course = synthetic.COURSES[kinds[i % len(kinds)]]
+        records = synthetic.evaluations(course, evaluations, i, study.points[0].settings)
+        curves.append(("".join(json.dumps(r) + "\n" for r in records), records))
+    start = json.dumps(synthetic.START) + "\n"
+    configs = {p.label: to_yaml(p.settings).split("seed: 0\n", 1) for p in study.points}
+    for run in study.runs:
+        target = RunDir(place.runs / run.name)
+        target.path.mkdir()
+        text, records = curves[run.seed % VARIANTS]
+        target.config.write_text(f"seed: {run.seed}\n".join(configs[run.point.label]))
+        target.metrics.write_text(text)
+        target.provenance.write_text(start)
+        target.result.write_text(json.dumps(synthetic.result(run.seed, records)))
+
+
+def timed(what: str, study: Study, place: StudyDir) -> None:
+    """Aggregate, write the table, print how long it took."""
+    began, busy = time.perf_counter(), processor_seconds()
+    result = aggregate(study, place)
+    write(result)
+    wall, busy = time.perf_counter() - began, processor_seconds() - busy
+    print(f"{wall:>8.2f} s {what} ({busy:.2f} s of processor; {len(result.counted)} counted)")
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def plainly(place: StudyDir, at_most: int) -> float:
+    """Seconds a run of reading every file the plain way."""
+    folders = [RunDir(path) for path in sorted(place.runs.iterdir())[:at_most]]
+    began = time.perf_counter()
+    for run in folders:
+        yaml.safe_load(run.config.read_text())
+        json.loads(run.result.read_text())
+        for path in (run.metrics, run.provenance):
+            [json.loads(line) for line in path.read_text().splitlines()]
+    return (time.perf_counter() - began) / len(folders)
+
+
+def append_to_some(place: StudyDir, count: int) -> None:
+    """Let some runs go on: one line more."""
+    for path in sorted(place.runs.iterdir())[:count]:
+        line = RunDir(path).metrics.read_text().splitlines()[-1]
+        with RunDir(path).metrics.open("a") as file:
+            file.write(line + "\n")
+
+
+def main() -> None:
+    """Generate, time, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__)
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--evaluations", type=int, default=20)
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary one)")
+    parser.add_argument("--keep", action="store_true", help="keep the files, and use them again")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="aggregation-"))
+    arms = {f"arm{i}": {"train.batch_size": 10 + i} for i in range(ARMS)}
+    study = synthetic.study("large", args.runs // ARMS, arms=arms)
+    place = synthetic.directory(study, folder)
+    try:
+        if not any(place.runs.iterdir()):
+            began = time.perf_counter()
+            make(study, place, args.evaluations)
+            print(f"{len(study.runs)} runs written in {time.perf_counter() - began:.1f} s")
+        (place.path / ".aggregate.parquet").unlink(missing_ok=True)
+        measure(study, place)
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder)
+
+
+def measure(study: Study, place: StudyDir) -> None:
+    """Print the times."""
+    size = sum(f.stat().st_size for run in place.runs.iterdir() for f in run.iterdir())
+    print(f"{len(study.runs)} runs, {size / 1e9:.2f} GB, {ARMS} arms")
+    timed("cold", study, place)
+    time.sleep(2.5)  # files younger than 2 s are read again by design
+    timed("again", study, place)
+    append_to_some(place, 100)
+    timed("after 100 runs changed", study, place)
+    per_run = plainly(place, 300)
+    print(f"{per_run * len(study.runs):>8.0f} s plain PyYAML and json, one process (from 300 runs)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{peak:>8.2f} GB peak memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,447 @@
+"""Outcomes by hand-made curves; estimators against closed forms, lifelines and enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from lifelines import KaplanMeierFitter
+from lifelines.statistics import logrank_test
+from scipy import stats
+
+from glass_cnn import statistics as s
+from glass_cnn.settings import Analysis
+
+N, GLASS = 2960, 1457
+ANALYSIS = Analysis()
+
+
+def run(accuracies: Any, fractions: Any = 0.5, finite: Any = True) -> s.Evaluations:
+    accuracy = np.array(accuracies, float)
+    count = len(accuracy)
+    return s.Evaluations(
+        step=np.arange(1, count + 1) * 10,
+        accuracy=accuracy,
+        glass_fraction=np.broadcast_to(np.array(fractions, float), count),
+        examples=np.full(count, float(N)),
+        glass=np.full(count, float(GLASS)),
+        finite=np.broadcast_to(np.array(finite, bool), count),
+    )
+
+
+# --- chance and outcomes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correct", [1457, 1503, 1481, 1479])
+def test_the_final_accuracies_of_2017_are_a_collapse(correct: int) -> None:
+    good, bad = [0.998] * 5, [correct / N] * 3
+    fractions = [0.5] * 5 + [float(correct == 1457)] * 3
+    assert s.classify(run(good + bad, fractions), ANALYSIS).outcome == "permanent_collapse"
+
+
+def test_the_two_constant_predictors_of_2017_add_up_to_all_examples() -> None:
+    assert N == 1457 + 1503
+    assert round(1457 / N, 5) == 0.49223
+    assert round(1503 / N, 5) == 0.50777
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "fraction", "chance"),
+    [
+        (0.5078, 0.5, True),  # the larger class
+        (0.5353, 0.5, True),  # 1503/2960 + 3·√(p(1 − p)/2960) = 0.53534
+        (0.5354, 0.5, False),
+        (0.80, 0.989, False),
+        (0.80, 0.990, True),  # one class
+        (0.80, 0.010, True),
+        (0.80, 0.011, False),
+        (math.nan, math.nan, False),
+    ],
+)
+def test_chance(accuracy: float, fraction: float, chance: bool) -> None:
+    assert s.at_chance(accuracy, fraction, N, GLASS, ANALYSIS) == chance
+
+
+def test_streaks() -> None:
+    flags = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], bool)
+    assert s.streaks(flags).tolist() == [1, 2, 0, 1, 0, 0, 1, 2, 3]
+    assert s.streaks(np.array([], bool)).tolist() == []
+
+
+UP, DOWN, MIDDLE = 0.99, 0.5, 0.8
+
+
+@pytest.mark.parametrize(
+    ("curve", "outcome"),
+    [
+        ([DOWN] * 9, "never_learned"),
+        ([UP, UP, MIDDLE, UP, UP], "never_learned"),  # never three in a row
+        ([DOWN, UP, UP, UP], "survived"),
+        ([UP] * 3 + [MIDDLE] * 9, "survived"),  # worse, but not at chance
+        ([UP] * 3 + [DOWN] * 3, "permanent_collapse"),
+        ([UP] * 3 + [DOWN] * 2, "transient_collapse"),  # too short to be called permanent
+        ([UP] * 3 + [DOWN] + [UP] * 3, "transient_collapse"),
+        ([UP] * 3 + [DOWN] * 5 + [MIDDLE], "transient_collapse"),  # left, not learned again
+        ([UP] * 3 + [DOWN] + [UP] * 3 + [DOWN] * 3, "permanent_collapse"),
+        ([], "never_learned"),
+        ([UP], "never_learned"),
+    ],
+)
+def test_outcomes(curve: list[float], outcome: str) -> None:
+    assert s.classify(run(curve), ANALYSIS).outcome == outcome
+    assert s.classify(run(curve), ANALYSIS, complete=False).outcome == "incomplete"
+    assert s.outcome_so_far(run(curve), ANALYSIS) == outcome
+
+
+def test_a_loss_that_is_not_finite_is_no_collapse() -> None:
+    finite = [True] * 5 + [False] * 3
+    course = s.classify(run([UP] * 5 + [DOWN] * 3, finite=finite), ANALYSIS)
+    assert course.outcome == "non_finite"
+
+
+def test_a_run_whose_loss_is_not_finite_is_watched_until_then() -> None:
+    course = s.classify(run([UP] * 8, finite=[True] * 5 + [False] * 3), ANALYSIS)
+    assert (course.outcome, course.end) == ("non_finite", 4)
+
+
+def test_onset_is_bracketed_by_the_last_good_and_the_first_bad_evaluation() -> None:
+    course = s.classify(run([UP] * 4 + [MIDDLE] * 2 + [DOWN] * 4 + [UP] * 3 + [DOWN]), ANALYSIS)
+    assert (course.learned, course.last_good, course.first_bad) == (2, 3, 6)
+    assert (course.collapses, course.relearned, course.chance_at_end) == (2, True, True)
+    assert course.end == 6
+
+
+def test_thresholds_are_settings() -> None:
+    curve = run([0.92] * 3 + [DOWN] * 2)
+    assert s.classify(curve, ANALYSIS).outcome == "never_learned"
+    easier = Analysis(learned_accuracy=0.9, collapse_evaluations=2)
+    assert s.classify(curve, easier).outcome == "permanent_collapse"
+
+
+@given(st.lists(st.sampled_from([UP, DOWN, MIDDLE]), max_size=40), st.booleans())
+def test_every_run_has_one_outcome_that_fits_its_course(curve: list[float], finite: bool) -> None:
+    course = s.classify(run(curve, finite=finite), ANALYSIS)
+    assert course.outcome in s.OUTCOMES
+    if not finite and curve:
+        assert course.outcome == "non_finite"
+        return
+    assert (course.outcome in s.COLLAPSED) == (course.first_bad is not None)
+    assert (course.outcome == "never_learned") == (course.learned is None)
+    if course.first_bad is not None:
+        assert course.learned is not None
+        assert course.last_good is not None
+        assert course.learned <= course.last_good < course.first_bad
+        assert curve[course.first_bad] == DOWN
+        assert DOWN not in curve[course.learned : course.first_bad]
+    if course.outcome == "permanent_collapse":
+        assert curve[-3:] == [DOWN] * 3
+
+
+# --- rates -----------------------------------------------------------------------------------
+
+
+def wilson(k: int, n: int, z: float) -> tuple[float, float]:
+    """Wilson (1927), as in any textbook."""
+    p = k / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+@given(st.integers(2, 300), st.data(), st.sampled_from([0.9, 0.95, 0.99]))
+def test_rates_have_wilson_intervals(n: int, data: Any, confidence: float) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    rate = s.rate(k, n, confidence)
+    z = stats.norm.ppf((1 + confidence) / 2)
+    assert (rate.low, rate.high) == pytest.approx(wilson(k, n, z))
+    assert rate.value == k / n
+
+
+@given(st.integers(1, 300))
+def test_none_and_all_have_exact_intervals(n: int) -> None:
+    bound = 0.025 ** (1 / n)
+    assert s.rate(0, n)[3:] == pytest.approx((0, 1 - bound))
+    assert s.rate(n, n)[3:] == pytest.approx((bound, 1))
+
+
+def test_nothing_tried_says_nothing() -> None:
+    rate = s.rate(0, 0)
+    assert math.isnan(rate.value)
+    assert (rate.low, rate.high) == (0, 1)
+
+
+def test_differences_have_newcombes_interval() -> None:
+    # Newcombe (1998), table II, method 10: 56/70 against 48/80, and 9/10 against 3/10.
+    assert s.difference(s.rate(56, 70), s.rate(48, 80)) == pytest.approx(
+        (0.2, 0.0524, 0.3339), abs=5e-5
+    )
+    assert s.difference(s.rate(9, 10), s.rate(3, 10)) == pytest.approx(
+        (0.6, 0.1705, 0.8090), abs=5e-5
+    )
+
+
+def fisher(k: int, n: int, j: int, m: int) -> float:
+    """Two-sided Fisher by enumeration of all tables with these margins."""
+    total = k + j
+
+    def mass(i: int) -> float:
+        return math.comb(n, i) * math.comb(m, total - i) / math.comb(n + m, total)
+
+    masses = [mass(i) for i in range(max(0, total - m), min(n, total) + 1)]
+    return sum(p for p in masses if p <= mass(k) * (1 + 1e-7))
+
+
+@given(st.integers(1, 15), st.integers(1, 15), st.data())
+def test_compare_is_fishers_test(n: int, m: int, data: Any) -> None:
+    k, j = data.draw(st.integers(0, n)), data.draw(st.integers(0, m))
+    assert s.compare(s.rate(k, n), s.rate(j, m)) == pytest.approx(fisher(k, n, j, m))
+
+
+def test_arms_are_compared_pairwise_and_adjusted() -> None:
+    rates = {"a": s.rate(9, 12), "b": s.rate(1, 12), "c": s.rate(4, 12), "none": s.rate(0, 0)}
+    tests = s.compare_arms(rates)
+    assert [(t.a, t.b) for t in tests] == [("a", "b"), ("a", "c"), ("b", "c")]
+    order = sorted(t.p for t in tests)
+    stepped = [min(p * 3 / rank for p, rank in list(zip(order, (1, 2, 3), strict=True))[i:])
+               for i in range(3)]  # fmt: skip
+    assert sorted(t.adjusted for t in tests) == pytest.approx(stepped)
+
+
+def test_many_arms_are_compared_with_the_rest() -> None:
+    rates = {f"arm{i}": s.rate(i, 20) for i in range(20)}
+    tests = s.compare_arms(rates)
+    assert len(tests) == 20
+    others = s.rate(sum(range(1, 20)), 19 * 20)
+    assert tests[0].p == s.compare(s.rate(0, 20), others)
+
+
+def test_arms_without_runs_give_no_tests() -> None:
+    assert s.compare_arms({"a": s.rate(0, 0), "b": s.rate(1, 2)}) == []
+    assert s.compare_arms({}) == []
+
+
+# --- time to collapse ------------------------------------------------------------------------
+
+lives = st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=30)
+
+
+@given(lives)
+def test_survival_is_lifelines_kaplan_meier(runs: list[tuple[int, bool]]) -> None:
+    times, events = zip(*runs, strict=True)
+    curve = s.survival(times, events)
+    peer = KaplanMeierFitter(alpha=0.05).fit(times, events)
+    low, high = 1.0, 1.0  # neither bound ever rises
+    for i, t in enumerate(curve.time):
+        at_risk = sum(x >= t for x in times)
+        value = float(peer.predict(t))
+        if 0 < value < 1:
+            below, above = peer.confidence_interval_.loc[t]
+        else:
+            exact = 0.025 ** (1 / at_risk)
+            below, above = (exact, 1.0) if value == 1 else (0.0, 1 - exact)
+        low, high = min(low, below), min(high, above)
+        assert curve.survival[i] == pytest.approx(value)
+        assert s.survival_at(curve, t) == curve.survival[i]
+        assert (curve.low[i], curve.high[i]) == pytest.approx((low, high), abs=1e-6)
+        assert curve.at_risk[i] == at_risk
+
+
+def test_survival_by_hand_with_ties() -> None:
+    # 5 runs: two collapse at 10, one is censored at 10, one collapses at 30, one is censored at 40.
+    curve = s.survival([10, 10, 10, 30, 40], [True, True, False, True, False])
+    assert curve.time.tolist() == [10, 30, 40]
+    assert curve.survival.tolist() == pytest.approx([3 / 5, 3 / 10, 3 / 10])
+    assert curve.at_risk.tolist() == [5, 2, 1]
+    assert s.median_time(curve) == 30
+    assert s.survival_at(curve, 9) == 1
+    # Greenwood on the log-log scale at t = 10: var = (1/ln S)²·d/(n(n − d)).
+    spread = stats.norm.ppf(0.975) * math.sqrt(2 / (5 * 3)) / math.log(0.6)
+    assert (curve.low[0], curve.high[0]) == pytest.approx(
+        (0.6 ** math.exp(-spread), 0.6 ** math.exp(spread))
+    )
+
+
+def test_survival_without_a_collapse_is_bounded_by_the_runs_at_risk() -> None:
+    curve = s.survival([10, 20, 20], [False] * 3)
+    assert curve.survival.tolist() == [1, 1]
+    assert curve.low.tolist() == pytest.approx([0.025 ** (1 / 3), 0.025 ** (1 / 2)])
+    assert s.median_time(curve) is None
+
+
+def test_survival_of_nothing_and_of_one() -> None:
+    assert len(s.survival([], []).time) == 0
+    assert s.survival([5], [True]).survival.tolist() == [0]
+    assert s.survival([5], [False]).survival.tolist() == [1]
+
+
+@given(lives, lives)
+def test_log_rank_of_two_is_lifelines(a: Any, b: Any) -> None:
+    assume(any(event for _, event in a + b))
+    arms = {"a": tuple(zip(*a, strict=True)), "b": tuple(zip(*b, strict=True))}
+    (t1, e1), (t2, e2) = arms.values()
+    peer = logrank_test(t1, t2, e1, e2).p_value
+    found = s.log_rank(arms)
+    if found is None:
+        assert not math.isfinite(peer) or peer == 1
+    else:
+        assert found == pytest.approx(peer, rel=1e-6)
+
+
+def log_rank_by_hand(times: s.Times) -> float:
+    """χ² of observed less expected collapses, with the covariance of the hypergeometric law."""
+    arms = list(times.values())
+    k = len(arms)
+    gap, covariance = np.zeros(k), np.zeros((k, k))
+    moments = sorted({t for ts, es in arms for t, e in zip(ts, es, strict=True) if e})
+    for moment in moments:
+        risk = np.array([sum(t >= moment for t in ts) for ts, _ in arms], float)
+        dead = np.array([sum(e and t == moment for t, e in zip(*arm, strict=True)) for arm in arms])
+        n, d = risk.sum(), dead.sum()
+        gap += dead - d * risk / n
+        if n > 1:
+            factor = d * (n - d) / (n - 1)
+            covariance += factor * (np.diag(risk) / n - np.outer(risk, risk) / n**2)
+    value = gap[:-1] @ np.linalg.pinv(covariance[:-1, :-1]) @ gap[:-1]
+    return float(stats.chi2.sf(value, k - 1))
+
+
+def test_log_rank_of_three_arms_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    arms = {
+        name: (rng.integers(1, 9, 12).astype(float).tolist(), (rng.random(12) < 0.7).tolist())
+        for name in "abc"
+    }
+    assert s.log_rank(arms) == pytest.approx(log_rank_by_hand(arms), rel=1e-6)
+
+
+def test_no_log_rank_without_collapses_or_arms() -> None:
+    assert s.log_rank({"a": ([1, 2], [False, False]), "b": ([3], [False])}) is None
+    assert s.log_rank({"a": ([1, 2], [True, False]), "b": ([], [])}) is None
+
+
+# --- pairs -----------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_mcnemar_is_a_sign_test(a: int, b: int) -> None:
+    n, k = a + b, min(a, b)
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+    assert s.mcnemar(a, b) == pytest.approx(min(1, 2 * tail))
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=9))
+def test_sign_flip_is_exact_for_few_pairs(gaps: list[int]) -> None:
+    assume(any(gaps))
+    seen = abs(sum(gaps))
+    flips = itertools.product((1, -1), repeat=len(gaps))
+    totals = [sum(g * f for g, f in zip(gaps, flip, strict=True)) for flip in flips]
+    upper = sum(t >= seen for t in totals) / len(totals)
+    assert s.sign_flip(gaps) == pytest.approx(min(1, 2 * upper))
+
+
+def test_sign_flip_repeats_and_takes_no_difference() -> None:
+    gaps = np.random.default_rng(3).normal(0.3, 1, 40)
+    assert s.sign_flip(gaps, seed=5) == s.sign_flip(gaps, seed=5)
+    assert s.sign_flip(np.zeros(5)) == 1
+
+
+def test_pairs_by_hand() -> None:
+    a: s.Ends = {0: (True, 0.5), 1: (True, 0.5), 2: (False, 0.9), 3: (None, 0.5), 4: (True, 0.5)}
+    b: s.Ends = {0: (False, 0.9), 1: (True, 0.5), 2: (False, 0.9), 3: (False, 0.9), 9: (True, 0.1)}
+    pair = s.paired("a", "b", a, b)
+    assert pair is not None
+    assert (pair.pairs, pair.both_learned, pair.only_a, pair.only_b, pair.both) == (4, 3, 1, 0, 1)
+    assert pair.accuracy_difference == pytest.approx((-0.4 + 0 + 0 - 0.4) / 4)
+    assert s.paired("a", "b", a, {0: (True, 0.5)}) is None
+
+
+def test_pairs_without_accuracies_do_not_fail() -> None:
+    ends: s.Ends = {0: (True, None), 1: (False, math.nan)}
+    pair = s.paired("a", "b", ends, ends)
+    assert pair is not None
+    assert math.isnan(pair.accuracy_difference)
+    assert pair.accuracy_p == 1
+
+
+# --- accuracies ------------------------------------------------------------------------------
+
+
+def test_profile_by_hand() -> None:
+    profile = s.profile([0.5, 0.9, math.nan, 0.99], [0.4, 0.5, 0.95, 1.0])
+    assert profile.share.tolist() == [0.75, 0.5, 0.25, 0]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 1000))
+def test_profile_repeats_and_falls(values: list[float], seed: int) -> None:
+    tau = np.linspace(0, 1, 11)
+    first, second = (s.profile(values, tau, seed=seed, resamples=200) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert (np.diff(first.share) <= 0).all()
+    assert (first.low <= first.share + 1e-12).all()
+    assert (first.share <= first.high + 1e-12).all()
+
+
+def test_profile_band_is_the_binomial_of_resampling() -> None:
+    values = [0.5] * 6 + [0.99] * 14
+    profile = s.profile(values, [0.9], resamples=20_000)
+    low, high = stats.binom.ppf([0.025, 0.975], 20, 0.7) / 20
+    assert (profile.low[0], profile.high[0]) == pytest.approx((low, high), abs=0.051)
+
+
+def test_profile_and_median_of_nothing() -> None:
+    assert np.isnan(s.profile([], [0.5]).share).all()
+    assert s.median([]) is None
+    assert s.median([None, math.nan]) is None
+    assert s.median([None, 0.9, 0.7]) == pytest.approx(0.8)
+
+
+# --- what seeds show -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "bound"), [(5, 0.52), (10, 0.31), (20, 0.17), (30, 0.12)])
+def test_none_of_n_bounds_the_rate(n: int, bound: float) -> None:
+    assert round(s.zero_bound(n), 2) == bound
+
+
+@pytest.mark.parametrize(("p", "q", "n"), [(0.8, 0.2, 12), (0.5, 0.1, 23), (0.3, 0.0, 21)])
+def test_seeds_needed(p: float, q: float, n: int) -> None:
+    assert s.seeds_needed(p, q) == n
+    assert s.power(n, p, q) >= 0.8 > s.power(n - 1, p, q)
+
+
+@given(st.integers(1, 12), st.data())
+def test_fisher_table_is_scipys(n: int, data: Any) -> None:
+    k, j = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
+    value = stats.fisher_exact([[k, n - k], [j, n - j]]).pvalue
+    assert s.fisher_table(n)[k, j] == pytest.approx(value)
+
+
+def test_power_is_what_simulation_finds() -> None:
+    rng = np.random.default_rng(0)
+    k, j = rng.binomial(12, 0.8, 20_000), rng.binomial(12, 0.2, 20_000)
+    found = (s.fisher_table(12)[k, j] <= 0.05).mean()
+    assert s.power(12, 0.8, 0.2) == pytest.approx(found, abs=0.01)
+
+
+def test_three_an_arm_can_never_be_significant() -> None:
+    assert s.fisher_table(3).min() == pytest.approx(0.1)
+    assert "can ever be significant" in s.what_seeds_show(3)
+    assert "can ever be significant" not in s.what_seeds_show(4)
+
+
+def test_the_smallest_detectable_rate_is_detected_and_one_per_cent_less_is_not() -> None:
+    rate = s.detectable(12)
+    assert rate is not None
+    assert s.power(12, 0, rate) >= 0.8 > s.power(12, 0, rate - 0.01)
+    assert f"{100 * rate:.0f} %" in s.what_seeds_show(12)
+    assert s.detectable(3) is None
+
+
+def test_no_runs_say_so() -> None:
+    assert "nothing can be said" in s.what_seeds_show(0)
