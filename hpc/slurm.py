@@ -617,9 +617,10 @@ def cancel(study: StudyDir) -> tuple[int, int]:
     for folder, record in _records(study):
         if jobs & {job["id"] for job in record["jobs"]}:
             write_atomic(folder / "cancelled", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+    running = [row for row in rows if row.state != "PENDING"]
     if jobs:
-        call("scancel", "--state=PENDING", *sorted(jobs))
-        # The batch script passes it on to all ranks; they have more time than after a plain scancel.
-        call("scancel", "--batch", "--signal=USR2", "--state=RUNNING", *sorted(jobs))
-    running = sum(row.state != "PENDING" for row in rows)
-    return len(rows) - running, running
+        call("scancel", "--quiet", "--state=PENDING", *sorted(jobs))
+    if running:
+        # The batch script tells all ranks; they have more time than after a plain scancel.
+        call("scancel", "--quiet", "--batch", "--signal=USR2", *(row.target for row in running))
+    return len(rows) - len(running), len(running)

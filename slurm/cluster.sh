@@ -21,7 +21,8 @@ fail() { printf 'error: slurm: %s\n' "$*" >&2; exit 70; }
 
 alive() { # alive PIDFILE: does the daemon that wrote it run, and is it ours (process ids are reused)?
     local pid
-    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home"
+    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && [ -r "/proc/$pid/cmdline" ] &&
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$home"
 }
 
 install_packages() {

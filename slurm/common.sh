@@ -47,7 +47,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
     else
         job=$("$python" -m jobs.task "$stage" "$@") || exit
     fi
-    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node=1 modules=() options=()
+    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' modules=() options=()
     while IFS= read -r line; do
         mapfile -t -d $'\t' field < <(printf '%s' "$line")
         case ${field[0]}:${field[1]} in
@@ -84,7 +84,9 @@ load_modules() {
 }
 
 make_command() { # launch, ranks and forward: how to start the ranks, and the signal that the launcher passes on to them
-    ranks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * per_node))}
+    ranks=${SLURM_NTASKS:-1}
+    # As many as the nodes that there are this time (min_nodes); SLURM_NTASKS is that of the first start.
+    [ -z "$per_node" ] || ranks=$((SLURM_JOB_NUM_NODES * per_node))
     local cpus=${SLURM_CPUS_PER_TASK:-1} label=() binding=()
     export OMP_NUM_THREADS=$cpus OPENBLAS_NUM_THREADS=$cpus
     forward=USR2

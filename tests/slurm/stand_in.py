@@ -1,7 +1,8 @@
-"""A run in small: MPI steps, evaluations, checkpoints, signals, exit codes; seconds where training takes minutes.
+"""A run in small: MPI steps, evaluations, checkpoints, signals, exit codes.
 
-Its "weights" are a hash chain over sums of all ranks' shares of a global batch, so they are the same on any number
-of ranks if, and only if, no step was lost, repeated or done differently.
+It takes seconds where training takes minutes. Its "weights" are a hash chain over sums of all
+ranks' shares of a global batch, so they are the same on any number of ranks if, and only if, no
+step was lost, repeated or done differently.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +53,7 @@ class StandIn:
 
         self.args, self.stop, self.world = args, stop, world()
         self.run = RunDir(args.run)
-        self.state = {"step": 0, "evaluated": 0, "digest": ""}
+        self.state: dict[str, Any] = {"step": 0, "evaluated": 0, "digest": ""}
 
     def say(self, what: str) -> None:
         """Tell where the run is, for tests that interrupt it there."""

@@ -1,0 +1,250 @@
+"""A table of runs: state, iteration, accuracy, outcome so far, restarts, time left.
+
+Read from the run directories and, where Slurm answers, from its queue; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from glass_cnn.aggregate import aggregate, find_study
+from glass_cnn.study import Study
+from glass_cnn.words import percent
+from hpc import slurm
+from hpc.config import ConfigError, run_main
+from hpc.rundir import RunDir, StudyDir, logs_root
+
+EVERY = 5.0
+"""seconds between two looks of `make watch`"""
+ALIVE = 30.0
+"""a run whose rank 0 has written its heartbeat within so many seconds is running"""
+TAIL = 16_384
+"""bytes read from the end of a record file"""
+ORDER = ("running", "ending", "requeued", "pending", "failed", "stopped", "damaged", "complete")
+"""states in the order they are shown; others come last"""
+COLOURS = {
+    "running": "green", "complete": "dim", "failed": "red", "damaged": "red", "stopped": "yellow",
+}  # fmt: skip
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.status", description=__doc__)
+    parser.add_argument("config", nargs="?", help="study file, name or directory (default: all)")
+    parser.add_argument("--watch", action="store_true", help="look again every few seconds")
+    parser.add_argument("--all", action="store_true", help="every run, however many there are")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Show the table once, or again and again."""
+    args = parse(argv)
+    root = logs_root(args.logs)
+    console = Console()
+    lines = None if args.all or not console.is_terminal else max(8, console.height - 6)
+    if not args.watch:
+        console.print(page(args.config, root, lines))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True) as live:
+        while True:
+            live.update(page(args.config, root, lines), refresh=True)
+            time.sleep(EVERY)
+
+
+def page(config: str | None, root: Path, lines: int | None) -> Group:
+    """What is shown; at most so many lines, or all."""
+    studies = [find_study(name, root=root) for name in ([config] if config else names(root))]
+    rows = slurm.queue() if slurm.answers() else []
+    parts = [study_part(study, place, rows, lines) for study, place in studies]
+    return Group(*parts)
+
+
+def names(root: Path) -> list[str]:
+    """Directories of all studies under the logs root; raises ConfigError."""
+    found = sorted(str(path.parent) for path in root.glob("*/study.yaml"))
+    if not found:
+        raise ConfigError(f"{root}: holds no study yet; start one with make submit CONFIG=….")
+    return found
+
+
+def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: int | None) -> Group:
+    """Headline and table of one study."""
+    runs = sorted(states(study, place, rows), key=lambda run: run.order)
+    counts = Counter(run.state for run in runs)
+    order = {state: number for number, state in enumerate(ORDER)}
+    words = [
+        f"{n} {state}" for state, n in sorted(counts.items(), key=lambda x: order.get(x[0], 9))
+    ]
+    head = Text.assemble((study.name, "bold"), f"  {len(runs)} runs: {', '.join(words)}")
+    others = [x for x in waiting(place, rows) if not x.startswith("train")]
+    shown = runs if lines is None else runs[:lines]
+    more = (
+        [Text(f"… and {len(runs) - len(shown)} more; --all shows them")]
+        if len(runs) > len(shown)
+        else []
+    )
+    return Group(head, *others, table(shown), *more, "")
+
+
+def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
+    """Tasks in the queue that are no trainings, in words."""
+    found = slurm.active(place, rows)
+    return [
+        f"{name}: {said(row)}"
+        for done, (name, row) in found.items()
+        if Path(done).name != "result.json"
+    ]
+
+
+def said(row: slurm.Queued) -> str:
+    """State of a job and where or why."""
+    if row.state == "PENDING":
+        return f"pending ({row.reason}), job {row.target}"
+    return f"{row.state.lower()} on {row.nodes}, job {row.target}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One line of the table."""
+
+    state: str
+    detail: str
+    """where it runs, or why not"""
+    facts: dict[str, Any]
+    """the run's row of the aggregation"""
+    left: float | None = None
+    """seconds to the end, if it is running"""
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Running ones first."""
+        known = self.state in ORDER
+        return (ORDER.index(self.state) if known else len(ORDER)), self.facts["run"]
+
+
+def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[Shown]:
+    """Every run of a study with its state."""
+    queued = {Path(done).parent.name: row for done, (_, row) in slurm.active(place, rows).items()}
+    named = {(run.point.label, run.seed): run.name for run in study.runs}
+    for facts in aggregate(study, place).table.iter_rows(named=True):
+        facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
+        run = RunDir(place.runs / facts["run"])
+        state, detail = state_of(run, facts, queued.get(facts["run"]))
+        left = time_left(run, facts) if state == "running" else None
+        yield Shown(state, detail, facts, left)
+
+
+def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tuple[str, str]:
+    """State and detail of one run, from its directory and its place in the queue."""
+    if facts["state"] not in ("unfinished", "missing"):
+        return facts["state"], "" if facts["state"] == "complete" else facts["reason"] or ""
+    if row is not None:
+        again = row.state == "PENDING" and facts["starts"]
+        known = {"RUNNING": "running", "COMPLETING": "ending", "PENDING": "pending"}
+        return "requeued" if again else known.get(row.state, row.state.lower()), said(row)
+    if alive(run):
+        return "running", "on this machine"
+    if facts["state"] == "missing":
+        return "waiting", "not submitted"
+    return ended(run)
+
+
+def alive(run: RunDir) -> bool:
+    """Whether rank 0 gave a sign of life a moment ago."""
+    with contextlib.suppress(OSError):
+        return time.time() - os.stat(run.heartbeats / "rank-0.json").st_mtime < ALIVE
+    return False
+
+
+def ended(run: RunDir) -> tuple[str, str]:
+    """How a run that is neither complete nor in the queue came to its end."""
+    last: dict[str, Any] = next(
+        (r for r in reversed(tail(run.events)) if r.get("event") == "no_requeue"), {}
+    )
+    reason = str(last.get("reason", "make submit goes on with it"))
+    return "failed" if last.get("status") in (65, 70, 78) else "stopped", reason
+
+
+def time_left(run: RunDir, facts: dict[str, Any]) -> float | None:
+    """Seconds to the last iteration at the present rate; None before there is one."""
+    records = [r for r in tail(run.metrics) if "seconds" in r and "iteration" in r]
+    if len(records) < 2 or not facts.get("train.iterations"):
+        return None
+    first, last = records[0], records[-1]
+    rate = (last["seconds"] - first["seconds"]) / max(1, last["iteration"] - first["iteration"])
+    return rate * (facts["train.iterations"] - last["iteration"])
+
+
+def tail(path: Path) -> list[dict[str, Any]]:
+    """The last records of a file; a first line that is cut is left out."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def table(runs: list[Shown]) -> Table:
+    """One line per run."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("run", overflow="fold")
+    shown.add_column("state")
+    for heading in ("iteration", "accuracy", "outcome so far", "restarts", "ETA"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("where or why", overflow="fold")
+    for run in runs:
+        shown.add_row(
+            *cells(run), style=COLOURS.get(run.state) if run.state == "complete" else None
+        )
+    return shown
+
+
+def cells(run: Shown) -> list[str | Text]:
+    """The line of one run."""
+    facts = run.facts
+    total = facts.get("train.iterations")
+    accuracy = facts["final_validation_accuracy"]
+    outcome = facts["outcome_so_far"] or ""
+    return [
+        facts["run"],
+        Text(run.state, style=COLOURS.get(run.state, "")),
+        f"{facts['iteration'] or 0}/{total}" if total else str(facts["iteration"] or ""),
+        "" if accuracy is None else percent(accuracy, 2),
+        outcome.replace("_", " "),
+        str(max(0, (facts["starts"] or 0) - 1) or ""),
+        "" if run.left is None else duration(run.left),
+        run.detail,
+    ]
+
+
+def duration(seconds: float) -> str:
+    """75 s as 1:15, 3675 s as 1:01:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,78 @@
+"""Print the job file of one task, for a template in slurm/ that was submitted by hand.
+
+The batch script calls it: `sbatch slurm/train.sh CONFIG RUN` becomes `python -m jobs.task train
+CONFIG RUN`. Without RUN, the array index is the number of the run in the study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from glass_cnn.study import Run, Study, load_study
+from hpc.config import ConfigError, run_main
+from hpc.rundir import logs_root
+from hpc.slurm import job_text, load_site
+from hpc.stages import Task
+
+MODULES = {"simulate": "jobs.dataset", "aggregate": "jobs.report"}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.task", description=__doc__)
+    parser.add_argument("stage", choices=("train", *MODULES))
+    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser.add_argument("run", nargs="?", help="name of a run, or the beginning of one")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Find the task and the site, and print what the template reads."""
+    args = parse(argv)
+    root = logs_root(args.logs)
+    study = load_study(args.config, root=root)
+    launch = study.points[0].settings.launch
+    site = load_site(launch.site, launch.slurm).of(args.stage)
+    print(job_text(site, [find(args, study, root)]), end="")
+
+
+def find(args: argparse.Namespace, study: Study, root: Path) -> Task:
+    """The task that the command line names; raises ConfigError."""
+    place = study.directory(root)
+    logs = ("--logs", str(root))
+    if args.stage != "train":
+        # Asked for by hand, it is done in any case; what exists already is found at once.
+        never = place.path / f".{args.stage}"
+        log = place.path / f"{args.stage}.log"
+        return Task(args.stage, MODULES[args.stage], (args.config, *logs), never, log)
+    run = choose(study, args.run, os.environ.get("SLURM_ARRAY_TASK_ID"))
+    at = study.run_dir(root, run)
+    words = (args.config, run.name, *logs)
+    return Task(run.name, "jobs.train", words, at.result, at.path / "output.log", at.metrics)
+
+
+def choose(study: Study, name: str | None, index: str | None) -> Run:
+    """The run of this name, else of this array index, else the only one; raises ConfigError."""
+    if name is not None:
+        return study.find(name)
+    if index is None and len(study.runs) > 1:
+        raise ConfigError(
+            f"{study.source}: has {len(study.runs)} runs: name one (sbatch slurm/train.sh CONFIG "
+            f"RUN, for example {study.runs[0].name}), or submit an array "
+            f"(sbatch --array=0-{len(study.runs) - 1} …)."
+        )
+    number = int(index or 0)
+    if number >= len(study.runs):
+        raise ConfigError(
+            f"{study.source}: has {len(study.runs)} runs; there is no number {number}. "
+            f"Submit --array=0-{len(study.runs) - 1} or a part of it."
+        )
+    return study.runs[number]
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
