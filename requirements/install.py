@@ -37,7 +37,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 REQUIREMENTS = Path(__file__).resolve().parent
 ROOT = REQUIREMENTS.parent
@@ -57,9 +57,15 @@ HOROVOD_OPTIONS = {
     "HOROVOD_WITH_GLOO": "1",
     "HOROVOD_WITHOUT_PYTORCH": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
-    # A kept wheel serves other clones: it looks for libmpi in .venv/lib, first beside itself as
-    # seen from .venv/lib/python3.x/site-packages/horovod/tensorflow.
+    # A kept wheel serves other clones: it looks for its libraries beside itself first, as seen
+    # from .venv/lib/python3.x/site-packages/horovod/tensorflow: libmpi in .venv/lib.
     "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..'",
+}
+HOROVOD_GPU_OPTIONS = {
+    **HOROVOD_OPTIONS,
+    "HOROVOD_GPU_OPERATIONS": "NCCL",
+    "HOROVOD_NCCL_LINK": "SHARED",
+    "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'",
 }
 
 # What a failing step's log says -> what the user can do about it.
@@ -115,19 +121,25 @@ def main() -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses a bad option with the project's exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """One message, no usage."""
+        self.exit(EXIT_BAD_OPTION, f"make setup: {message}\n")
+
+
 def parse_arguments() -> dict[str, Any]:
     """What the user asked for explicitly; what is not said stays as it was."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--gpu",
-        choices=["0", "1", ""],
+        choices=["0", "1"],
         default="",
         help="1: TensorFlow and Horovod for NVIDIA GPUs",
     )
     parser.add_argument(
-        "--mpi", choices=["wheel", "site", ""], default="", help="site: the mpicc in PATH"
+        "--mpi", choices=["wheel", "site"], default="", help="site: the mpicc in PATH"
     )
     parser.add_argument(
         "--python", default="", help="given: the environment must be of this interpreter"
@@ -312,7 +324,7 @@ def install_packages(options: Options) -> None:
 
 def compile_mpi4py() -> None:
     """Put an mpi4py made with the site's mpicc in place of the wheel."""
-    say("mpi4py: compiling with the site's mpicc")
+    say("mpi4py: compiling with the site's mpicc (a minute or more)")
     pip(
         *("install", "--force-reinstall", "--no-deps", "--no-build-isolation", "--no-cache-dir"),
         *("--no-binary", "mpi4py", f"mpi4py=={pinned('mpi4py')}"),
@@ -369,14 +381,25 @@ def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
 def horovod_environment(key: Mapping[str, str]) -> dict[str, str]:
     """Variables of Horovod's build."""
     jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
-    return {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
+    variables = {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
+    return variables | (nccl_variables() if "cuda" in key else {})
+
+
+def nccl_variables() -> dict[str, str]:
+    """Point Horovod's build at the NCCL that TensorFlow brings, so that both load the same one."""
+    home = next(VENV.glob("lib/python3.*/site-packages/nvidia/nccl"))
+    link = VENV / "lib" / "nccl" / "libnccl.so"  # the linker's name, which the wheel leaves out
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(home / "lib" / "libnccl.so.2")
+    return {"HOROVOD_NCCL_INCLUDE": str(home / "include"), "HOROVOD_NCCL_LIB": str(link.parent)}
 
 
 def horovod_key(options: Options) -> dict[str, str]:
     """Everything that a compiled Horovod depends on."""
-    flags = HOROVOD_OPTIONS | ({"HOROVOD_GPU_OPERATIONS": "NCCL"} if options.gpu else {})
+    flags = HOROVOD_GPU_OPTIONS if options.gpu else HOROVOD_OPTIONS
     tag = "import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())"
-    return {
+    key = {
         "horovod": pinned("horovod"),
         "python": output_of([str(PYTHON), "-c", tag]),
         "tensorflow": f"{'tensorflow' if options.gpu else 'tensorflow-cpu'} {pinned('tensorflow')}",
@@ -386,6 +409,9 @@ def horovod_key(options: Options) -> dict[str, str]:
         "compiler": compiler_version(),
         "options": json.dumps(flags, sort_keys=True),
     }
+    if options.gpu:
+        key["cuda"] = f"{output_of(['nvcc', '--version'])} nccl {pinned('nvidia-nccl-cu12')}"
+    return key
 
 
 def key_name(key: Mapping[str, str]) -> str:
@@ -441,7 +467,8 @@ def describe_mpicc() -> str:
     path = shutil.which("mpicc")
     if path is None:
         return ""
-    return f"{os.path.realpath(path)} {output_of([path, '-show'])}"
+    version = output_of(["mpiexec", "--version"]).partition("\n\n")[0]
+    return f"{os.path.realpath(path)} {output_of([path, '-show'])} {version}"
 
 
 def compiler_version() -> str:
@@ -514,7 +541,9 @@ def explain(step: str, status: int, log: str) -> str:
 
 
 def output_of(command: list[str]) -> str:
-    """What a command prints."""
+    """What a command prints; nothing if there is no such command."""
+    if shutil.which(command[0]) is None:
+        return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 

@@ -217,6 +217,16 @@ def test_missing_tools_are_named_with_their_commands(
         assert program in text
 
 
+@pytest.mark.parametrize("option", [("--gpu", "yes"), ("--mpi", "openmpi")])
+def test_an_unknown_option_is_refused(clone: Path, option: tuple[str, str]) -> None:
+    answer = run(sys.executable, "requirements/install.py", *option, cwd=clone)
+    assert answer.returncode == 78
+    assert answer.stderr.startswith(
+        f"make setup: argument {option[0]}: invalid choice: '{option[1]}'"
+    )
+    assert not (clone / ".venv").exists()
+
+
 def test_a_complete_machine_lacks_nothing(install: ModuleType) -> None:
     install.check_machine(install.Options())
 
@@ -266,7 +276,9 @@ def test_key_says_all_that_horovod_depends_on(
     key = install.horovod_key(install.Options())
     assert key.keys() == KEY.keys()
     assert all(key.values())
-    assert "NCCL" in install.horovod_key(install.Options(gpu=True))["options"]
+    with_gpu = install.horovod_key(install.Options(gpu=True))
+    assert with_gpu.keys() == {*KEY, "cuda"}
+    assert "NCCL" in with_gpu["options"]
 
 
 @pytest.mark.parametrize("part", KEY)
