@@ -37,7 +37,7 @@ def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> 
     if source is None:
         return None
     found = _locate(source, root, settings.seed)
-    tensors = _chosen(found, source, settings)
+    tensors = _chosen(found, source)
     _check_shapes(found.path, tensors, state)
     lineage = {
         "run": _run_of(found.path).name,
@@ -77,9 +77,7 @@ def _run_of(path: Path) -> Path:
     return next((p.parent for p in path.parents if p.name == "checkpoints"), path)
 
 
-def _chosen(
-    found: checkpoint.Checkpoint, source: RestartFrom, settings: RunSettings
-) -> dict[str, np.ndarray]:
+def _chosen(found: checkpoint.Checkpoint, source: RestartFrom) -> dict[str, np.ndarray]:
     kept = {k: v for k, v in found.tensors.items() if k.startswith("model/")}
     if source.optimizer_state:
         slots = {k: v for k, v in found.tensors.items() if k.startswith("optimizer/")}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     parser.add_argument("config", help="study file, or the name or directory of a study")
     parser.add_argument("run", nargs="?", help="name of a run, or the beginning of one")
@@ -33,6 +34,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
+    """Find the run and train it; whatever is no user's mistake ends all ranks."""
     stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
     args = parse(argv)
     # git is started here, before MPI is initialised.
