@@ -176,13 +176,13 @@ class Site(Settings):
     """values that differ for the aggregation job"""
 
     def of(self, stage: str) -> Site:
-        """The profile of one stage: its own section laid over the rest; GPUs for training only.
+        """The profile of one stage: its own section over the rest; nodes, GPUs for training only.
 
         Raises ConfigError.
         """
         if stage == "train":
             return self
-        tree = {"gpus_per_node": 0, **getattr(self, stage)}
+        tree = {"nodes": None, "min_nodes": None, "gpus_per_node": 0, **getattr(self, stage)}
         return validate(Site, merge(to_tree(self), tree), f"the site profile's section '{stage}'")
 
 
@@ -366,13 +366,17 @@ def cost(stage: Stage, site: Site) -> str:
     count, cpus = len(stage.tasks), ranks * (site.cpus_per_rank or stage.threads)
     hours = seconds(site.time) / 3600
     each = f"{_some(ranks, 'rank')} on {_some(shape.nodes, 'node')}, {_some(cpus, 'CPU')}"
-    total = f"up to {count * cpus * hours:,.4g} core-hours"
+    total = f"up to {_hours(count * cpus * hours)} core-hours"
     gpus = int(str(site.gpus_per_node).rpartition(":")[2]) * shape.nodes
     if gpus:
         each += f", {_some(gpus, 'GPU')}"
-        total += f" and {count * gpus * hours:,.4g} GPU-hours"
+        total += f" and {_hours(count * gpus * hours)} GPU-hours"
     tasks = _some(count, "task")
     return f"{stage.name}: {tasks} of {each}, {site.time} at a time: {total} per allocation"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _some(count: int, what: str) -> str:
@@ -570,8 +574,6 @@ def _submit(
 def _submit_one(job: Job, study: StudyDir, before: Sequence[str], record: dict[str, Any]) -> str:
     """Write the job file, submit it, record its id; returns the id."""
     folder = make_directory(job.file.parent)
-    for task in job.stage.tasks:
-        make_directory(task.log.parent)
     write_atomic(job.file, job.text)
     answer = call(*command(job, study.path.name, before))
     name = answer.strip().split(";")[0]  # "id" or "id;cluster"

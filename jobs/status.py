@@ -33,6 +33,8 @@ EVERY = 5.0
 """seconds between two looks of `make watch`"""
 ALIVE = 30.0
 """a run whose rank 0 has written its heartbeat within so many seconds is running"""
+WIDTH = 120
+"""columns of a table that goes into a file or a pipe"""
 TAIL = 16_384
 """bytes read from the end of a record file"""
 ORDER = ("running", "ending", "requeued", "pending", "failed", "stopped", "damaged", "complete")
@@ -57,6 +59,8 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     root = logs_root(args.logs)
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
     lines = None if args.all or not console.is_terminal else max(8, console.height - 6)
     if not args.watch:
         console.print(page(args.config, root, lines))
@@ -106,17 +110,15 @@ def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
     """Tasks in the queue that are no trainings, in words."""
     found = slurm.active(place, rows)
     return [
-        f"{name}: {said(row)}"
+        f"{name}: {row.state.lower()}, {said(row)}"
         for done, (name, row) in found.items()
         if Path(done).name != "result.json"
     ]
 
 
 def said(row: slurm.Queued) -> str:
-    """State of a job and where or why."""
-    if row.state == "PENDING":
-        return f"pending ({row.reason}), job {row.target}"
-    return f"{row.state.lower()} on {row.nodes}, job {row.target}"
+    """Where a job runs or why it waits, and its id."""
+    return f"{row.reason if row.state == 'PENDING' else row.nodes}, job {row.target}"
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[
 
 def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tuple[str, str]:
     """State and detail of one run, from its directory and its place in the queue."""
-    if facts["state"] not in ("unfinished", "missing"):
-        return facts["state"], "" if facts["state"] == "complete" else facts["reason"] or ""
+    if facts["state"] == "complete":
+        return "complete", ""
     if row is not None:
         again = row.state == "PENDING" and facts["starts"]
         known = {"RUNNING": "running", "COMPLETING": "ending", "PENDING": "pending"}
@@ -162,7 +164,7 @@ def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tu
         return "running", "on this machine"
     if facts["state"] == "missing":
         return "waiting", "not submitted"
-    return ended(run)
+    return ended(run) if facts["state"] == "unfinished" else (facts["state"], facts["reason"] or "")
 
 
 def alive(run: RunDir) -> bool:
@@ -209,9 +211,9 @@ def tail(path: Path) -> list[dict[str, Any]]:
 def table(runs: list[Shown]) -> Table:
     """One line per run."""
     shown = Table(box=None, pad_edge=False)
-    shown.add_column("run", overflow="fold")
-    shown.add_column("state")
-    for heading in ("iteration", "accuracy", "outcome so far", "restarts", "ETA"):
+    shown.add_column("run", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    for heading in ("iteration", "accuracy", "so far", "restarts", "ETA"):
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("where or why", overflow="fold")
     for run in runs:

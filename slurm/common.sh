@@ -49,7 +49,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
     fi
     name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' modules=() options=()
     while IFS= read -r line; do
-        mapfile -t -d $'\t' field < <(printf '%s' "$line")
+        mapfile -t -d $'\t' field < <(printf '%s\t' "$line")
         case ${field[0]}:${field[1]} in
             site:launcher) launcher=${field[2]} ;;
             site:mpi) mpi=${field[2]} ;;
