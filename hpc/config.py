@@ -195,7 +195,11 @@ def _nearest_file(path: Path) -> str:
 
 
 def read_tree(path: Path, sets: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a settings file, follow `extends`, apply `--set` assignments; raises ConfigError."""
+    """Read a settings file, follow `extends`, apply `--set` assignments; raises ConfigError.
+
+    `extends: base.yaml` lays the file over another one, whose path is relative to it;
+    `extends: [a.yaml, b.yaml]` over several, of which later ones lie over earlier ones.
+    """
     tree = _read_extended(Path(path), ())
     for assignment in sets:
         tree = merge(tree, _assignment(assignment))
@@ -208,12 +212,16 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         route = " -> ".join(p.name for p in (*chain, here))
         raise ConfigError(f"{path}: 'extends' goes round in a circle or too deep: {route}.")
     tree = read_yaml(path)
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"{path}: extends: {_show(base)} must be the path of one YAML file.")
-    return merge(_read_extended(path.parent / base, (*chain, here)), tree)
+    bases = tree.pop("extends", [])
+    named = [bases] if isinstance(bases, str) else bases
+    if not isinstance(named, list) or not all(isinstance(b, str) and b for b in named):
+        raise ConfigError(
+            f"{path}: extends: {_show(bases)} must be the path of a YAML file or a list of them."
+        )
+    whole: dict[str, Any] = {}
+    for base in named:
+        whole = merge(whole, _read_extended(path.parent / base, (*chain, here)))
+    return merge(whole, tree)
 
 
 def is_key(text: Any) -> bool:

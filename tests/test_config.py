@@ -155,6 +155,14 @@ def test_extends_merges_key_by_key_from_beside_the_file(tmp_path: Path) -> None:
     assert config.read_tree(top) == {"train": {"a": 1, "b": 3, "c": [9]}, "other": 5}
 
 
+def test_of_several_extended_files_the_later_ones_lie_on_top(tmp_path: Path) -> None:
+    write(tmp_path / "common.yaml", "train: {a: 0, d: 0}")
+    write(tmp_path / "first.yaml", "extends: common.yaml\ntrain: {a: 1, b: 1, c: 1}")
+    write(tmp_path / "second.yaml", "train: {b: 2, c: 2}")
+    top = write(tmp_path / "top.yaml", "extends: [first.yaml, second.yaml]\ntrain: {c: 3}")
+    assert config.read_tree(top) == {"train": {"a": 1, "b": 2, "c": 3, "d": 0}}
+
+
 def test_another_kind_replaces_the_whole_mapping() -> None:
     base = {"rate": {"kind": "linear", "initial": 1, "final": 0}}
     assert config.merge(base, {"rate": {"final": 2}})["rate"]["initial"] == 1
@@ -169,7 +177,9 @@ def test_another_kind_replaces_the_whole_mapping() -> None:
         ({"a": "extends: b.yaml", "b": "extends: a.yaml"}, "a.yaml -> b.yaml -> a.yaml"),
         ({"a": "extends: 3"}, "extends: 3 must be the path"),
         ({"a": "extends: ''"}, "must be the path"),
-        ({"a": "extends: [b.yaml]", "b": "x: 1"}, "must be the path of one YAML file"),
+        ({"a": "extends:"}, "extends: null must be the path"),
+        ({"a": "extends: [b.yaml, 3]", "b": "x: 1"}, "must be the path of a YAML file or a list"),
+        ({"a": "extends: [b.yaml, a.yaml]", "b": "x: 1"}, "goes round in a circle"),
         ({"a": "extends: c.yaml"}, "no such file"),
         ({"a": "extends: b.yaml", "b": "- 1"}, "holds a list"),
     ],
