@@ -111,7 +111,7 @@ class Recorder:
         self.say(
             f"=== {record['time']} {self.run.name}: {reason}, step {job.progress.step} of "
             f"{self.settings.train.steps}; {len(hosts)} ranks on {', '.join(record['hosts'])}, "
-            f"start {len(read_records(self.run.provenance))}{slurm}"
+            f"start {self._starts()}{slurm}"
         )
         self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
         self._open_tensorboard()
@@ -173,19 +173,26 @@ class Recorder:
 
     # -- ends -------------------------------------------------------------------------------------
 
-    def suspended(self, job: Job) -> None:
-        """Make the present state durable."""
+    def suspended(self, job: Job, by: str) -> None:
+        """Make the present state durable, and say what this start was stopped by."""
         began = time.monotonic()
         self.save(job)
         self.checkpoints.flush()
-        self.leaving(
-            f"{job.progress.stopped_by} at step {job.progress.step}; durable checkpoint after "
-            f"{time.monotonic() - began:.2f} s"
+        took, step = time.monotonic() - began, job.progress.step
+        stop = {"event": "stopped", "by": by, "step": step, "start": self._starts()}
+        append_record(self.run.events, {"time": _now(), **stop})
+        self.say(
+            f"stopped: {by} at step {step}; durable checkpoint after {took:.2f} s. The same "
+            "command goes on from here."
         )
 
-    def leaving(self, why: str) -> None:
-        self.checkpoints.flush()
-        self.say(f"stopped: {why}. The same command goes on from here.")
+    def stopped_by(self) -> str | None:
+        """What the last start was stopped by; None when it ended without notice."""
+        stops = [r for r in read_records(self.run.events) if r.get("event") == "stopped"]
+        return stops[-1]["by"] if stops and stops[-1]["start"] == self._starts() else None
+
+    def _starts(self) -> int:
+        return len(read_records(self.run.provenance))
 
     def best(self) -> Checkpoint:
         """The weights of the best validation accuracy; the final ones where none are kept."""
@@ -221,7 +228,7 @@ class Recorder:
                 "test_accuracy": _accuracy(final),
             },
             "weights_sha256": digest,
-            "restarts": len(read_records(self.run.provenance)) - 1,
+            "restarts": self._starts() - 1,
             "wall_seconds": progress.seconds,
             "examples": {
                 part: len(getattr(job.parts, part)) for part in ("train", "validation", "test")

@@ -58,8 +58,6 @@ class Progress:
     """iterations at which the run went back"""
     diagnosis: dict[str, Any] = field(default_factory=dict)
     """measurements after the iteration's last step, for the record of the evaluation to come"""
-    stopped_by: str | None = None
-    """signal that ended the start which wrote this; None for a periodic checkpoint"""
 
 
 def train(
@@ -154,15 +152,13 @@ class Job:
         self._feed()
         hosts = self.world.hosts
         self.world.on_root(lambda: self.recorder.started(self, hosts, reason, start))
-        self.progress.stopped_by = None
 
     def _restore_on_root(self) -> str:
         checkpoint = self.recorder.latest()
         if checkpoint is not None:
             self.progress = Progress(**checkpoint.meta)
             self.engine.assign(checkpoint.tensors)
-            by = self.progress.stopped_by
-            return f"resumed after {by}" if by else "resumed after an end without notice"
+            return f"resumed after {self.recorder.stopped_by() or 'an end without notice'}"
         branch = open_branch(self.settings, self.root, self.engine.state())
         if branch is not None:
             self.engine.assign(branch.tensors)
@@ -301,8 +297,7 @@ class Job:
     def suspend(self, request: int) -> int:
         """End at this step boundary: a checkpoint, and exit code 75 on every rank."""
         self.world.check(self.stop.error)  # a failure on rank 0 is no wish: raise it everywhere
-        self.progress.stopped_by = signal_name(request)
-        self.world.on_root(lambda: self.recorder.suspended(self))
+        self.world.on_root(lambda: self.recorder.suspended(self, signal_name(request)))
         return EXIT_AGAIN
 
     def finish(self) -> int:
@@ -316,8 +311,7 @@ class Job:
             optimal = self.evaluate(self.parts.test)
         if final is None or optimal is None:
             # Everything but the test is on disk; the next start goes straight to it.
-            self.world.on_root(lambda: self.recorder.leaving("while testing"))
-            return EXIT_AGAIN
+            return self.suspend(self.stop.agreed(self.world))
         self._tick()
         self.world.on_root(lambda: self.recorder.finished(self, digest, best, optimal, final))
         return EXIT_COMPLETE
