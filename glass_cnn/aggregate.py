@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import functools
+import hashlib
 import json
 import multiprocessing
 import operator
@@ -65,6 +66,8 @@ class Aggregation:
     """one row per directory, and one per run of the study that has none yet"""
     swept: tuple[str, ...]
     """settings that differ between the points of the study"""
+    key: str | None
+    """identity of all that the table is made of; None while files are changing"""
 
     @property
     def counted(self) -> pl.DataFrame:
@@ -87,39 +90,56 @@ def find_study(
 
 def aggregate(study: Study, directory: StudyDir) -> Aggregation:
     """Read all run directories of a study; raises StorageError if the cache cannot be written."""
-    analyses = {point.label: point.settings.analysis for point in study.points}
-    table = _with_study(scan(directory, analyses), study)
+    state = look(directory)
     settings, swept = _settings_table(study)
-    table = table.join(settings, on="label", how="left").sort("order", "seed", "run")
+    key = _key(study, state)
+    table = _kept(directory, key)
+    if table is None:
+        analyses = {point.label: point.settings.analysis for point in study.points}
+        table = _with_study(scan(directory, state, analyses), study)
+        table = _arranged(table.join(settings, on="label", how="left"), settings.columns)
+    return Aggregation(study, directory, table, swept, key)
+
+
+def _arranged(table: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
+    """Runs in the order of the study; the columns that people look for first."""
     head = ["study", "run", "label", "seed", "state", "counted", "reason", "outcome", "collapsed"]
     named = [name for name in SCHEMA if name not in head]
-    columns = dict.fromkeys([*head, *settings.columns, *named, *table.columns])
-    left_out = ("order", "expected", "well_named", "analysis")
-    return Aggregation(study, directory, table.select(*columns).drop(left_out), swept)
+    columns = dict.fromkeys([*head, *settings, *named, *table.columns])
+    table = table.sort("order", "seed", "run").select(*columns)
+    return table.drop("order", "expected", "well_named", "analysis")
 
 
 def write(result: Aggregation) -> None:
-    """Write summary.parquet and summary.csv where they differ; raises StorageError."""
-    write_table(result.table, result.directory.summary, result.directory.summary_csv)
+    """Write summary.parquet and summary.csv unless they hold it; raises StorageError."""
+    place = result.directory
+    if _kept(place, result.key, header_only=True) is None:
+        write_table(result.table, place.summary, place.summary_csv, result.key)
 
 
-def write_table(table: pl.DataFrame, parquet: Path, csv: Path) -> None:
-    """Write a table as Parquet and as CSV unless they hold it already; raises StorageError."""
+def write_table(table: pl.DataFrame, parquet: Path, csv: Path, key: str | None = None) -> None:
+    """Write a table as CSV and as Parquet, each whole or not at all; raises StorageError."""
     make_directory(parquet.parent)
     with storage_errors(parquet):
-        if csv.exists() and _holds(parquet, table):
-            return
-        for path, save in ((parquet, table.write_parquet), (csv, table.write_csv)):
+        for path in (csv, parquet):
             aside = path.with_name(f".{path.name}.{os.getpid()}")
-            save(aside)
+            if path == csv:
+                table.write_csv(aside)
+            else:
+                table.write_parquet(aside, metadata={"key": key or ""})
             aside.replace(path)
 
 
-def _holds(parquet: Path, table: pl.DataFrame) -> bool:
+def _kept(place: StudyDir, key: str | None, header_only: bool = False) -> pl.DataFrame | None:
+    """The summary, if it was made of exactly this state of the study and its directories."""
+    if key is None or not place.summary_csv.exists():
+        return None
     try:
-        return pl.read_parquet(parquet).equals(table)
+        if pl.read_parquet_metadata(place.summary).get("key") != key:
+            return None
+        return pl.DataFrame() if header_only else pl.read_parquet(place.summary)
     except (OSError, pl.exceptions.PolarsError):
-        return False
+        return None
 
 
 def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
@@ -233,23 +253,45 @@ def _column(values: list[Any]) -> pl.Series:
 # --- reading what changed --------------------------------------------------------------------
 
 
-def scan(directory: StudyDir, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
-    """One row per entry of the study's runs/; `analyses` holds the thresholds of each label."""
+@dataclass(frozen=True)
+class State:
+    """The entries of a study's runs/ and the marks of their files."""
+
+    names: list[str]
+    marks: Marks
+    """-2 in rows of files that may change again within a tick of the file system's clock"""
+
+
+def look(directory: StudyDir) -> State:
+    """The present state of a study's directories, without reading a file."""
     try:
-        names = sorted(e.name for e in os.scandir(directory.runs) if not e.name.startswith("."))
+        names = sorted(name for name in os.listdir(directory.runs) if not name.startswith("."))
     except FileNotFoundError:
         names = []
     now = time.time_ns()
     marks = np.concatenate([_NO_MARKS, *_spread(functools.partial(_marks, directory.runs), names)])
+    marks[marks.max(axis=1, initial=0) > now - JUST_CHANGED] = -2
+    return State(names, marks)
+
+
+def _key(study: Study, state: State) -> str | None:
+    """Checksum of the study, of its directories and of the code that reads them."""
+    if (state.marks == -2).any():
+        return None
+    told = json.dumps([study.tree, state.names, _code()], default=str).encode()
+    return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
+
+
+def scan(directory: StudyDir, state: State, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
+    """One row per entry of the study's runs/; `analyses` holds the thresholds of each label."""
     cache = directory.path / ".aggregate.parquet"
-    known, fresh = _known(cache, names, marks, analyses)
-    read = [name for name, ok in zip(names, fresh, strict=True) if not ok]
-    if not read and len(known) == len(names):
+    known, fresh = _known(cache, state, analyses)
+    read = [name for name, ok in zip(state.names, fresh, strict=True) if not ok]
+    if not read and len(known) == len(state.names):
         return known.drop(MARKS)
     new = _frame(_spread(functools.partial(_read_chunk, directory.runs, analyses), read))
-    marks[marks.max(axis=1) > now - JUST_CHANGED] = -2  # may change again within a clock tick
     table = pl.concat([known.drop(MARKS), new], how="diagonal").sort("run")
-    _keep(cache, table.hstack(pl.DataFrame(marks, schema=MARKS)))
+    _keep(cache, table.hstack(pl.DataFrame(state.marks, schema=MARKS)))
     return table
 
 
@@ -343,9 +385,10 @@ def _measured(names: tuple[str, ...], chunks: list[_Chunk]) -> pl.DataFrame:
 
 
 def _known(
-    cache: Path, names: list[str], marks: Marks, analyses: Mapping[str, Analysis]
+    cache: Path, state: State, analyses: Mapping[str, Analysis]
 ) -> tuple[pl.DataFrame, list[bool]]:
     """Rows of the cache that still hold, and for each name whether one does."""
+    names, marks = state.names, state.marks
     nothing = pl.DataFrame(schema={**SCHEMA, **dict.fromkeys(MARKS, pl.Int64)})
     try:
         if pl.read_parquet_metadata(cache).get("code") != _code():
@@ -358,6 +401,7 @@ def _known(
     place = {name: i for i, name in enumerate(old["run"].to_list())}
     where = np.array([place.get(name, -1) for name in names], np.int64)
     same = (where >= 0) & (old.select(MARKS).to_numpy()[where] == marks).all(axis=1)
+    same &= (marks != -2).all(axis=1)
     wanted = {label: thresholds(analysis) for label, analysis in analyses.items()}
     now = pl.col("label").replace_strict(wanted, default=None, return_dtype=pl.String)
     judged = old.select((now == pl.col("analysis")).fill_null(True)).to_series().to_numpy()

@@ -337,6 +337,25 @@ def test_any_change_is_noticed(
     assert aggregate(study, place).table.equals(changed)
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_written_summary_is_used_only_for_the_state_it_was_made_of(
+    study: Study, place: StudyDir, reads: list[str], change: str
+) -> None:
+    folders = [synthetic.write_run(place, run) for run in study.runs[:3]]
+    write(aggregate(study, place))
+    (place.path / ".aggregate.parquet").unlink()
+    reads.clear()
+    write(aggregate(study, place))
+    assert reads == []
+    time.sleep(0.02)
+    CHANGES[change](folders[1])
+    aggregate(study, place)
+    assert len(reads) == 3
+    reads.clear()
+    fewer = synthetic.study(seeds=2, arms=ARMS)
+    assert set(aggregate(fewer, place).counted["seed"]) <= {0, 1}
+
+
 def test_directories_that_come_and_go(study: Study, place: StudyDir, reads: list[str]) -> None:
     folders = [synthetic.write_run(place, run) for run in study.runs[:3]]
     aggregate(study, place)
@@ -409,13 +428,20 @@ def test_settings_that_differ_become_columns(tmp_path: Path) -> None:
     assert told == [levels["levels"]] * 4
 
 
-def test_summaries_are_written_once(study: Study, place: StudyDir) -> None:
+def test_summaries_are_written_once(
+    study: Study, place: StudyDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synthetic.write_run(place, study.runs[0])
     result = aggregate(study, place)
     write(result)
+    monkeypatch.setattr(module, "JUST_CHANGED", 0)
+    write(aggregate(study, place))
     before = place.summary.stat().st_mtime_ns
+    assert aggregate(study, place).table.equals(result.table)
     write(aggregate(study, place))
     assert place.summary.stat().st_mtime_ns == before
+    place.summary_csv.unlink()
+    write(aggregate(study, place))
     assert pl.read_parquet(place.summary).equals(result.table)
     assert pl.read_csv(place.summary_csv, infer_schema_length=None).height == 10
     synthetic.write_run(place, study.runs[1])
