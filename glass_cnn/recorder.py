@@ -171,6 +171,26 @@ class Recorder:
             self.checkpoints.save(job.progress.step, job.engine.snapshot(), job.meta())
             self._saved = state
 
+    def rolled_back(self, job: Job, onset: int, step: int, action: str) -> None:
+        """Forget what came after checkpoint `step`, but for the record that it happened."""
+        done = job.progress.evaluated
+        left = [r for r in read_records(self.run.metrics) if r["iteration"] > done]
+        keys = ("iteration", "validation_accuracy", "validation_loss")
+        self.event(
+            {
+                "event": "rollback",
+                "iteration": onset,
+                "step": step,
+                "action": action,
+                "abandoned": [{key: record[key] for key in keys} for record in left],
+            }
+        )
+        self.checkpoints.drop_after(step)
+        keep_records(self.run.metrics, lambda record: record["iteration"] <= done)
+        self._open_tensorboard()
+        self._saved = None
+        self.save(job)
+
     # -- ends -------------------------------------------------------------------------------------
 
     def suspended(self, job: Job, by: str) -> None:

@@ -569,8 +569,10 @@ class RunSettings(Settings):
     def point_digest(self) -> str:
         """Identity of a run but for its seed: everything that changes results beyond rounding."""
         tree = to_tree(self)
-        for section in ("seed", "checkpoint", "launch", "analysis"):
+        for section in ("seed", "checkpoint", "launch"):
             tree.pop(section)
+        if not self.train.rollback.enabled:  # a rollback is decided by these thresholds
+            tree.pop("analysis")
         tree["simulation"].pop("style")
         for key in ("evaluation_batch", "diagnostics_every"):
             tree["train"].pop(key)

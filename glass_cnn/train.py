@@ -18,13 +18,14 @@ from glass_cnn.branch import open_branch
 from glass_cnn.diagnostics import Diagnostics, output_statistics
 from glass_cnn.engine import COUNTS, Engine, StepResult, portions, set_up_tensorflow
 from glass_cnn.recorder import Recorder
+from glass_cnn.rollback import onset as find_onset
 from glass_cnn.schedule import learning_rate
 from glass_cnn.settings import RunSettings
 from hpc.checkpoint import digest_tensors
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, UserError
 from hpc.heartbeat import Heartbeat
 from hpc.preempt import StopFlag, signal_name
-from hpc.rundir import RunDir
+from hpc.rundir import RunDir, read_records
 from hpc.world import World
 
 PROBE_IMAGES = 64
@@ -87,6 +88,7 @@ def train(
                 counts = job.evaluate(job.parts.validation, settings.train.evaluation_examples)
                 if counts is not None:  # None: somebody asked to stop in the middle
                     job.record(counts)  # rank 0: metrics, best model, checkpoint
+                    job.roll_back()  # all ranks, where the settings ask for it: after a collapse
                 continue
             if job.progress.step >= settings.train.steps:
                 return job.finish()
@@ -146,10 +148,7 @@ class Job:
     def restore(self, start: dict) -> None:
         """Set weights, optimizer and progress: newest checkpoint, else another run's, else new."""
         reason = self.world.on_root(self._restore_on_root)
-        self.progress = self.world.broadcast(self.progress)
-        self.engine.broadcast()
-        self.engine.optimizer.count = self.progress.updates
-        self._feed()
+        self._share_state()
         hosts = self.world.hosts
         self.world.on_root(lambda: self.recorder.started(self, hosts, reason, start))
 
@@ -166,6 +165,63 @@ class Job:
             self.recorder.lineage = branch.lineage
             return f"branched from {branch.lineage['checkpoint']}"
         return "new run"
+
+    def _share_state(self) -> None:
+        """Give every rank what rank 0 has just set: progress, weights, optimizer; start reading."""
+        self.progress = self.world.broadcast(self.progress)
+        self.engine.broadcast()
+        self.engine.optimizer.count = self.progress.updates
+        self._feed()
+
+    def roll_back(self) -> None:
+        """After a collapse, return to a checkpoint from before it; every rollback is recorded."""
+        rollback = self.settings.train.rollback
+        if not rollback.enabled or len(self.progress.rollbacks) >= rollback.at_most:
+            return
+        onset = self.world.broadcast(
+            self.world.on_root(
+                lambda: find_onset(read_records(self.run.metrics), rollback, self.settings.analysis)
+            )
+        )
+        if onset is not None:
+            self.world.on_root(lambda: self._return_before(onset))
+            self._share_state()
+
+    def _return_before(self, onset: int) -> None:
+        """Rank 0: set the state of a checkpoint before iteration `onset`, and what is changed."""
+        rollback, before = self.settings.train.rollback, self.progress
+        goal = max(onset - rollback.back_iterations, 0) * self.settings.train.batches_per_iteration
+        found = self.recorder.checkpoints.latest(at_most=goal)
+        if found is None:
+            before.rollbacks = [
+                *before.rollbacks,
+                onset,
+            ]  # counts as a try: it cannot succeed later
+            self.recorder.event(
+                {
+                    "event": "rollback_impossible",
+                    "iteration": onset,
+                    "reason": f"no checkpoint at or before step {goal} is kept",
+                }
+            )
+            return
+        self.engine.assign(found.tensors)
+        self.progress = dataclasses.replace(
+            Progress(**found.meta),
+            seconds=before.seconds,
+            skipped=before.skipped,
+            rate_factor=before.rate_factor,
+            rollbacks=[*before.rollbacks, onset],
+        )
+        match rollback.action:
+            case "skip":
+                self.progress.skipped += rollback.skip_steps
+            case "lower_rate":
+                self.progress.rate_factor *= rollback.rate_factor
+            case "fresh_optimizer":
+                self.engine.optimizer.reset()
+                self.progress.updates = 0
+        self.recorder.rolled_back(self, onset, found.step, rollback.action)
 
     def _feed(self) -> None:
         """Start reading batches at the present step."""
