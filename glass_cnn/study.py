@@ -236,9 +236,17 @@ class Study:
         what = "is no run of it" if not found else f"fits {len(found)} runs"
         raise ConfigError(f"{self.source}: '{name}' {what}; for example: {some}.")
 
+    @property
+    def needed(self) -> Path | None:
+        """The study file that `after` names, beside this study's own file."""
+        after = self.section.after
+        return None if after is None else (Path(self.source).parent / after).resolve()
+
     def to_yaml(self) -> str:
         """The resolved study: no `extends`, no --set; `load_study` reads it back to the same."""
-        return to_yaml(dict(self.tree))
+        # It is read back from elsewhere, where `after` must still be found.
+        after = {} if self.needed is None else {"study": {"after": str(self.needed)}}
+        return to_yaml(merge(self.tree, after))
 
     def _changes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         arms = list(self.section.arms.items()) or [("", {})]

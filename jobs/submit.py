@@ -54,17 +54,32 @@ def main(argv: list[str]) -> int:
         print(f"report: {place.report}\nlog:    {place.results_log}")
         return 0
     if not args.dry_run:
-        make_directory(place.runs)
-        write_atomic(place.study, study.to_yaml())
+        for each in chain(study, root):  # tasks read their study there
+            make_directory(each.directory(root).runs)
+            write_atomic(each.directory(root).study, each.to_yaml())
     return start(args, study, place, missing)
+
+
+def chain(study: Study, root: Path) -> list[Study]:
+    """The study, and before it those that must be complete first; raises ConfigError."""
+    found = [study]
+    while (needed := found[0].needed) is not None:
+        found.insert(0, load_study(needed, (), root))
+        if found[0].name in [later.name for later in found[1:]]:
+            route = " after ".join(each.name for each in reversed(found))
+            raise ConfigError(f"{study.source}: study.after goes round in a circle: {route}.")
+    return found
 
 
 def stages(study: Study, root: Path) -> list[Stage]:
     """What is missing of a study, and of those it needs first, in order."""
-    before: list[Stage] = []
-    if study.section.after is not None:
-        needed = load_study(Path(study.source).parent / study.section.after, (), root)
-        before = stages(needed, root)
+    found: list[Stage] = []
+    for each in chain(study, root):
+        found += _own_stages(each, root, bool(found))
+    return found
+
+
+def _own_stages(study: Study, root: Path, anything_before: bool) -> list[Stage]:
     launch = study.points[0].settings.launch
     place = study.directory(root)
     cores = launch.simulation_ranks or len(os.sched_getaffinity(0))
@@ -73,12 +88,12 @@ def stages(study: Study, root: Path) -> list[Stage]:
         Stage("train", _train_tasks(study, root), launch.ranks, launch.threads_per_rank),
     ]
     found = [stage for stage in found if stage.tasks]
-    if found or before or not place.report.exists():
+    if found or anything_before or not place.report.exists():
         report = Task(
             "report", "jobs.report", (str(place.path),), place.report, place.path / "report.log"
         )
         found.append(Stage("aggregate", (report,), 1, 1, after_failures=True))
-    return before + found
+    return found
 
 
 def _data_tasks(study: Study, root: Path) -> tuple[Task, ...]:
