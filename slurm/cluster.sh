@@ -86,9 +86,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2,preempt_youngest_first
 SlurmctldTimeout=300
-SlurmdTimeout=15
+SlurmdTimeout=10
 MessageTimeout=20
-KillWait=30
+# Half a minute by default; shorter, because what a dead node leaves behind is waited for.
+KillWait=10
 ReturnToService=2
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
