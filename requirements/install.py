@@ -4,8 +4,8 @@ Run by `make setup`; standard library only, no root, packages from PyPI alone.
 
 The environment is complete if and only if `.venv/.ready` exists: the file is removed first and
 written last, and says what the environment was made from (pins, interpreter, options). A changed
-pin updates the environment in place; other options, another interpreter or an interrupted set-up
-make it anew.
+pin updates the environment in place; other options, another interpreter or a set-up that was
+interrupted while packages were written make it anew.
 
 Horovod is compiled against exactly the TensorFlow and the MPI of the environment. The wheel is
 kept in `$GLASS_CACHE/wheels` under a key that names everything it was compiled against, so that
@@ -43,6 +43,7 @@ REQUIREMENTS = Path(__file__).resolve().parent
 ROOT = REQUIREMENTS.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
+PACKAGES = VENV / ".packages"  # as the stamp, of what needs no compiler
 HOROVOD = VENV / ".horovod"  # which kept wheel is installed
 LOG = VENV / "setup.log"
 PYTHON = VENV / "bin" / "python"
@@ -89,7 +90,9 @@ CAUSES = {
     r"mpi\.h: No such file": (
         "mpicc does not work: load your site's MPI module, then `make setup MPI=site`"
     ),
-    r"nccl\.h|NCCL": "NCCL was not found: load your site's CUDA module, then `make setup GPU=1`",
+    r"Could NOT find CUDA|Failed to find nvcc": (
+        "the CUDA toolkit is incomplete: load your site's CUDA 12 module, then `make setup GPU=1`"
+    ),
 }
 
 
@@ -158,7 +161,7 @@ def parse_arguments() -> dict[str, Any]:
 
 def set_up(asked: Mapping[str, Any]) -> None:
     """Bring `.venv` to what is asked for."""
-    before = read_stamp()
+    before = read_stamp(STAMP)
     if before and before["pins"] == pins_digest() and asked.items() <= before.items():
         STAMP.touch()
         return
@@ -167,16 +170,18 @@ def set_up(asked: Mapping[str, Any]) -> None:
     check_machine(options)
     started = time.monotonic()
     STAMP.unlink(missing_ok=True)
-    if not before or wanted != before:
+    if not {**asdict(options), **asked}.items() <= (before or read_stamp(PACKAGES)).items():
         make_venv()
     install(options)
-    write_stamp(options)
+    write_stamp(STAMP, options)
     say(f"ready: .venv after {minutes(time.monotonic() - started)}")
 
 
 def install(options: Options) -> None:
     """Fill the environment, from what is quick to check to what takes long."""
+    PACKAGES.unlink(missing_ok=True)
     install_packages(options)
+    write_stamp(PACKAGES, options)
     if options.mpi == "site":
         compile_mpi4py()
     install_horovod(options)
@@ -186,29 +191,24 @@ def install(options: Options) -> None:
 # --- the stamp ------------------------------------------------------------------------------------
 
 
-def read_stamp() -> dict[str, Any]:
+def read_stamp(path: Path) -> dict[str, Any]:
     """What `.venv` was made from; empty if it is incomplete, moved, or lost its interpreter."""
     try:
-        stamp = json.loads(STAMP.read_text())
-        usable = stamp["root"] == str(ROOT) and PYTHON.exists()
+        stamp = json.loads(path.read_text())
+        usable = stamp["root"] == str(ROOT) and stamp["python"] and PYTHON.exists()
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return stamp if usable else {}
 
 
-def write_stamp(options: Options) -> None:
-    """Declare the environment complete."""
-    python = output_of(
-        [
-            str(PYTHON),
-            "-c",
-            "import platform, sys; print(platform.python_version(), sys.base_prefix)",
-        ]
-    )
+def write_stamp(path: Path, options: Options) -> None:
+    """Declare the environment, or a part of it, complete."""
+    code = "import platform, sys; print(platform.python_version(), sys.base_prefix)"
+    python = output_of([str(PYTHON), "-c", code])
     stamp = {"root": str(ROOT), "python": python, "pins": pins_digest(), **asdict(options)}
-    aside = STAMP.with_name(".ready.new")
+    aside = path.with_name(path.name + ".new")
     aside.write_text(json.dumps(stamp, indent=1) + "\n")
-    aside.replace(STAMP)
+    aside.replace(path)
 
 
 def pins_digest() -> str:
@@ -532,12 +532,18 @@ def wait(child: subprocess.Popen[bytes], step: str) -> None:
 
 
 def explain(step: str, status: int, log: str) -> str:
-    """The message for a failed step."""
-    cause = next(
-        (text for pattern, text in CAUSES.items() if re.search(pattern, log)), "see the lines above"
+    """The message for a failed step: its first errors, its last lines, and the likely cause."""
+    lines = log.strip().splitlines()
+    errors = [i for i, line in enumerate(lines) if re.search(r"(?i)\berror\b|could not", line)]
+    telling = sorted(
+        {*errors[:8], *(i + 1 for i in errors[:3]), *range(len(lines) - 5, len(lines))}
     )
-    tail = "\n".join(f"  | {line[:200]}" for line in log.strip().splitlines()[-15:])
-    return f"{step} failed (exit status {status}):\n{tail}\n  log: {LOG}\n  likely cause: {cause}"
+    shown = "\n".join(f"  | {lines[i].strip()[:200]}" for i in telling if 0 <= i < len(lines))
+    cause = next((text for pattern, text in CAUSES.items() if re.search(pattern, log)), "not known")
+    return (
+        f"{step} failed (exit status {status}):\n{shown}\n"
+        f"  whole log: {LOG}\n  likely cause: {cause}"
+    )
 
 
 def output_of(command: list[str]) -> str:

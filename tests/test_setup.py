@@ -134,7 +134,7 @@ def test_nothing_is_done_when_complete(install: ModuleType, complete: dict[str, 
 def test_incomplete_or_moved_is_not_complete(
     install: ModuleType, complete: dict[str, Any], change: dict[str, str] | str
 ) -> None:
-    assert install.read_stamp() == complete
+    assert install.read_stamp(install.STAMP) == complete
     if change == "no interpreter":
         install.PYTHON.unlink()
     elif change == "truncated":
@@ -143,7 +143,7 @@ def test_incomplete_or_moved_is_not_complete(
         assert isinstance(change, dict)
         changed = {key: value for key, value in {**complete, **change}.items() if value}
         install.STAMP.write_text(json.dumps(changed))
-    assert not (install.read_stamp().keys() >= complete.keys())
+    assert not (install.read_stamp(install.STAMP).keys() >= complete.keys())
 
 
 @pytest.mark.parametrize("reason", ["moved", "pin", "option", "no interpreter"])
@@ -176,11 +176,35 @@ def test_a_failed_set_up_is_not_complete_and_names_the_cause(clone: Path) -> Non
     assert answer.returncode != 0
     assert "installing packages failed" in answer.stderr
     assert "No matching distribution found for glass-cnn-without-such-a-package" in answer.stderr
-    assert f"log: {clone}/.venv/setup.log" in answer.stderr
+    assert f"whole log: {clone}/.venv/setup.log" in answer.stderr
     assert "likely cause: PyPI (or the mirror" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert (clone / ".venv/bin/python").exists()
     assert not (clone / ".venv/.ready").exists()
+
+
+@pytest.mark.parametrize("interrupted", ["while packages are written", "while Horovod compiles"])
+def test_an_interrupted_set_up_goes_on_from_what_is_whole(
+    install: ModuleType,
+    complete: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: str,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (install.REQUIREMENTS / "base.txt").write_text("numpy==2.0.1\n")  # a reason to work
+    anew: list[bool] = []
+    monkeypatch.setattr(install, "make_venv", lambda: anew.append(True))
+    monkeypatch.setattr(install, "install_packages", lambda _: None)
+    monkeypatch.setattr(install, "install_horovod", interrupt)
+    if "packages" in interrupted:
+        monkeypatch.setattr(install, "install_packages", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            install.set_up({})
+        assert not install.STAMP.exists()
+    assert anew == ([True] if "packages" in interrupted else [])
 
 
 def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -> None:
