@@ -68,7 +68,8 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
     newest = checkpoint.newest(run.checkpoints, None, lambda refused: print(refused, flush=True))
     if newest is None:
         raise ConfigError(
-            f"train.restart_from.run {source.run!r}: {place} has no checkpoint; train it first."
+            f"train.restart_from.run {source.run!r}: {place} has no latest checkpoint; train it "
+            "first, or take which: best (checkpoint.after_end: best keeps no other)."
         )
     return newest
 

@@ -115,6 +115,8 @@ class Recorder:
         )
         self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
         self._open_tensorboard()
+        best = job.engine.snapshot("model/") if self.settings.checkpoint.best else None
+        self.checkpoints.prepare(job.engine.snapshot(), best)
         self._since = time.monotonic()
 
     def _open_tensorboard(self) -> None:
@@ -232,7 +234,7 @@ class Recorder:
         optimal: np.ndarray,
         final: np.ndarray,
     ) -> None:
-        """Write result.json, last: the run is complete."""
+        """Write result.json: the run is complete; then remove what it needs no more."""
         progress = job.progress
         result = {
             "seed": self.settings.seed,
@@ -256,6 +258,7 @@ class Recorder:
             "rollbacks": progress.rollbacks,
         }
         write_json(self.run.result, result)
+        self.checkpoints.retire(self.settings.checkpoint.after_end)
         optimal_, final_ = result["optimal"], result["final"]
         self.say(
             f"done: optimal {optimal_['validation_accuracy']:.2%} validation, "

@@ -430,6 +430,15 @@ class Checkpoint(Settings):
     """keep every restart file whose iteration is a multiple of this for good"""
     best: bool = True
     """also keep the weights of the best validation accuracy"""
+    after_end: Literal["all", "last", "best"] = "last"
+    """what a complete run keeps: all its restart files, the last and the best, or only the best
+    (its final weights are gone then); milestones stay in any case"""
+
+    @pydantic.model_validator(mode="after")
+    def _keeps_something(self) -> Checkpoint:
+        if self.after_end == "best" and not self.best:
+            raise ValueError("after_end: best keeps nothing with best: false; take last or all")
+        return self
 
 
 class Launch(Settings):

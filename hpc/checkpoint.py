@@ -3,18 +3,23 @@
     checkpoints/step-000001230/state.safetensors     every array of the state
     checkpoints/step-000001230/manifest.json         written last: step, settings, checksums, meta
     checkpoints/step-000001240.refused/              was found damaged; never used again
-    checkpoints/best/state-000000900.safetensors     the optimal model, named by best/manifest.json
+    checkpoints/best/manifest.json                   the optimal model of the newest checkpoint
+    checkpoints/best/manifest-000000900.json         the same under its step, and those that
+    checkpoints/best/state-000000900.safetensors     belong to the older checkpoints
     checkpoints/.tmp-*                               being written or removed; left by crashes
     checkpoints/.lock                                held by the one process that may write
 
 `save` copies the arrays and returns; one thread writes. Everything it does at length (hashing,
 writing, fsync) releases the interpreter lock and, past the page cache, takes about 0.1 s of
 processor time per GB, so that a process of its own would gain nothing. A checkpoint is complete
-from the moment its directory has its final name. Order is by step; the clock plays no part.
+from the moment its directory has its final name. Its manifest names the optimal model of that
+moment, which is on disk before and stays as long: whichever checkpoint a run returns to, it finds
+the best model that belongs to it. Order is by step; the clock plays no part.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -30,7 +35,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -93,6 +98,8 @@ class Checkpoint:
     step: int
     identity: str
     ranks: int
+    best: int | None
+    """step of the optimal model at that time; None without one, and in the optimal model itself"""
     meta: dict[str, Any]
     tensors: dict[str, np.ndarray]
 
@@ -104,10 +111,14 @@ def read(path: Path, identity: str | None = None) -> Checkpoint:
     is missing, damaged, of another identity or of a future format, StorageError when the system
     cannot read it for another reason (no permission, too many open files).
     """
+    return _read(path, MANIFEST, identity)
+
+
+def _read(path: Path, name: str, identity: str | None) -> Checkpoint:
     try:
         if not path.is_dir():
             raise InvalidCheckpoint(path, "there is no such directory")
-        manifest, tensors = _read_parts(path, identity)
+        manifest, tensors = _read_parts(path, name, identity)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EISDIR):
             raise InvalidCheckpoint(path, f"{Path(error.filename).name} is missing") from None
@@ -119,6 +130,7 @@ def read(path: Path, identity: str | None = None) -> Checkpoint:
         manifest["step"],
         manifest["identity"],
         manifest["ranks"],
+        manifest.get("best"),
         manifest["meta"],
         tensors,
     )
@@ -128,8 +140,10 @@ def _unreadable(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path}: cannot be read: {error.strerror}.")
 
 
-def _read_parts(path: Path, identity: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    manifest = _read_manifest(path)
+def _read_parts(
+    path: Path, name: str, identity: str | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    manifest = _read_manifest(path, name)
     if identity is not None and manifest["identity"] != identity:
         raise InvalidCheckpoint(
             path, f"made under other settings ({manifest['identity'][:8]}, not {identity[:8]})"
@@ -141,9 +155,9 @@ def _read_parts(path: Path, identity: str | None) -> tuple[dict[str, Any], dict[
     except tensorfile.DamagedFile as damage:
         raise InvalidCheckpoint(path, f"{file.name} {damage}") from None
     except FileNotFoundError:
-        if _read_manifest(path) == manifest:
+        if _read_manifest(path, name) == manifest:
             raise
-    return _read_parts(path, identity)  # a running training has replaced its best model
+    return _read_parts(path, name, identity)  # a running training has replaced its best model
 
 
 def _manifest_text(content: Mapping[str, Any]) -> bytes:
@@ -155,21 +169,21 @@ def _json(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    data = (path / MANIFEST).read_bytes()
+def _read_manifest(path: Path, name: str = MANIFEST) -> dict[str, Any]:
+    data = (path / name).read_bytes()
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise InvalidCheckpoint(path, f"{MANIFEST} is damaged")
+        raise InvalidCheckpoint(path, f"{name} is damaged")
     _check_format(path, content.get("format"))
     content.pop("checksum", None)
     # Text for text: a change that leaves the meaning of the JSON alone is found as well.
     if _manifest_text(content) != data:
-        raise InvalidCheckpoint(path, f"{MANIFEST} is damaged")
-    name = _NAME.fullmatch(path.name)
-    if name and int(name["step"]) != content["step"]:
+        raise InvalidCheckpoint(path, f"{name} is damaged")
+    directory = _NAME.fullmatch(path.name)
+    if directory and int(directory["step"]) != content["step"]:
         raise InvalidCheckpoint(path, f"holds step {content['step']}: the directory was renamed")
     return content
 
@@ -196,10 +210,19 @@ def newest(
     `on_refused` it is raised. None if there is no checkpoint at all; raises NoValidCheckpoint if
     there are, but none can be used.
     """
+    return _newest(directory, lambda path: read(path, identity), on_refused, at_most)
+
+
+def _newest(
+    directory: Path,
+    read_one: Callable[[Path], Checkpoint],
+    on_refused: Callable[[InvalidCheckpoint], None] | None,
+    at_most: int | None,
+) -> Checkpoint | None:
     reasons = []
     for entry in _listing(directory, at_most=at_most)[::-1]:
         try:
-            return read(entry.path, identity)
+            return read_one(entry.path)
         except InvalidCheckpoint as refused:
             if on_refused is None:
                 raise
@@ -238,20 +261,11 @@ def _listing(directory: Path, refused: bool = False, at_most: int | None = None)
     return sorted(entry for entry in found if at_most is None or entry.step <= at_most)
 
 
-class _Slot:
-    """Memory for one snapshot, and the work on it that is under way."""
+class _Memory:
+    """Memory for one copy of some arrays, used again and again."""
 
     def __init__(self) -> None:
-        self.pending: Future[Any] | None = None
         self._snapshot: tensorfile.Snapshot | None = None
-
-    def settle(self) -> None:
-        """Wait for the work under way and raise its error, once."""
-        if self.pending is None:
-            return
-        wait_for([self.pending])  # an interrupt here must leave the snapshot to the writer
-        pending, self.pending = self.pending, None
-        pending.result()
 
     def reserve(self, layout: tensorfile.Layout) -> tensorfile.Snapshot:
         """Memory for arrays of this layout; the same as before if that fits."""
@@ -259,6 +273,12 @@ class _Slot:
             self._snapshot = None
             self._snapshot = _allocate(layout)
         return self._snapshot
+
+    def copy(self, tensors: Mapping[str, np.ndarray]) -> tensorfile.Snapshot:
+        """A copy of the arrays, valid until the next one."""
+        snapshot = self.reserve(tensorfile.lay_out(tensors))
+        snapshot.fill(tensors)
+        return snapshot
 
 
 def _allocate(layout: tensorfile.Layout) -> tensorfile.Snapshot:
@@ -298,7 +318,10 @@ class Checkpoints:
         self.milestone = milestone or (lambda _: False)
         self.on_event = on_event
         self._lock = _lock(directory / LOCK, patience, on_event)
-        self._state, self._best = _Slot(), _Slot()
+        self._state_memory, self._best_memory = _Memory(), _Memory()
+        self._best: int | None = None  # step of the optimal model up to now
+        self._held: tuple[tensorfile.Snapshot, Event] | None = None  # it, while not on disk
+        self._pending: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         with storage_errors(directory):
             fsync_directory(directory.parent)
@@ -310,10 +333,12 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def prepare(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Get the memory for `save` in the background, so that the first is as fast as the rest."""
-        self._state.settle()
-        self._state.pending = self._writer.submit(self._state.reserve, tensorfile.lay_out(tensors))
+    def prepare(
+        self, tensors: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Get the memory for copies in the background, so that the first is as fast as the rest."""
+        self._settle()
+        self._pending = self._writer.submit(self._reserve, tensors, best or {})
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Copy the state and return; it becomes durable in the background.
@@ -322,24 +347,30 @@ class Checkpoints:
         back exactly. While an earlier save is still being written, this waits for it. Raises
         StorageError if that one failed; the checkpoints before it are untouched.
         """
-        self._submit(self._state, self._commit_step, step, tensors, meta)
+        self._settle()
+        content = {**self._content(step, meta), "best": self._best}
+        snapshot = self._state_memory.copy(tensors)
+        self._pending = self._writer.submit(self._commit, snapshot, content)
 
     def save_best(
         self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]
     ) -> None:
-        """The same for the optimal model, in `best/`, replacing the one before atomically."""
-        self._submit(self._best, self._commit_best, step, tensors, meta)
+        """Copy the optimal model and return; the next `save` writes it, before its checkpoint.
+
+        Written any earlier, it could be newer than every checkpoint, and a run that returns to
+        one of them would find its own best model gone.
+        """
+        self._settle()
+        self._best, self._held = step, (self._best_memory.copy(tensors), self._content(step, meta))
 
     def check(self) -> None:
         """Raise the error of a write that failed since the last call; costs nothing."""
-        for slot in (self._state, self._best):
-            if slot.pending is not None and slot.pending.done():
-                slot.settle()
+        if self._pending is not None and self._pending.done():
+            self._settle()
 
     def flush(self) -> None:
-        """Wait until everything saved is durable; raises StorageError if it cannot be."""
-        wait_for([s.pending for s in (self._state, self._best) if s.pending is not None])
-        self.check()
+        """Wait until every checkpoint is durable; raises StorageError if it cannot be."""
+        self._settle()
 
     def close(self) -> None:
         """Flush, end the writer and let go of the directory, even if the flush raises."""
@@ -354,11 +385,17 @@ class Checkpoints:
     def latest(self, at_most: int | None = None) -> Checkpoint | None:
         """The newest checkpoint (of step `at_most` or before) that verifies, None without any.
 
-        Those passed over are reported as `checkpoint_refused` and renamed to `*.refused`.
-        Raises NoValidCheckpoint if there are checkpoints but none can be used.
+        Those passed over are reported as `checkpoint_refused` and renamed to `*.refused`; so is
+        one whose best model is damaged. `best/` is then the model that belongs to it. Raises
+        NoValidCheckpoint if there are checkpoints but none can be used.
         """
         self.flush()
-        return newest(self.directory, self.identity, self._refuse, at_most)
+        found = _newest(self.directory, self._read_with_best, self._refuse, at_most)
+        if found is not None:
+            self._best, self._held = found.best, None
+            with storage_errors(self.directory):
+                self._show_best(found.best)
+        return found
 
     def drop_after(self, step: int) -> None:
         """Remove all checkpoints after `step`, for a run that goes back and takes another way.
@@ -375,20 +412,37 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all checkpoints and the best model, to start over."""
         self.drop_after(-1)
+        self._best = self._held = None
         with storage_errors(self.directory):
             if (self.directory / BEST).exists():
                 self._remove(self.directory / BEST)
 
-    def _submit(
-        self,
-        slot: _Slot,
-        commit: Callable[[tensorfile.Snapshot, dict[str, Any]], None],
-        step: int,
-        tensors: Mapping[str, np.ndarray],
-        meta: Mapping[str, Any],
-    ) -> None:
-        slot.settle()
-        content = {
+    def retire(self, after_end: Literal["all", "last", "best"]) -> None:
+        """Remove what a complete run needs no more; milestones and the optimal model stay.
+
+        `last` leaves the newest checkpoint, `best` none: only for a run that never goes on.
+        """
+        self.flush()
+        if after_end == "all":
+            return
+        with storage_errors(self.directory):
+            self._prune(1 if after_end == "last" else 0)
+
+    def _reserve(self, tensors: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray]) -> None:
+        self._state_memory.reserve(tensorfile.lay_out(tensors))
+        if best:
+            self._best_memory.reserve(tensorfile.lay_out(best))
+
+    def _settle(self) -> None:
+        """Wait for the work under way and raise its error, once."""
+        if self._pending is None:
+            return
+        wait_for([self._pending])  # an interrupt here must leave the snapshot to the writer
+        pending, self._pending = self._pending, None
+        pending.result()
+
+    def _content(self, step: int, meta: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "step": step,
             "identity": self.identity,
@@ -396,34 +450,58 @@ class Checkpoints:
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "meta": json.loads(json.dumps(dict(meta))),
         }
-        snapshot = slot.reserve(tensorfile.lay_out(tensors))
-        snapshot.fill(tensors)
-        slot.pending = self._writer.submit(commit, snapshot, content)
 
-    def _commit_step(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
+    def _commit(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
+        """The writer's work: the optimal model, then the checkpoint that counts on it."""
+        with storage_errors(self.directory):
+            if self._held is not None:
+                self._write_best(*self._held)
+                self._held = None
+            self._write_step(snapshot, content)
+            self._show_best(content["best"])
+            self._prune(self.keep)
+
+    def _write_step(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
         path = self._place(content["step"])
         aside = path.with_name(ASIDE + path.name)
-        with storage_errors(self.directory):
-            try:
-                aside.mkdir(exist_ok=True)
-                _write_parts(aside, STATE, snapshot, content)
-                aside.rename(path)
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
-            fsync_directory(self.directory)
-            self._prune()
+        try:
+            aside.mkdir(exist_ok=True)
+            _write_parts(aside, STATE, MANIFEST, snapshot, content)
+            aside.rename(path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        fsync_directory(self.directory)
 
-    def _commit_best(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
-        folder = self.directory / BEST
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
-            file = _free(folder / f"state-{content['step']:09d}.safetensors")
+    def _write_best(self, snapshot: tensorfile.Snapshot, content: dict[str, Any]) -> None:
+        folder, step = self.directory / BEST, content["step"]
+        folder.mkdir(exist_ok=True)
+        file = _free(folder / f"state-{step:09d}.safetensors")
+        try:
+            _write_parts(folder, file.name, _best_manifest(step), snapshot, content)
+        finally:
+            _remove_unnamed(folder)
+        fsync_directory(self.directory)
+
+    def _read_with_best(self, path: Path) -> Checkpoint:
+        found = read(path, self.identity)
+        if found.best is not None:
             try:
-                _write_parts(folder, file.name, snapshot, content)
-            finally:
-                _remove_unnamed(folder)
-            fsync_directory(self.directory)
+                _read(self.directory / BEST, _best_manifest(found.best), self.identity)
+            except InvalidCheckpoint as damage:
+                raise InvalidCheckpoint(path, f"its best model: {damage.reason}") from None
+        return found
+
+    def _show_best(self, step: int | None) -> None:
+        """Let `best/` be the optimal model of this step."""
+        folder = self.directory / BEST
+        shown = folder / MANIFEST
+        if step is None:
+            shown.unlink(missing_ok=True)
+            return
+        text = (folder / _best_manifest(step)).read_bytes()
+        if not shown.exists() or shown.read_bytes() != text:
+            write_atomic(shown, text)
 
     def _place(self, step: int) -> Path:
         """Where the next checkpoint of a step goes: beside one that is there, never over it."""
@@ -431,18 +509,31 @@ class Checkpoints:
         name = f"step-{step:09d}" + (f".{max(revisions)}" if revisions else "")
         return self.directory / name
 
-    def _prune(self) -> None:
+    def _prune(self, keep: int) -> None:
         """Remove what is neither among the newest nor a milestone, once a new one is safe."""
         entries = _listing(self.directory)
-        recent = sorted({entry.step for entry in entries})[-self.keep :]
+        steps = sorted({entry.step for entry in entries})
+        recent = steps[len(steps) - min(keep, len(steps)) :]
         latest = {entry.step: entry for entry in entries}
         for entry in entries:
             wanted = entry.step in recent or self.milestone(entry.step)
             if not wanted or entry is not latest[entry.step]:
                 self._remove(entry.path)
         for entry in _listing(self.directory, refused=True):
-            if entry.step < recent[0]:
+            if not recent or entry.step < recent[0]:
                 self._remove(entry.path)
+        self._prune_best()
+
+    def _prune_best(self) -> None:
+        """Remove the optimal models that no checkpoint counts on, but for the one in use."""
+        folder = self.directory / BEST
+        wanted = {_named_best(entry.path) for entry in _listing(self.directory)}
+        with contextlib.suppress(FileNotFoundError, InvalidCheckpoint):
+            wanted.add(_read_manifest(folder)["step"])
+        for path in folder.glob("manifest-*.json"):
+            if path.name not in {_best_manifest(step) for step in wanted if step is not None}:
+                path.unlink()
+        _remove_unnamed(folder)
 
     def _remove(self, path: Path) -> None:
         """Remove a directory so that a crash half-way leaves nothing that looks complete."""
@@ -456,7 +547,7 @@ class Checkpoints:
         for path in self.directory.glob(ASIDE + "*"):
             shutil.rmtree(path, ignore_errors=True)
             self.on_event({"event": "checkpoint_leftover_removed", "path": str(path)})
-        _remove_unnamed(self.directory / BEST)
+        self._prune_best()
 
     def _refuse(self, refused: InvalidCheckpoint) -> None:
         path, reason = refused.path, refused.reason
@@ -467,7 +558,11 @@ class Checkpoints:
 
 
 def _write_parts(
-    folder: Path, name: str, snapshot: tensorfile.Snapshot, content: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    manifest: str,
+    snapshot: tensorfile.Snapshot,
+    content: Mapping[str, Any],
 ) -> None:
     """Write the state, then the manifest that makes it count; raises OSError, StorageError."""
     checksums = tensorfile.write(folder / name, snapshot)
@@ -478,19 +573,31 @@ def _write_parts(
         "block": tensorfile.BLOCK,
         "checksums": checksums,
     }
-    write_atomic(folder / MANIFEST, _manifest_text({**content, "file": entry}))
+    write_atomic(folder / manifest, _manifest_text({**content, "file": entry}))
+
+
+def _best_manifest(step: int) -> str:
+    return f"manifest-{step:09d}.json"
+
+
+def _named_best(path: Path) -> int | None:
+    """Step of the best model that a checkpoint counts on; None also if that cannot be read."""
+    try:
+        return _read_manifest(path).get("best")
+    except (OSError, InvalidCheckpoint):
+        return None
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove the states in `best/` that its manifest does not name: replaced or half-written."""
-    try:
-        named = _read_manifest(folder)["file"]["name"]
-    except FileNotFoundError:
-        named = None
-    except InvalidCheckpoint:
-        return
-    for path in (*folder.glob("state-*"), *folder.glob(f".{MANIFEST}.*")):
-        if path.name != named:
+    """Remove the states in `best/` that no manifest names: replaced or half-written."""
+    named = set()
+    for manifest in (*folder.glob("manifest-*.json"), *folder.glob(MANIFEST)):
+        try:
+            named.add(_read_manifest(folder, manifest.name)["file"]["name"])
+        except InvalidCheckpoint:
+            return
+    for path in (*folder.glob("state-*"), *folder.glob(".manifest*")):
+        if path.name not in named:
             path.unlink()
 
 

@@ -80,6 +80,19 @@ class Run:
     def steps(self) -> list[int]:
         return [json.loads((p / MANIFEST).read_text())["step"] for p in self.kept()]
 
+    @staticmethod
+    def save_with_best(checkpoints: Checkpoints, step: int) -> None:
+        """A checkpoint at a step that was the best until then."""
+        checkpoints.save_best(step, state(step), meta(step))
+        checkpoints.save(step, state(step), meta(step))
+
+    def best_steps(self) -> list[int]:
+        """Steps of the best models on disk; asserts that there is nothing but them."""
+        names = sorted(p.name for p in (self.path / "best").iterdir())
+        steps = [int(name[9:18]) for name in names if name.startswith("manifest-")]
+        assert len(names) == 2 * len(steps) + 1
+        return steps
+
     def kept(self) -> list[Path]:
         return sorted(p for p in self.path.glob("step-*") if ".refused" not in p.name)
 
@@ -190,14 +203,12 @@ def test_training_goes_on_while_the_writer_works(run: Run) -> None:
     with run.open(keep=1, milestone=gate) as checkpoints:
         checkpoints.save(1, state(1), meta(1))
         checkpoints.save(2, state(2), meta(2))
-        checkpoints.save_best(2, {"model/w": state(2)["model/w"]}, {})
         assert gate.reached.wait(30)  # the writer now stands still; save has long returned
         checkpoints.check()
-        assert not (run.path / "best" / MANIFEST).exists()
+        assert run.steps() == [1, 2]
         gate.open.set()
         checkpoints.flush()
         assert run.steps() == [2]
-        assert read(run.path / "best").step == 2
 
 
 def test_a_save_waits_for_the_one_before(run: Run) -> None:
@@ -233,7 +244,7 @@ def test_an_interrupted_wait_leaves_the_snapshot_to_the_writer(run: Run) -> None
         with pytest.raises(Interrupt):
             checkpoints.save(3, state(3), meta(3))
         signal.signal(signal.SIGALRM, before)
-        assert checkpoints._state.pending is not None
+        assert checkpoints._pending is not None
         gate.open.set()
     assert belongs(run.latest())
 
@@ -320,8 +331,12 @@ def test_starting_over(run: Run) -> None:
     assert run.latest().step == 10
     with run.open() as checkpoints:
         checkpoints.save_best(10, state(10), {})
+        checkpoints.save(10, state(10), {})
         checkpoints.clear()
         assert [p.name for p in run.path.iterdir()] == [".lock"]
+        checkpoints.save(10, state(10), {})
+        assert not (run.path / "best").exists()
+        checkpoints.clear()
         assert checkpoints.latest() is None
 
 
@@ -329,26 +344,140 @@ def test_starting_over(run: Run) -> None:
 
 
 def test_best_is_replaced(run: Run) -> None:
-    with run.open() as checkpoints:
-        for step in (10, 30, 30, 20):
-            checkpoints.save_best(step, state(step), meta(step))
+    with run.open(keep=2) as checkpoints:
+        for step in (10, 20, 20, 30):
+            run.save_with_best(checkpoints, step)
             checkpoints.flush()
             assert belongs(read(run.path / "best", IDENTITY))
-            assert len(list((run.path / "best").iterdir())) == 2
+            assert run.best_steps() == sorted({max(step - 10, 10), step})
+    assert read(run.path / "best").step == 30
+
+
+def test_best_is_written_with_the_next_checkpoint_and_no_earlier(run: Run) -> None:
+    with run.open() as checkpoints:
+        tensors = state(10)
+        for step in (8, 9, 10):
+            tensors["model/w"][...] = state(step)["model/w"]
+            checkpoints.save_best(step, {"model/w": tensors["model/w"]}, meta(step))
+        tensors["model/w"][...] = -1
+        checkpoints.flush()
+        assert not (run.path / "best").exists()
+        checkpoints.save(20, state(20), meta(20))
+    best = read(run.path / "best", IDENTITY)
+    assert (best.step, best.meta, best.best) == (10, meta(10), None)
+    assert np.array_equal(best.tensors["model/w"], state(10)["model/w"])
+    assert run.best_steps() == [10]
+    assert run.latest().best == 10
+
+
+def test_a_run_finds_the_best_model_of_the_checkpoint_it_returns_to(run: Run) -> None:
+    with run.open(keep=2) as checkpoints:
+        run.save_with_best(checkpoints, 10)
+        checkpoints.save(20, state(20), meta(20))
+        checkpoints.save_best(25, state(25), meta(25))
+        checkpoints.save(30, state(30), meta(30))
+    assert read(run.path / "best").step == 25
+    damage(run.path / "step-000000030" / STATE, 4100)
+    with run.open(keep=2) as checkpoints:
+        found = checkpoints.latest()
+        assert found is not None
+        assert (found.step, found.best) == (20, 10)
+        assert belongs(read(run.path / "best"))
+        assert read(run.path / "best").step == 10
+        checkpoints.save(30, state(30), meta(30))  # on this way it was never better
+        checkpoints.flush()
+        assert run.best_steps() == [10]
+        run.save_with_best(checkpoints, 40)
+    assert read(run.path / "best").step == 40
+    assert run.best_steps() == [10, 40]
+
+
+def test_without_a_better_one_before_there_is_none(run: Run) -> None:
+    with run.open() as checkpoints:
+        checkpoints.save(10, state(10), meta(10))
+        run.save_with_best(checkpoints, 20)
+        assert checkpoints.latest(at_most=10)
+    with pytest.raises(InvalidCheckpoint, match=r"best .*manifest\.json is missing"):
+        read(run.path / "best")
+    assert run.latest().best == 20
     assert read(run.path / "best").step == 20
+
+
+def test_going_back_and_dying_before_the_new_way_begins(run: Run) -> None:
+    with run.open(keep=9) as checkpoints:
+        run.save_with_best(checkpoints, 10)
+        run.save_with_best(checkpoints, 20)
+        checkpoints.save_best(25, state(25), meta(25))  # held, and of the way that is left
+        found = checkpoints.latest(at_most=19)
+        assert found is not None
+        assert read(run.path / "best").step == found.best == 10
+        if found.step == 10:
+            checkpoints.save(10, state(10), meta(10))
+    assert run.latest().best == 20
+    assert read(run.path / "best").step == 20
+
+
+@pytest.mark.parametrize("part", ["state-000000020.safetensors", "manifest-000000020.json"])
+@pytest.mark.parametrize("how", ["flip", "remove"])
+def test_a_checkpoint_whose_best_model_is_damaged_is_refused(run: Run, part: str, how: str) -> None:
+    with run.open() as checkpoints:
+        run.save_with_best(checkpoints, 10)
+        run.save_with_best(checkpoints, 20)
+    file = run.path / "best" / part
+    file.unlink() if how == "remove" else damage(file, file.stat().st_size // 2)
+    assert run.latest().step == 10
+    (reason,) = run.reasons()
+    assert reason.startswith(f"its best model: {part} is ")
+    assert belongs(read(run.path / "best", IDENTITY))
+    assert read(run.path / "best").step == 10
+
+
+def test_a_damaged_pointer_to_the_best_model_is_mended(run: Run) -> None:
+    with run.open() as checkpoints:
+        run.save_with_best(checkpoints, 10)
+    damage(run.path / "best" / MANIFEST, 30)
+    assert run.latest().step == 10
+    assert read(run.path / "best").step == 10
+    assert run.events == []
+
+
+# -- after the end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after_end", "milestone", "steps", "best"),
+    [
+        ("all", None, [20, 30, 40], [20, 30]),
+        ("last", None, [40], [30]),
+        ("best", None, [], [30]),
+        ("last", 20, [20, 40], [20, 30]),
+        ("best", 20, [20], [20, 30]),
+    ],
+)
+def test_what_is_left_of_a_complete_run(
+    run: Run, after_end: Any, milestone: int | None, steps: list[int], best: list[int]
+) -> None:
+    with run.open(milestone=lambda step: step == milestone) as checkpoints:
+        for step in (10, 20, 30):
+            run.save_with_best(checkpoints, step)
+        checkpoints.save(40, state(40), meta(40))
+        checkpoints.retire(after_end)
+    assert run.steps() == steps
+    assert run.best_steps() == best
+    assert read(run.path / "best", IDENTITY).step == 30
 
 
 def test_best_may_be_replaced_while_it_is_read(run: Run) -> None:
     def child() -> None:
-        with run.open() as checkpoints:
-            checkpoints.save_best(10, state(10), meta(10))
+        with run.open(keep=1) as checkpoints:
+            run.save_with_best(checkpoints, 10)
             checkpoints.flush()
             todo = ["replace it"]
 
             def hook(event: str, args: tuple[Any, ...]) -> None:
                 if event == "open" and "state-000000010" in str(args[0]) and todo:
                     todo.clear()  # the manifest was read, its state is about to be opened
-                    checkpoints.save_best(20, state(20), meta(20))
+                    run.save_with_best(checkpoints, 20)
                     checkpoints.flush()
 
             sys.addaudithook(hook)
@@ -586,8 +715,8 @@ def test_a_failed_write_is_raised_once_at_the_next_call(run: Run, notice: str) -
     obstacle.write_text("in the way")
     checkpoints.save(20, state(20), meta(20))
     with contextlib.suppress(TimeoutError):
-        assert checkpoints._state.pending is not None
-        checkpoints._state.pending.exception(30)
+        assert checkpoints._pending is not None
+        checkpoints._pending.exception(30)
     with pytest.raises(StorageError, match="File exists"):
         checkpoints.save(30, state(30), meta(30)) if notice == "save" else getattr(
             checkpoints, notice
@@ -631,12 +760,30 @@ def test_a_full_disk_keeps_the_best_model(tmp_path: Path) -> None:
         run = Run(disk / "checkpoints")
         with run.open() as checkpoints:
             checkpoints.save_best(10, state(10, size=100_000), meta(10))
+            checkpoints.save(10, state(10), meta(10))
             checkpoints.flush()
             checkpoints.save_best(20, state(20, size=100_000), meta(20))
+            checkpoints.save(20, state(20), meta(20))
             with pytest.raises(StorageError, match="no space left"):
                 checkpoints.flush()
+            assert run.steps() == [10]  # none without its best model
             assert belongs(read(run.path / "best"), size=100_000)
-            assert len(list((run.path / "best").iterdir())) == 2
+            assert run.best_steps() == [10]
+            checkpoints.save_best(30, state(30), meta(30))
+            checkpoints.save(30, state(30), meta(30))
+        assert run.latest().step == read(run.path / "best").step == 30
+
+
+def test_a_best_model_that_could_not_be_written_is_written_later(run: Run) -> None:
+    with run.open() as checkpoints:
+        (run.path / "best").write_text("in the way")
+        run.save_with_best(checkpoints, 10)
+        with pytest.raises(StorageError, match="File exists"):
+            checkpoints.flush()
+        (run.path / "best").unlink()
+        checkpoints.save(20, state(20), meta(20))
+    assert run.latest().best == 10
+    assert belongs(read(run.path / "best"))
 
 
 def test_a_limit_on_file_size_is_reported(run: Run) -> None:
@@ -783,13 +930,12 @@ def die_at(moment: int) -> None:
 
 
 def save_another(run: Run, checkpoints: Checkpoints) -> None:
-    checkpoints.save(20, state(20), meta(20))
-    checkpoints.flush()
-    checkpoints.save_best(20, state(20), meta(20))
+    run.save_with_best(checkpoints, 20)
     checkpoints.flush()
 
 
 def save_again(run: Run, checkpoints: Checkpoints) -> None:
+    assert checkpoints.latest()
     checkpoints.save(10, state(10), meta(10))
     checkpoints.flush()
 
@@ -801,8 +947,16 @@ def refuse_one(run: Run, checkpoints: Checkpoints) -> None:
 
 
 def go_back(run: Run, checkpoints: Checkpoints) -> None:
-    checkpoints.save(20, state(20), meta(20))
+    run.save_with_best(checkpoints, 20)
+    assert checkpoints.latest(at_most=10)
     checkpoints.drop_after(10)
+    checkpoints.save(10, state(10), meta(10))
+    checkpoints.flush()
+
+
+def retire(run: Run, checkpoints: Checkpoints) -> None:
+    run.save_with_best(checkpoints, 20)
+    checkpoints.retire("last")
 
 
 @pytest.mark.parametrize(
@@ -812,6 +966,7 @@ def go_back(run: Run, checkpoints: Checkpoints) -> None:
         (save_again, 1, {10}),
         (refuse_one, 1, {10}),
         (go_back, 2, {10, 20}),
+        (retire, 2, {10, 20}),
     ],
 )
 def test_killed_between_any_two_file_operations(
@@ -819,8 +974,7 @@ def test_killed_between_any_two_file_operations(
 ) -> None:
     before = Run(tmp_path / "before")
     with before.open() as checkpoints:
-        checkpoints.save(10, state(10), meta(10))
-        checkpoints.save_best(10, state(10), meta(10))
+        before.save_with_best(checkpoints, 10)
 
     def child(run: Run, moment: int) -> Callable[[], None]:
         def act() -> None:
@@ -839,10 +993,12 @@ def test_killed_between_any_two_file_operations(
         found = run.latest()
         assert belongs(found)
         seen.add(found.step)
-        assert belongs(read(run.path / "best", IDENTITY))
+        best = read(run.path / "best", IDENTITY)
+        assert best.step == found.best == found.step  # each was the best until then
+        assert belongs(best)
         names = {p.name for p in run.path.rglob("*")}
         assert not any(name.startswith(".tmp") or ".json." in name for name in names)
-        assert len(list((run.path / "best").iterdir())) == 2
+        assert set(run.best_steps()) <= {10, 20}
         run.write(40)
         assert run.latest().step == 40
         if status == 0:
@@ -860,9 +1016,10 @@ def test_killed_at_random_while_saving_in_a_loop(run: Run, tmp_path: Path) -> No
         with run.open(keep=2) as checkpoints, acknowledged.open("a") as durable:
             found = checkpoints.latest()
             for step in itertools.count(found.step + 1 if found else 1):
-                checkpoints.save(step, state(step, size), meta(step))
                 if step % 3 == 0:
                     checkpoints.save_best(step, state(step), meta(step))
+                checkpoints.save(step, state(step, size), meta(step))
+                if step % 3 == 0:
                     checkpoints.flush()
                     print(step, file=durable, flush=True)
 
@@ -881,7 +1038,8 @@ def test_killed_at_random_while_saving_in_a_loop(run: Run, tmp_path: Path) -> No
         assert not list(run.path.glob(".tmp*"))
         if promised:
             best = read(run.path / "best", IDENTITY)
-            assert best.step >= promised
+            assert found is not None
+            assert best.step == found.best == found.step // 3 * 3
             assert belongs(best)
         reached = found.step if found else 0
     assert run.reasons() == []

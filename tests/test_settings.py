@@ -71,6 +71,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train__learning_rate": {"kind": "cosin"}}, "train.learning_rate.kind"),
     ({"train__optimizer": {"kind": "lamb"}}, "train.optimizer.kind"),
     # combinations
+    ({"checkpoint__after_end": "best", "checkpoint__best": False}, "best keeps nothing"),
     ({"train__batch_size": 1}, "train.batch_size 1 is smaller than launch.ranks 2"),
     ({"train__batch_size": 3, "launch__ranks": 4}, "every rank needs at least one example"),
     ({"render__window": 18.3}, "render.window 18.3 σ is larger than the box, 18.26 σ"),
@@ -199,6 +200,7 @@ SAME_RUN: list[dict[str, Any]] = [
     {"launch__threads_per_rank": 3},
     {"launch__slurm": {"partition": "gpu"}},
     {"checkpoint__every_iterations": 3},
+    {"checkpoint__after_end": "best"},
     {"analysis__learned_accuracy": 0.9},
     {"train__evaluation_batch": 10},
     {"train__diagnostics_every": 0},
