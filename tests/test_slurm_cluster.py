@@ -405,7 +405,7 @@ simulation: {trajectories: 20, particles: 100, equilibration_steps: 200, cooling
 data: {name: tiny}
 render: {style: disc, pixels: 24}
 model: {recipe: modern}
-train: {batch_size: 16, iterations: 150, diagnostics_every: 10}
+train: {batch_size: 16, iterations: 100, diagnostics_every: 10}
 checkpoint: {every_iterations: 5}
 launch: {ranks: 2, site: dev}
 """
@@ -437,7 +437,7 @@ def test_training_ends_with_the_same_bits_whatever_happened(
     assert starts(run)[:2] == [0, stopped], "the preemption cost no step"
     assert len(starts(run)) == 3
     assert starts(run)[2] >= kept, "the dead node cost at most what came after a checkpoint"
-    assert [r["iteration"] for r in read_records(run.metrics)] == list(range(1, 151))
+    assert [r["iteration"] for r in read_records(run.metrics)] == list(range(1, 101))
 
     for folder in ("datasets", "trajectories"):
         shutil.copytree(interrupted / folder, plain / folder)

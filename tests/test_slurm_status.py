@@ -1,0 +1,175 @@
+"""`make status` and `make cancel`: run directories and the queue merged into what one sees."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from glass_cnn.study import Study
+from hpc.rundir import RunDir, StudyDir, append_record, read_records
+from hpc.slurm import Queued, Site, job_text
+from hpc.stages import Task
+from jobs import cancel, status
+from jobs.task import choose
+from tests import synthetic
+
+
+@pytest.fixture
+def study() -> Study:
+    return synthetic.study(seeds=6)
+
+
+@pytest.fixture
+def place(study: Study, tmp_path: Path) -> StudyDir:
+    """Run 0 is complete, 1 and 2 are half-way, 3 failed, 4 has just begun, 5 is not there."""
+    place = synthetic.directory(study, tmp_path)
+    synthetic.write_run(place, study.runs[0])
+    for run in study.runs[1:4]:
+        synthetic.write_run(place, run, count=30, done=False)
+    failed = place.runs / study.runs[3].name
+    (place.runs / study.runs[4].name).mkdir()
+    append_record(
+        failed / "events.jsonl",
+        {"event": "no_requeue", "status": 65, "reason": "exit code 65: bad data"},
+    )
+    append_record(place.runs / study.runs[4].name / "events.jsonl", {"event": "job_start"})
+    return place
+
+
+def rows_of(study: Study, place: StudyDir) -> list[Queued]:
+    """Run 1 runs, run 2 waits after a requeue, run 4 is starting, the report waits for them."""
+    folder = place.jobs / "20260102-030405"
+    folder.mkdir(parents=True)
+    tasks = [task(RunDir(place.runs / run.name)) for run in study.runs]
+    report = Task("report", "jobs.report", (), place.report, place.path / "report.log")
+    for name, some in (("train-1.tsv", tasks), ("aggregate-1.tsv", [report])):
+        (folder / name).write_text(job_text(Site(), some))
+    train, last = str(folder / "train-1.tsv"), str(folder / "aggregate-1.tsv")
+    return [
+        Queued("7", 1, "RUNNING", "None", "n[1-2]", train),
+        Queued("7", 2, "PENDING", "BeginTime", "", train),
+        Queued("7", 4, "RUNNING", "None", "n3", train),
+        Queued("8", 0, "PENDING", "Dependency", "", last),
+    ]
+
+
+def task(run: RunDir) -> Task:
+    return Task(run.name, "jobs.train", (), run.result, run.path / "output.log", run.metrics)
+
+
+def test_states_come_from_directories_and_queue(study: Study, place: StudyDir) -> None:
+    rows = rows_of(study, place)
+    names = {run.name: number for number, run in enumerate(study.runs)}
+    shown = {names[run.facts["run"]]: run for run in status.states(study, place, rows)}
+    assert {number: run.state for number, run in shown.items()} == {
+        0: "complete", 1: "running", 2: "requeued", 3: "failed", 4: "running", 5: "waiting",
+    }  # fmt: skip
+    assert shown[1].detail == "n[1-2], job 7_1"
+    assert shown[2].detail == "BeginTime, job 7_2"
+    assert shown[3].detail == "exit code 65: bad data"
+    assert status.waiting(place, rows) == ["report: pending, Dependency, job 8_0"]
+
+
+def test_a_run_with_a_fresh_heartbeat_runs_on_this_machine(study: Study, place: StudyDir) -> None:
+    run = RunDir(place.runs / study.runs[1].name)
+    run.heartbeats.mkdir(exist_ok=True)
+    beat = run.heartbeats / "rank-0.json"
+    beat.write_text("{}")
+    facts = {"state": "unfinished", "reason": None, "starts": 1}
+    assert status.state_of(run, facts, None) == ("running", "on this machine")
+    old = time.time() - 2 * status.ALIVE
+    os.utime(beat, (old, old))
+    assert status.state_of(run, facts, None)[0] == "stopped"
+
+
+def test_time_left_is_the_rate_of_late_times_what_is_to_do(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    lines = [json.dumps({"iteration": i, "seconds": 100 + 2.0 * i}) for i in range(1, 11)]
+    run.metrics.write_text("\n".join(lines) + '\n{"iteration": 11, "sec')
+    assert status.time_left(run, {"train.iterations": 60}) == pytest.approx(2.0 * 50)
+    assert status.duration(3675) == "1:01:15"
+
+
+def test_table_is_readable_and_long_ones_are_cut(
+    study: Study,
+    place: StudyDir,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", os.devnull)  # no Slurm
+    status.main(["--logs", str(place.path.parent)])
+    shown = capsys.readouterr().out
+    assert "synthetic  6 runs:" in shown
+    assert all(run.name in shown for run in study.runs)
+    rows = rows_of(study, place)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(status.study_part(study, place, rows, 2))
+    text = console.export_text()
+    assert "4 more" in text
+    assert [run.name in text for run in study.runs] == [False, True, False, False, True, False]
+
+
+def test_runs_of_a_hand_submitted_job_are_named_or_numbered(study: Study) -> None:
+    assert choose(study, study.runs[2].name[:8], None) == study.runs[2]
+    assert choose(study, None, "3") == study.runs[3]
+    assert choose(synthetic.study(seeds=1), None, None).seed == 0
+    for name, index in ((None, None), (None, "6"), ("nothing", None)):
+        with pytest.raises(Exception, match=r"runs|no run"):
+            choose(study, name, index)
+
+
+@pytest.mark.slow
+def test_cancel_asks_the_launcher_above_the_ranks(
+    root: Path, tmp_path: Path, wait_for: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    config = tmp_path / "long.yaml"
+    tree = {
+        "study": {"name": "long", "seeds": 2},
+        "simulation": {"trajectories": 20, "particles": 100, "cooling_steps": 400},
+        "data": {"name": "long"},
+        "render": {"style": "disc", "pixels": 24},
+        "train": {"batch_size": 16, "iterations": 100_000},
+        "launch": {"ranks": 2, "side_by_side": 1},
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(tree))
+    logs = tmp_path / "logs"
+    words = [
+        sys.executable,
+        "-m",
+        "jobs.submit",
+        str(config),
+        "--launcher",
+        "local",
+        "--logs",
+        str(logs),
+    ]
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) as submit:
+        place = StudyDir(logs / "long")
+        wait_for(lambda: any(place.runs.glob("*/metrics.jsonl")), 180)
+        assert cancel.stop_here(place) == 1
+        assert submit.wait(60) == 75
+    assert len(list(place.runs.glob("*/metrics.jsonl"))) == 1, "the second run was not started"
+    stops = [r for run in place.runs.iterdir() for r in read_records(run / "events.jsonl")]
+    assert [record["event"] for record in stops] == ["stopped"], "it wrote its checkpoint"
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    def wait(done: Callable[[], object], timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not done():
+            assert time.monotonic() < end, f"nothing in {timeout} s"
+            time.sleep(0.1)
+
+    return wait
