@@ -18,7 +18,6 @@ from glass_cnn.branch import open_branch
 from glass_cnn.diagnostics import Diagnostics, output_statistics
 from glass_cnn.engine import COUNTS, Engine, StepResult, portions, set_up_tensorflow
 from glass_cnn.recorder import Recorder
-from glass_cnn.rollback import onset as find_onset
 from glass_cnn.schedule import learning_rate
 from glass_cnn.settings import RunSettings
 from hpc.checkpoint import digest_tensors
@@ -178,6 +177,9 @@ class Job:
         rollback = self.settings.train.rollback
         if not rollback.enabled or len(self.progress.rollbacks) >= rollback.at_most:
             return
+        # Here, not above: it brings SciPy's statistics, a second of every start, for a rare use.
+        from glass_cnn.rollback import onset as find_onset
+
         onset = self.world.broadcast(
             self.world.on_root(
                 lambda: find_onset(read_records(self.run.metrics), rollback, self.settings.analysis)
