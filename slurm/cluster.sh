@@ -166,17 +166,24 @@ stop() { # stop PIDFILE: TERM, and KILL after 10 s
     kill -KILL "$pid" 2>/dev/null || true
 }
 
-kill_jobs() { # job processes outlive slurmd by design, and hold on to the directory
-    SLURM_CONF=$home/slurm.conf scancel --full --signal=KILL --user="$(id -un)" 2>/dev/null || true
-    SLURM_CONF=$home/slurm.conf scancel --user="$(id -un)" 2>/dev/null || true
+cancel_jobs() {
+    local conf=$home/slurm.conf
+    SLURM_CONF=$conf scancel --full --signal=KILL --user="$(id -un)" 2>/dev/null || true
+    SLURM_CONF=$conf scancel --user="$(id -un)" 2>/dev/null || true
     for _ in {1..20}; do
-        [ -n "$(SLURM_CONF=$home/slurm.conf squeue -h 2>/dev/null)" ] || break
+        [ -n "$(SLURM_CONF=$conf squeue -h 2>/dev/null)" ] || break
         sleep 0.5
     done
-    local pid
-    for pid in $(pgrep -f '^slurmstepd: \['); do # those whose slurmd is gone already
-        if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$home/slurm.conf"; then
-            kill -KILL "$pid" 2>/dev/null || true
+}
+
+kill_leftovers() { # what ran on a node whose slurmd had died is nobody's any more; its environment says whose it was
+    local environment process
+    for environment in /proc/[0-9]*/environ; do
+        process=${environment%/environ}
+        [ -O "$process" ] || continue
+        grep -qzxF "SLURM_CONF=$home/slurm.conf" "$environment" 2>/dev/null || continue
+        if grep -qz '^SLURM_JOB_ID=' "$environment" || [ "$(cat "$process/comm")" = slurmstepd ]; then
+            kill -KILL "${process#/proc/}" 2>/dev/null || true
         fi
     done
 }
@@ -184,9 +191,10 @@ kill_jobs() { # job processes outlive slurmd by design, and hold on to the direc
 down() {
     home=$(cd "$link" 2>/dev/null && pwd -P) || { say 'not running'; return 0; }
     [ -f "$home/slurm.conf" ] || fail "$link does not lead to a cluster of this script"
-    ! alive "$home/slurmctld.pid" || kill_jobs
+    ! alive "$home/slurmctld.pid" || cancel_jobs
     local file
     for file in "$home"/slurmd.*.pid "$home/slurmctld.pid" "$home/munged.pid"; do stop "$file"; done
+    kill_leftovers
     rm -rf "$home"
     rm -f "$link"
     say 'stopped'
