@@ -118,7 +118,7 @@ class _Room:
 
     def __init__(self, stage: Stage, side_by_side: int, stop: StopFlag) -> None:
         self.stage, self.stop = stage, stop
-        self.waiting = [task for task in stage.tasks if not task.done.exists()]
+        self.waiting = list(stage.tasks)
         self.running: list[_Running] = []
         self.codes: list[int] = []
         each, self.at_once = _shape(stage, side_by_side)
@@ -271,6 +271,8 @@ class _Room:
             words.append(f"loss {loss:.3f}")
         if fresh > 0:
             each = (time.monotonic() - run.since) / fresh
+            if run.task.images:
+                words.append(f"{run.task.images / each:.0f} img/s")
             words.append(f"ETA {each * (run.task.total - done):.0f} s")
         return done, "  ".join(words)
 

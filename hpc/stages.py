@@ -28,6 +28,8 @@ class Task:
     """record file that shows how far it is (metrics.jsonl: one record an iteration)"""
     total: int = 0
     """number of records when it is complete"""
+    images: int = 0
+    """training images behind each record, for the rate that is shown"""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,17 @@ import shlex
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from glass_cnn.dataset import directory
 from glass_cnn.study import Study, load_study
-from hpc.config import ConfigError, DataError, run_main
-from hpc.rundir import StudyDir, logs_root, make_directory, write_atomic
+from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
+from hpc.rundir import StudyDir, logs_root, make_directory, read_json, write_atomic
 from hpc.stages import Stage, Task
+
+SHOWN = 40
+"""runs that the summary lists; all of them are in the report"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -48,38 +54,32 @@ def main(argv: list[str]) -> int:
     root = logs_root(args.logs)
     study = load_study(args.config, assignments(args), root)
     place = study.directory(root)
-    missing = stages(study, root)
+    todo = {each.name: stages(each, root) for each in (*needed(study, root), study)}
+    missing = [stage for found in todo.values() for stage in found]
     if not missing:
         print(f"{study.name}: all {len(study.runs)} runs are complete; nothing to do.")
         print(f"report: {place.report}\nlog:    {place.results_log}")
         return 0
     if not args.dry_run:
-        for each in chain(study, root):  # tasks read their study there
+        for each in (*needed(study, root), study):
             make_directory(each.directory(root).runs)
             write_atomic(each.directory(root).study, each.to_yaml())
     return start(args, study, place, missing)
 
 
-def chain(study: Study, root: Path) -> list[Study]:
-    """The study, and before it those that must be complete first; raises ConfigError."""
-    found = [study]
-    while (needed := found[0].needed) is not None:
-        found.insert(0, load_study(needed, (), root))
-        if found[0].name in [later.name for later in found[1:]]:
-            route = " after ".join(each.name for each in reversed(found))
-            raise ConfigError(f"{study.source}: study.after goes round in a circle: {route}.")
-    return found
+def needed(study: Study, root: Path) -> list[Study]:
+    """The studies that must be complete before this one, first things first."""
+    chain: list[Study] = []
+    while study.section.after is not None:
+        study = load_study(Path(study.source).parent / study.section.after, (), root)
+        if study.name in [each.name for each in chain]:
+            raise ConfigError(f"{study.source}: study.after goes round in a circle.")
+        chain.insert(0, study)
+    return chain
 
 
 def stages(study: Study, root: Path) -> list[Stage]:
-    """What is missing of a study, and of those it needs first, in order."""
-    found: list[Stage] = []
-    for each in chain(study, root):
-        found += _own_stages(each, root, bool(found))
-    return found
-
-
-def _own_stages(study: Study, root: Path, anything_before: bool) -> list[Stage]:
+    """What is missing of one study, in order."""
     launch = study.points[0].settings.launch
     place = study.directory(root)
     cores = launch.simulation_ranks or len(os.sched_getaffinity(0))
@@ -88,7 +88,7 @@ def _own_stages(study: Study, root: Path, anything_before: bool) -> list[Stage]:
         Stage("train", _train_tasks(study, root), launch.ranks, launch.threads_per_rank),
     ]
     found = [stage for stage in found if stage.tasks]
-    if found or anything_before or not place.report.exists():
+    if found or not place.report.exists():
         report = Task(
             "report", "jobs.report", (str(place.path),), place.report, place.path / "report.log"
         )
@@ -121,10 +121,18 @@ def _train_tasks(study: Study, root: Path) -> tuple[Task, ...]:
         place = study.run_dir(root, run)
         if not place.is_done():
             words = (config, run.name, "--logs", str(root))
-            total = run.point.settings.train.iterations
-            log = place.path / "output.log"
+            train = run.point.settings.train
             tasks.append(
-                Task(run.name, "jobs.train", words, place.result, log, place.metrics, total)
+                Task(
+                    name=run.name,
+                    module="jobs.train",
+                    args=words,
+                    done=place.result,
+                    log=place.path / "output.log",
+                    records=place.metrics,
+                    total=train.iterations,
+                    images=train.batch_size * train.batches_per_iteration,
+                )
             )
     return tuple(tasks)
 
@@ -147,13 +155,29 @@ def start(args: argparse.Namespace, study: Study, place: StudyDir, todo: list[St
 
 
 def summarize(study: Study, place: StudyDir, code: int) -> None:
-    """The last words: what is complete, and where the results are."""
+    """The last words: every run with its accuracies and its place, and where the pages are."""
     root = place.path.parent
-    done = sum(study.run_dir(root, run).is_done() for run in study.runs)
-    print(f"\n{study.name}: {done} of {len(study.runs)} runs complete.")
+    table = Table("optimal", "test", "final", "test", "run", box=None)
+    done = 0
+    for run in study.runs:
+        where = study.run_dir(root, run)
+        if not where.is_done():
+            continue
+        done += 1
+        if done <= SHOWN:
+            result = read_json(where.result)
+            ends = [result[end] for end in ("optimal", "final")]
+            shares = [e[f"{part}_accuracy"] for e in ends for part in ("validation", "test")]
+            table.add_row(*(f"{share:.2%}" for share in shares), str(where.path))
+    if done:
+        table.columns[-1].no_wrap = True
+        console = Console()
+        console.print(table, soft_wrap=True)
+    more = f" ({done - SHOWN} more in {place.summary_csv})" if done > SHOWN else ""
+    print(f"\n{study.name}: {done} of {len(study.runs)} runs complete{more}.")
     if place.report.exists():
         print(f"report: {place.report}\nlog:    {place.results_log}")
-    if code == 75:
+    if code == EXIT_AGAIN:
         print("stopped; the same command goes on from here.")
     elif code:
         print("some tasks failed (see above); the same command starts only those again.")

@@ -25,7 +25,8 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
     read_job "$stage" "$@"
-    [ ! -e "$done_file" ] || { say "$name is complete; nothing to do"; exit 0; }
+    # A report that exists may be of fewer runs than there are now: it is made again.
+    [ "$stage" = aggregate ] || [ ! -e "$done_file" ] || { say "$name is complete; nothing to do"; exit 0; }
     load_modules
     make_command
     mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
