@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 class Bin(NamedTuple):
     """Examples whose predicted probability of glass lies in one tenth of 0 … 1."""
 
-    count: int
+    examples: int
     predicted: float
     """their mean predicted probability"""
     observed: float
@@ -78,6 +78,7 @@ def evaluate(
     glass = 1 / (1 + np.exp(-np.clip(gap, -700, 700)))
     confusion = np.bincount(2 * labels + guesses, minlength=4).reshape(2, 2)
     bins = calibration(glass, labels)
+    off = sum(b.examples * abs(b.predicted - b.observed) for b in bins)
     low, high = auc_interval(gap, labels, trajectories, confidence)
     return Evaluation(
         examples=len(labels),
@@ -88,7 +89,7 @@ def evaluate(
         auc_low=low,
         auc_high=high,
         brier=float(((glass - labels) ** 2).mean()),
-        calibration_error=sum(b.count * abs(b.predicted - b.observed) for b in bins) / len(labels),
+        calibration_error=off / len(labels),
         bins=bins,
     )
 

@@ -70,27 +70,33 @@ def find_run(path: Path) -> tuple[RunDir, RunSettings]:
 
 def open_model(run: RunDir, settings: RunSettings, which: Which) -> SavedModel:
     """Read and verify a checkpoint of a run; raises DataError when there is none to be used."""
-    if which == "best":
-        saved = checkpoint.read(run.checkpoints / checkpoint.BEST)
-    else:
-        newest = checkpoint.newest(run.checkpoints, None, lambda refused: print(refused))
-        if newest is None:
-            raise DataError(f"{run.path}: has no checkpoint; train it, or ask for --which best.")
-        saved = newest
+    saved = _saved(run, which)
+    if saved is None:
+        raise DataError(
+            f"{run.path}: has no {WORDS[which]} model ('{which}'); train it with make submit, or "
+            "ask for the other one with --which."
+        )
     return SavedModel(run, settings, saved)
 
 
-def available(run: RunDir, settings: RunSettings) -> Iterator[tuple[Which, SavedModel]]:
-    """The best and the newest model of a run, of those that are kept; at least one.
+def open_all(run: RunDir, settings: RunSettings) -> Iterator[tuple[Which, SavedModel]]:
+    """The best and the newest model of a run, those of them that were kept.
 
-    Raises DataError when there is neither.
+    Raises DataError when none was.
     """
-    kept: list[Which] = []
-    if (run.checkpoints / checkpoint.BEST).is_dir():
-        kept.append("best")
-    if checkpoint.newest(run.checkpoints, None, lambda refused: None) is not None:
-        kept.append("latest")
-    if not kept:
+    kinds: tuple[Which, ...] = ("best", "latest")
+    found = 0
+    for which in kinds:
+        saved = _saved(run, which)
+        if saved is not None:
+            found += 1
+            yield which, SavedModel(run, settings, saved)
+    if not found:
         raise DataError(f"{run.path}: has no saved model yet; train it with make submit.")
-    for which in kept:
-        yield which, open_model(run, settings, which)
+
+
+def _saved(run: RunDir, which: Which) -> checkpoint.Checkpoint | None:
+    if which == "latest":
+        return checkpoint.newest(run.checkpoints, None, lambda refused: print(refused))
+    best = run.checkpoints / checkpoint.BEST
+    return checkpoint.read(best) if best.is_dir() else None

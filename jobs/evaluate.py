@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from glass_cnn.dataset import load, split
-    from glass_cnn.saved import available, find_run, open_model
+    from glass_cnn.saved import find_run, open_all, open_model
 
     run, settings = find_run(args.run)
     root = logs_root(args.logs or run.path.parents[2])
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     data = load(source, root)
     parts = split(data, source)
     models = (
-        available(run, settings)
+        open_all(run, settings)
         if args.which is None
         else [(args.which, open_model(run, settings, args.which))]
     )
@@ -136,7 +136,7 @@ def reliability(found: dict[str, Evaluation]) -> Table:
         table.add_column(heading, justify="left" if heading == "calibration" else "right")
     for name, each in found.items():
         for i, one in enumerate(each.bins):
-            cells = (f"{one.count:,d}", f"{one.predicted:.3f}", f"{one.observed:.3f}")
+            cells = (f"{one.examples:,d}", f"{one.predicted:.3f}", f"{one.observed:.3f}")
             table.add_row(name if i == 0 else "", *cells)
     return table
 

@@ -1,0 +1,46 @@
+"""What a run's saved model sees: figures and one page, visualize.html, in the run's directory.
+
+Exit codes: 0 complete, 65 bad data or checkpoint, 78 bad configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from hpc.config import run_main
+from hpc.rundir import logs_root
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.visualize", description=__doc__)
+    parser.add_argument("run", type=Path, help="directory of a run: logs/<study>/runs/<run>")
+    parser.add_argument(
+        "--which", choices=("best", "latest"), default="best", help="model (default: best)"
+    )
+    parser.add_argument("--logs", help="directory of all outputs (default: the one it lies in)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Draw what the model sees, and say where."""
+    args = parse(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from glass_cnn.dataset import load, split
+    from glass_cnn.saved import find_run, open_model
+    from glass_cnn.visualize import visualize
+
+    run, settings = find_run(args.run)
+    model = open_model(run, settings, args.which)
+    data = load(settings, logs_root(args.logs or run.path.parents[2]))
+    for path in visualize(run, model, args.which, data, split(data, settings)):
+        Console().print(path, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
