@@ -1,0 +1,112 @@
+"""The README and the documents say what is so: commands run, targets and files exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glass_cnn.study import build_study
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+STAGES = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """Contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
+
+
+def first_commands() -> list[str]:
+    """The README's first block of shell commands, a line each."""
+    return blocks(README, "sh")[0].strip().splitlines()
+
+
+def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
+    assert first_commands() == ["make submit CONFIG=jobs/quickstart.yaml", "make test"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.requires("mpi")
+def test_the_main_job(tmp_path: Path) -> None:
+    """The README's first command, on data simulated here: both seeds learn; again does nothing."""
+    command = first_commands()[0].split()
+    environment = {**os.environ, "LOGS": str(tmp_path), "LAUNCHER": "local"}
+
+    first = run(command, environment)
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("quickstart/runs/*/result.json")]
+    assert len(results) == 2
+    assert min(result["optimal"]["validation_accuracy"] for result in results) >= 0.95
+    starts = tmp_path.glob("quickstart/runs/*/provenance.jsonl")
+    assert [json.loads(p.read_text())["ranks"] for p in starts] == [2, 2]
+    report = tmp_path / "quickstart" / "report.html"
+    assert str(report) in first.stdout
+    assert report.stat().st_size > 100_000
+
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    second = run(command, environment)
+    assert second.returncode == 0
+    assert "nothing to do" in second.stdout
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == made
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of the README in the repository, without standard input."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    code = " ".join(re.findall(r"`([^`\n]+)`", document.read_text()) + blocks(document, "sh"))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", code))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    rooms = r"`((?:hpc|glass_cnn|jobs|slurm|tests|benchmarks|docs)/[\w./-]+\.(?:py|yaml|sh|md))`"
+    named = re.findall(rooms, document.read_text())
+    assert [name for name in named if not (ROOT / name).exists() and name != "jobs/x.yaml"] == []
+
+
+def test_the_example_study_is_one() -> None:
+    study = build_study(yaml.safe_load(blocks(README, "yaml")[0]), "README.md")
+    assert len(study.runs) == 24
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_help(stage: str) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", f"jobs.{stage}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"jobs.{stage}" in answer.stdout
