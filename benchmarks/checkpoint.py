@@ -6,6 +6,13 @@ Every method saves weights and both moments of Adam so that they survive a power
 reads them back into the arrays that training would use. Methods take turns, so that whatever else
 happens on the machine happens to all. What is read back comes from the disk, not from memory.
 
+python -m benchmarks.checkpoint --train [--pixels 250] [--pairs 8] [--threads 2]
+mpiexec -n 2 python -m benchmarks.checkpoint --train --threads 1
+
+trains the 2017 model on synthetic images, by turns one iteration with a checkpoint at its beginning
+(and all that its writing costs) and one without. Evaluations are left out; with them a checkpoint
+would weigh less.
+
 blocked: training stands still; durable: until a power cut would do no harm; processor: user and
 system time of all threads; restore: from the file to arrays in place,
 the project's verified.
@@ -14,6 +21,7 @@ the project's verified.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import pickle
@@ -32,7 +40,10 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
+from glass_cnn.engine import Engine, set_up_tensorflow
+from glass_cnn.settings import RunSettings, build_run
 from hpc.checkpoint import Checkpoints
+from hpc.world import World, world
 
 Tensors = dict[str, np.ndarray]
 SHARES = {"dense/kernel": 0.9999, "rest": 0.0001}  # of the parameters, as in swanson2017
@@ -230,6 +241,75 @@ def table(costs: Mapping[str, list[Cost]]) -> str:
     return "\n".join(lines)
 
 
+# -- what it costs a training -------------------------------------------------------------------
+
+
+class Training:
+    """Iterations of the 2017 model on this process's share of random images."""
+
+    def __init__(self, settings: RunSettings, ranks: World) -> None:
+        self.settings, self.ranks, self.step = settings, ranks, 0
+        self.engine = Engine(settings, ranks)
+        self.engine.broadcast()
+        rng = np.random.default_rng(0)
+        share = range(settings.train.batch_size)[self.engine.share]
+        pixels = settings.render.pixels
+        self.images = rng.integers(0, 256, (len(share), pixels, pixels, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, 2, len(share))
+
+    def iterate(self, checkpoints: Checkpoints | None) -> float:
+        """Seconds of one iteration, with a checkpoint at its beginning or without.
+
+        The next iteration's checkpoint would wait for this one, so that belongs to it as well.
+        """
+        self.ranks.barrier()
+        start = time.perf_counter()
+        if checkpoints is not None:
+            checkpoints.save(self.step, self.engine.snapshot(), {})
+        for _ in range(self.settings.train.batches_per_iteration):
+            self.engine.train_step(self.images, self.labels, self.step, 1e-4)
+            self.step += 1
+        if checkpoints is not None:
+            checkpoints.flush()
+        self.ranks.barrier()
+        return time.perf_counter() - start
+
+
+def overhead(pixels: int, pairs: int, threads: int, directory: Path) -> None:
+    """Print how much longer iterations with a checkpoint are."""
+    ranks = world()
+    set_up_tensorflow(threads, ranks)
+    training = Training(build_run({"render": {"pixels": pixels}}, "benchmark"), ranks)
+    with contextlib.ExitStack() as open_:
+        checkpoints = None
+        if ranks.is_root:
+            place = directory / "training"
+            checkpoints = open_.enter_context(Checkpoints(place, "benchmark", 2, None, 1, print))
+            checkpoints.prepare(training.engine.snapshot())
+        times: dict[bool, list[float]] = {True: [], False: []}
+        training.iterate(None)  # compiles
+        for pair in range(pairs):
+            for saves in (True, False) if pair % 2 else (False, True):
+                times[saves].append(training.iterate(checkpoints if saves else None))
+    if ranks.is_root:
+        megabytes = sum(array.nbytes for array in training.engine.snapshot().values()) / 1e6
+        print(f"{megabytes:.0f} MB every iteration, {ranks.size} ranks of {threads} threads,")
+        print(overhead_text(times[True], times[False]))
+
+
+def overhead_text(saving: list[float], plain: list[float]) -> str:
+    """Ratio of the pairs, with an interval from resampling them."""
+    ratios = np.array(saving) / np.array(plain)
+    chosen = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(chosen, axis=1), [0.05, 0.95])
+    return (
+        f"{len(ratios)} pairs of iterations: {statistics.median(saving):.3f} s with, "
+        f"{statistics.median(plain):.3f} s without a checkpoint;\n"
+        f"median ratio {np.median(ratios):.4f} (90 % interval {low:.4f} to {high:.4f}), "
+        f"ratio of the sums {sum(saving) / sum(plain):.4f}"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -238,8 +318,15 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=863, help="size of the state")
     parser.add_argument("--rounds", type=int, default=5, help="saves and restores of each method")
     parser.add_argument("--directory", type=Path, help="where to write (a temporary directory)")
+    parser.add_argument("--train", action="store_true", help="what it costs a training instead")
+    parser.add_argument("--pixels", type=int, default=250, help="side of its images (250: 863 MB)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of its iterations")
+    parser.add_argument("--threads", type=int, default=2, help="its threads on each rank")
     options = parser.parse_args()
     with scratch(options.directory) as directory:
+        if options.train:
+            overhead(options.pixels, options.pairs, options.threads, directory)
+            return
         costs = compare(options.megabytes, options.rounds, directory)
     print(f"{options.megabytes:.0f} MB, median of {options.rounds}, {os.cpu_count()} cores,")
     print(f"load {os.getloadavg()[0]:.1f}, Linux {platform.release()}; (n×): n times the first row")
