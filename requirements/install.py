@@ -28,6 +28,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -68,6 +69,9 @@ HOROVOD_GPU_OPTIONS = {
     "HOROVOD_NCCL_LINK": "SHARED",
     "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'",
 }
+
+# Variables that would let packages in from outside (cluster modules set them).
+ELSEWHERE = {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PIP_TARGET", "PIP_PREFIX", "PIP_USER"}
 
 # What a failing step's log says -> what the user can do about it.
 CAUSES = {
@@ -111,11 +115,12 @@ class Options:
 
 def main() -> int:
     """Make the environment if it is not as asked for; the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends its child too
     asked = parse_arguments()
     try:
         with locked(ROOT / ".venv.lock", "another set-up is at work in this clone"):
             set_up(asked)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         print(f"make setup: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -212,7 +217,7 @@ def write_stamp(path: Path, options: Options) -> None:
 
 
 def pins_digest() -> str:
-    """Digest over this script and all pins."""
+    """Digest over all pins."""
     digest = hashlib.sha256()
     for path in sorted(REQUIREMENTS.glob("*.txt")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -262,7 +267,7 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
     yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
     if options.mpi == "site":
         yield (
-            bool(shutil.which("mpicc")),
+            bool(site_program("mpicc")),
             "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel",
         )
     if options.gpu:
@@ -270,6 +275,10 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
             bool(shutil.which("nvcc")),
             "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module",
         )
+    yield (
+        Path(sys.prefix) != VENV,
+        f"a Python outside {VENV}, which is about to be replaced: leave PYTHON out",
+    )
 
 
 def install_with(debian: str, redhat: str) -> str:
@@ -286,6 +295,12 @@ def importable(module: str) -> bool:
         subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode
         == 0
     )
+
+
+def site_program(name: str) -> str | None:
+    """Path of a program that the site offers, also when `.venv` is activated."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which(name, path=os.pathsep.join(f for f in folders if Path(f) != VENV / "bin"))
 
 
 def compiler(variable: str, default: str) -> str | None:
@@ -464,10 +479,10 @@ def cache_root() -> Path:
 
 def describe_mpicc() -> str:
     """What tells one site MPI from another: where its compiler is and what it passes on."""
-    path = shutil.which("mpicc")
+    path = site_program("mpicc")
     if path is None:
         return ""
-    version = output_of(["mpiexec", "--version"]).partition("\n\n")[0]
+    version = output_of([site_program("mpiexec") or "mpiexec", "--version"]).partition("\n\n")[0]
     return f"{os.path.realpath(path)} {output_of([path, '-show'])} {version}"
 
 
@@ -495,25 +510,31 @@ def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> 
     """Run a command into the log, with a sign of life when it takes long.
 
     Raises:
-        SetupError: if it fails; with the log's tail and, if it is known, the cause.
+        SetupError: if it fails; with what its log tells and, if it is known, the cause.
     """
-    environment = {
-        **os.environ,
-        **(env or {}),
-        "PATH": f"{VENV / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-    }
     with LOG.open("a") as log:
         log.write(f"\n$ {' '.join(command)}\n")
         log.flush()
         beginning = log.tell()
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(env or {}),
+            cwd=ROOT,
         )
         wait(child, step)
     if child.returncode:
         raise SetupError(
             explain(step, child.returncode, LOG.read_text(errors="replace")[beginning:])
         )
+
+
+def environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a step: `.venv` first in PATH, and no modules from elsewhere."""
+    kept = {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
+    return {**kept, **changes, "PATH": f"{VENV / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
 
 def wait(child: subprocess.Popen[bytes], step: str) -> None:

@@ -17,6 +17,7 @@ fallback=
 for name in python3.11 python3.12 python3.10 python3; do
     IFS=:
     for folder in $PATH; do
+        [ -e "$folder/../pyvenv.cfg" ] && continue # an activated environment, perhaps the one to be replaced
         python=$folder/$name
         runs "$python" "$usable" || continue
         runs "$python" "$complete" && echo "$python" && exit 0

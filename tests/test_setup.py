@@ -207,6 +207,24 @@ def test_an_interrupted_set_up_goes_on_from_what_is_whole(
     assert anew == ([True] if "packages" in interrupted else [])
 
 
+def test_modules_from_elsewhere_stay_out(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/cluster/module")
+    install.VENV.mkdir()
+    install.run([sys.executable, "-c", "import os, sys; print(os.environ, sys.path)"], "looking")
+    assert "/cluster/module" not in install.LOG.read_text()
+    assert f"'PATH': '{install.VENV}/bin:" in install.LOG.read_text()
+
+
+def test_a_read_only_clone_is_named(clone: Path) -> None:
+    (clone / ".venv.lock").mkdir()  # root may write into read-only folders, not open a folder
+    answer = run(sys.executable, "requirements/install.py", cwd=clone)
+    assert answer.returncode == 70
+    assert f"'{clone}/.venv.lock'" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -> None:
     with (clone / ".venv.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -239,6 +257,27 @@ def test_missing_tools_are_named_with_their_commands(
         assert f"sudo apt-get install {command}`" in text
     for program in ("mpicc in PATH (MPI=site)", "nvcc in PATH (GPU=1)"):
         assert program in text
+
+
+def test_python_of_an_environment_is_passed_over(clone: Path, tmp_path: Path) -> None:
+    for name in ("venv", "usr"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin/python3.11").symlink_to(os.path.realpath(sys.executable))
+    (tmp_path / "venv/pyvenv.cfg").touch()
+    path = {"PATH": f"{tmp_path}/venv/bin:{tmp_path}/usr/bin", "PYTHON": ""}
+    found = run("/bin/sh", "requirements/python.sh", cwd=clone, env=path)
+    assert found.stdout == f"{tmp_path}/usr/bin/python3.11\n"
+
+
+def test_mpi_of_the_site_is_not_that_of_an_activated_environment(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (install.VENV / "bin", tmp_path / "site"):
+        folder.mkdir(parents=True)
+        (folder / "mpicc").write_text(f"#!/bin/sh\necho {folder} $1\n")
+        (folder / "mpicc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{install.VENV}/bin:{tmp_path}/site")
+    assert install.describe_mpicc() == f"{tmp_path}/site/mpicc {tmp_path}/site -show "
 
 
 @pytest.mark.parametrize("option", [("--gpu", "yes"), ("--mpi", "openmpi")])
