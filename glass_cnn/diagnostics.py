@@ -3,7 +3,7 @@
 Quantities and their reasons: dead units (dying ReLU), norms and update ratios (drift, L2
 shrinkage), RMS of g²/v (Wortsman et al., arXiv 2304.13013), the largest m/√v
 (Molybog et al., arXiv 2304.09871), the output's gap and spread (saturated against uninformative
-constant predictors).
+constant predictors), and on request the curvature that Adam's preconditioner makes of the loss's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Diagnostics:
         self.optimizer = optimizer
         self.probe = tf.constant(probe)
         self._measure = tf.function(self._all)
+        self._curvature = tf.function(self._preconditioned_quotient)
 
     def measure(self, gradients: dict[str, tf.Tensor], rate: float) -> dict[str, Any]:
         """All quantities as nested plain numbers; `gradients` are those of the last step."""
@@ -49,6 +50,46 @@ class Diagnostics:
             ratios = found["adam_ratio_max"]
             found["adam_ratio_max"] = {k: v * correction for k, v in ratios.items()}
         return found
+
+    def curvature(self, labels: np.ndarray, l2: float, rate: float) -> dict[str, float]:
+        """Curvature along the gradient as Adam's coming update sees it, on the probe.
+
+        λ = gᵀĤg/‖g‖² of the loss without dropout, cross-entropy + l2 · Σ ½‖W‖², with Adam's
+        preconditioned Hessian Ĥ = (1−β₁)/(1+β₁) · diag(c/(√v+ε)) H, c the correction of bias. With
+        the factor of momentum steps are stable while λ < 2/η (Cohen et al., arXiv 2207.14484);
+        loss spikes follow λ > 2/η for several steps (Bai et al., arXiv 2506.04805).
+
+        Args:
+            labels: classes of the probe's images, int [n].
+            l2: coefficient of the L2 term.
+            rate: learning rate η.
+
+        Returns:
+            `curvature` λ and `curvature_ratio` λη/2, which is stable below 1.
+        """
+        settings = self.optimizer.settings
+        assert isinstance(settings, Adam), "settings refuse curvature_every for other rules"
+        quotient = self._curvature(tf.constant(labels, tf.int32), tf.constant(l2, tf.float32))
+        momentum = (1 - settings.beta_1) / (1 + settings.beta_1)
+        value = momentum * _bias_correction(self.optimizer) * float(quotient.numpy())
+        return {"curvature": value, "curvature_ratio": value * rate / 2}
+
+    def _preconditioned_quotient(self, labels: tf.Tensor, l2: tf.Tensor) -> tf.Tensor:
+        """gᵀ diag(1/(√v+ε)) H g / ‖g‖² with one Hessian–vector product."""
+        names, variables = zip(*self.network.parameters.items(), strict=True)
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                logits = self.network.logits(self.probe)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+                loss = tf.reduce_mean(losses) + l2 * self.network.l2()
+            gradient = inner.gradient(loss, variables)
+            along = tf.add_n([tf.reduce_sum(g * tf.stop_gradient(g)) for g in gradient])
+        bent = outer.gradient(along, variables)  # H g
+        epsilon = self.optimizer.settings.epsilon  # type: ignore[union-attr]
+        roots = [tf.sqrt(self.optimizer.slots[f"v/{name}"]) + epsilon for name in names]
+        rows = zip(gradient, roots, bent, strict=True)
+        quotient = tf.add_n([tf.reduce_sum(g / root * h) for g, root, h in rows])
+        return quotient / tf.add_n([tf.reduce_sum(g * g) for g in gradient])
 
     def _all(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor) -> dict[str, Any]:
         parameters = self.network.parameters

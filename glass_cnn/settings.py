@@ -408,6 +408,8 @@ class Train(Settings):
     """examples per evaluation batch over all ranks; changes speed only"""
     diagnostics_every: Annotated[int, pydantic.Field(ge=0)] = 1
     """evaluations between measurements of gradients, dead units and Adam's state; 0 is never"""
+    curvature_every: Annotated[int, pydantic.Field(ge=0)] = 0
+    """evaluations between measurements of Adam's preconditioned curvature; 0 is never"""
     restart_from: RestartFrom | None = None
     """start from another run's weights"""
     rollback: Rollback = Rollback()
@@ -417,6 +419,15 @@ class Train(Settings):
     def steps(self) -> int:
         """Optimizer updates in the whole run."""
         return self.iterations * self.batches_per_iteration
+
+    @pydantic.model_validator(mode="after")
+    def _curvature_is_adams(self) -> Train:
+        if self.curvature_every and self.optimizer.kind != "adam":
+            raise ValueError(
+                f"curvature_every {self.curvature_every} needs optimizer.kind adam: it measures "
+                f"what Adam's moments do to the curvature; set it to 0 for {self.optimizer.kind}"
+            )
+        return self
 
 
 class Checkpoint(Settings):
@@ -583,7 +594,7 @@ class RunSettings(Settings):
         if not self.train.rollback.enabled:  # a rollback is decided by these thresholds
             tree.pop("analysis")
         tree["simulation"].pop("style")
-        for key in ("evaluation_batch", "diagnostics_every"):
+        for key in ("evaluation_batch", "diagnostics_every", "curvature_every"):
             tree["train"].pop(key)
         if self.data.source == "import":
             tree.pop("simulation")

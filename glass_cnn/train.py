@@ -255,7 +255,7 @@ class Job:
 
     def step(self) -> None:
         """One update on one global batch."""
-        progress, train = self.progress, self.settings.train
+        progress = self.progress
         self.heart.beat(f"before step {progress.step + 1}")
         self.last = None  # lets the old gradients go before new ones are made
         images, labels = next(self.batches)  # type: ignore[arg-type]
@@ -267,10 +267,20 @@ class Job:
         progress.correct += self.last.correct
         if self.world.is_root:
             self._guard(self.recorder.check)
-            every = train.diagnostics_every
-            if self.evaluation_due and every and (progress.evaluated + 1) % every == 0:
+            if self.evaluation_due:
                 # Now, not at the evaluation: a restart in between has no gradients any more.
-                progress.diagnosis = self.diagnostics.measure(self.last.gradients, rate)
+                progress.diagnosis = self._diagnose(self.last.gradients, rate)
+
+    def _diagnose(self, gradients: dict[str, Any], rate: float) -> dict[str, Any]:
+        """Those measurements that are due after an iteration's last step."""
+        train, number = self.settings.train, self.progress.evaluated + 1
+        found: dict[str, Any] = {}
+        if train.diagnostics_every and number % train.diagnostics_every == 0:
+            found |= self.diagnostics.measure(gradients, rate)
+        if train.curvature_every and number % train.curvature_every == 0:
+            labels = self.parts.labels[np.sort(self.parts.validation[:PROBE_IMAGES])]
+            found |= self.diagnostics.curvature(labels, train.l2, rate)
+        return found
 
     def _rate(self, step: int) -> float:
         """Learning rate of the update number `step`; before the next evaluation is taken in."""
