@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from glass_cnn.aggregate import aggregate, write
@@ -24,27 +25,38 @@ from glass_cnn.study import Study
 from hpc.config import to_yaml
 from hpc.rundir import RunDir, StudyDir
 from tests import synthetic
+from tests.synthetic import Course
 
 ARMS = 20
 VARIANTS = 50
 
 
+COURSES = [
+    Course(learned=8),
+    Course(learned=8, collapsed=14, recovered=16),
+    Course(learned=8, collapsed=14),
+    Course(learned=None),
+]
+
+
 def make(study: Study, place: StudyDir, evaluations: int) -> None:
-    """Write all run directories of the study; curves repeat after some variants."""
-    kinds = list(synthetic.COURSES)
-    curves = []
-    for i in range(VARIANTS):
-        course = synthetic.COURSES[kinds[i % len(kinds)]]
-        records = synthetic.evaluations(course, evaluations, i, study.points[0].settings)
-        curves.append(("".join(json.dumps(r) + "\n" for r in records), records))
+    """Write all run directories; curves repeat after some variants, all but the last line."""
+    rng = np.random.default_rng(0)
+    settings = study.points[0].settings
+    curves = [
+        synthetic.evaluations(COURSES[i % len(COURSES)], evaluations, i, settings)
+        for i in range(VARIANTS)
+    ]
+    heads = ["".join(json.dumps(r) + "\n" for r in records[:-1]) for records in curves]
     start = json.dumps(synthetic.START) + "\n"
     configs = {p.label: to_yaml(p.settings).split("seed: 0\n", 1) for p in study.points}
     for run in study.runs:
         target = RunDir(place.runs / run.name)
         target.path.mkdir()
-        text, records = curves[run.seed % VARIANTS]
+        records = curves[run.seed % VARIANTS]
+        last = {**records[-1], "diagnostics": synthetic.diagnostics(rng, 0.2, False)}
         target.config.write_text(f"seed: {run.seed}\n".join(configs[run.point.label]))
-        target.metrics.write_text(text)
+        target.metrics.write_text(heads[run.seed % VARIANTS] + json.dumps(last) + "\n")
         target.provenance.write_text(start)
         target.result.write_text(json.dumps(synthetic.result(run.seed, records)))
 

@@ -419,18 +419,28 @@ def profile(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Profile:
-    """Performance profile; the same `seed` gives the same band. Not-a-number counts as failed."""
+    """Performance profile at rising `tau`; the same `seed` gives the same band.
+
+    Not-a-number counts as failed.
+    """
     values, marks = np.asarray(accuracies, float), np.asarray(tau, float)
-    above = (values[:, None] > marks[None, :]).astype(float)
-    if not len(values):
+    count = len(values)
+    if not count:
         nothing = np.full(len(marks), np.nan)
         return Profile(marks, nothing, nothing, nothing)
-    draws = np.random.default_rng(seed).multinomial(
-        len(values), np.full(len(values), 1 / len(values)), size=resamples
+    # A resample matters only by how many of its runs fall between which marks.
+    place = np.searchsorted(marks, np.where(np.isnan(values), -np.inf, values), side="left")
+    held = np.bincount(place, minlength=len(marks) + 1)
+    draws = np.random.default_rng(seed).multinomial(count, held / count, size=resamples)
+    low, high = np.quantile(
+        _above(draws) / count, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0
     )
-    shares = draws @ above / len(values)
-    low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return Profile(marks, above.mean(axis=0), low, high)
+    return Profile(marks, _above(held) / count, low, high)
+
+
+def _above(held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Runs above each mark, from the numbers of runs between them (last axis)."""
+    return held.sum(axis=-1, keepdims=True) - held.cumsum(axis=-1)[..., :-1]
 
 
 def median(values: Iterable[float | None]) -> float | None:
