@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from hpc import slurm
 from hpc.config import EXIT_INTERNAL, UserError, run_main
 from hpc.rundir import logs_root
 
@@ -242,17 +243,16 @@ def examine_gpu() -> Iterator[Finding]:
 
 
 def examine_slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted."""
+    """Whether jobs can be submitted, as `make submit` sees it."""
     if not shutil.which("sbatch"):
         yield Finding("note", "no Slurm: `make submit` runs on this machine (LAUNCHER=local)")
-        return
-    answer = probe("sinfo", "--noheader", "--format=%P %D nodes %a")
-    if answer.returncode:
+    elif slurm.answers():
+        version = slurm.call("sinfo", "--version").strip()
+        partitions = slurm.call("sinfo", "--noheader", "--format=%P: %D nodes %a").split("\n")
+        yield Finding("ok", f"{version}, partitions {', '.join(filter(None, partitions))}")
+    else:
         advice = "`make slurm-up` starts one for development; on a cluster: try on a login node"
         yield Finding("note", "Slurm is installed, but no controller answers", advice)
-        return
-    version = probe("sinfo", "--version").stdout.strip()
-    yield Finding("ok", f"{version}: {', '.join(answer.stdout.splitlines())}")
 
 
 def probe(*command: str) -> subprocess.CompletedProcess[str]:
