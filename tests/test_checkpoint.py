@@ -1043,3 +1043,19 @@ def test_killed_at_random_while_saving_in_a_loop(run: Run, tmp_path: Path) -> No
             assert belongs(best)
         reached = found.step if found else 0
     assert run.reasons() == []
+
+
+def test_the_documented_way_to_read_one_without_tensorflow(run: Run) -> None:
+    with run.open() as checkpoints:
+        run.save_with_best(checkpoints, 1230)
+    text = (Path(__file__).parent.parent / "docs" / "restart.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for place in ("checkpoints/best", "checkpoints/step-000001230"):
+        script = code.replace("checkpoints/best", place)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=run.path.parent, capture_output=True, text=True
+        )
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert lines[0] == "step 1230"
+        assert "model/w float32 (20,)" in lines

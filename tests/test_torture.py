@@ -1,0 +1,112 @@
+"""A short torture: every test run injects the same seeded choice of faults into real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpc import faults
+from hpc.checkpoint import Checkpoints
+from hpc.rundir import RunDir
+from tests.conftest import ROOT
+from tests.test_checkpoint import IDENTITY, Run, state
+
+COUNT = 10
+
+
+@pytest.mark.slow
+@pytest.mark.requires("mpi")
+def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path), "--seed", "6"]
+    command += ["--count", str(COUNT), "--ranks", "2", "--iterations", "16"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ledger = json.loads((tmp_path / "torture" / "torture.json").read_text())
+    assert ledger["injected"] == COUNT
+    assert ledger["runs"] == ledger["ended"] == ledger["identical"] > 0
+    assert ledger["starts"] > ledger["runs"]
+    assert ledger["complaints"] == []
+    assert sum(tally["identical"] for tally in ledger["tallies"].values()) == COUNT
+    table = (tmp_path / "torture" / "torture.md").read_text()
+    assert table in done.stdout
+    assert f"**{COUNT} faults in {ledger['runs']} runs" in table
+
+
+def test_wrong_numbers_are_refused() -> None:
+    for words in (["--ranks", "2,x"], ["--ranks", "0"], ["--count", "0"]):
+        command = [sys.executable, "-m", "jobs.torture", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert words[0] in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# That the damage is real: a torture that changes nothing would always be survived.
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with three checkpoints and two best models."""
+    checkpoints = Run(tmp_path / "checkpoints")
+    with checkpoints.open() as open_:
+        for step in (10, 20, 30):
+            if step != 20:
+                open_.save_best(step, state(step, 5000), {})
+            open_.save(step, state(step, 5000), {})
+    return RunDir(tmp_path)
+
+
+@pytest.mark.parametrize("kind", faults.DAMAGES)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_damage_is_found(run: RunDir, kind: str, seed: int) -> None:
+    assert faults.steps_on_disk(run) == [10, 20, 30]
+    assert faults.damage(run, kind, random.Random(seed))
+    events: list[dict] = []
+    with Checkpoints(run.checkpoints, IDENTITY, 3, None, 1, events.append) as checkpoints:
+        found = checkpoints.latest()
+    assert found is not None
+    assert found.step == 20
+    assert [event["event"] for event in events] == ["checkpoint_refused"]
+    assert faults.steps_on_disk(run) == [10, 20]
+
+
+def test_the_only_valid_checkpoint_is_spared(run: RunDir) -> None:
+    for path in sorted(run.checkpoints.glob("step-*"))[:2]:
+        path.rename(path.with_name(path.name + ".refused"))
+    assert not faults.damage(run, "truncated state", random.Random(0))
+
+
+def test_a_best_model_that_all_count_on_is_spared(run: RunDir) -> None:
+    with Run(run.checkpoints).open() as checkpoints:
+        assert checkpoints.latest()
+        checkpoints.save(40, state(40, 5000), {})
+    assert not faults.damage(run, "flip in the best model", random.Random(0))
+
+
+def test_times_of_files_play_no_part(run: RunDir) -> None:
+    before = {path: path.stat().st_mtime for path in run.path.rglob("*")}
+    assert faults.move_times(run.path, random.Random(0))
+    assert all(abs(path.stat().st_mtime - then) > 60 for path, then in before.items())
+    with Run(run.checkpoints).open() as checkpoints:
+        found = checkpoints.latest()
+    assert found is not None
+    assert found.step == 30
+
+
+def test_what_is_started_is_found_and_ended(tmp_path: Path) -> None:
+    """Also a process whose parent is gone."""
+    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
+    child += "time.sleep(60)'])"
+    command = [sys.executable, "-c", child]
+    start = faults.Start(command, "time", RunDir(tmp_path), tmp_path / "console.log", ROOT)
+    assert start.wait(30) == 0
+    (orphan,) = start.alive()
+    assert start.survivors(0.2) == [orphan.pid]
+    assert start.alive() == []
+    assert os.getpid() not in [process.pid for process in start.alive()]
