@@ -128,7 +128,7 @@ class Job:
         )
         self.data = self.world.everywhere(lambda: data.load(settings, self.root))
         self.parts = self.world.everywhere(lambda: data.split(self.data, settings))
-        self.engine = Engine(settings, world)
+        self.engine = self.world.everywhere(lambda: Engine(settings, world))
         self.diagnostics = Diagnostics(
             self.engine.network,
             self.engine.optimizer,
