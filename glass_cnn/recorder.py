@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import math
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,12 +58,16 @@ class Recorder:
             on_event=self.event,
         )
         self._saved: tuple[int, int] | None = None
+        self._events: Any = None
         self._since = time.monotonic()
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._events is not None:
+            with contextlib.suppress(tf.errors.OpError):  # everything in it has been flushed
+                self._events.close()
         self.checkpoints.close()
 
     def _claim(self) -> None:
@@ -121,7 +130,7 @@ class Recorder:
 
     def _open_tensorboard(self) -> None:
         """Event files hold exactly what metrics.jsonl holds: made anew at every start."""
-        with storage_errors(self.run.tensorboard):
+        with _event_errors(self.run.tensorboard):
             for old in self.run.tensorboard.glob("events.out.tfevents.*"):
                 old.unlink()
             self._events = tf.summary.create_file_writer(str(self.run.tensorboard))
@@ -129,11 +138,11 @@ class Recorder:
             self._plot(record)
 
     def _plot(self, record: dict[str, Any]) -> None:
-        with self._events.as_default(step=record["step"]):
+        with _event_errors(self.run.tensorboard), self._events.as_default(step=record["step"]):
             for key in CURVES:
                 if record[key] is not None:
                     tf.summary.scalar(key, record[key])
-        self._events.flush()
+            self._events.flush()
 
     # -- while it runs ----------------------------------------------------------------------------
 
@@ -266,6 +275,18 @@ class Recorder:
             f"{final_['validation_accuracy']:.2%} validation, {final_['test_accuracy']:.2%} test; "
             f"{_duration(progress.seconds)}, {result['restarts']} restarts"
         )
+
+
+@contextlib.contextmanager
+def _event_errors(path: Path) -> Iterator[None]:
+    """`storage_errors` for TensorBoard's files, whose errors are TensorFlow's."""
+    with storage_errors(path):
+        try:
+            yield
+        except tf.errors.OpError as error:
+            full = isinstance(error, tf.errors.ResourceExhaustedError)
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _kept(settings: RunSettings) -> int:
