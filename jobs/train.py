@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--start-over", action="store_true", help="forget this run's checkpoints and metrics"
     )
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # a run may also stand behind the options
 
 
 def main(argv: list[str]) -> int:
