@@ -68,6 +68,14 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logs directory with a small real data set (tests/tiny.py); not to be changed."""
+    from tests import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
 def mpirun() -> MpiRun:
     """`mpirun(n, "script.py" or "package.module", *arguments, env={...}, timeout=120)` on n ranks.
 

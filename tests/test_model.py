@@ -194,7 +194,7 @@ def test_gradients_are_those_of_the_whole_loss(l2: float) -> None:
 
         slope = (along(h) - along(-h)) / (2 * h)
         found = float((gradient.numpy().astype(np.float64) * direction).sum())
-        assert found == pytest.approx(slope, rel=2e-3, abs=2e-5), name
+        np.testing.assert_allclose(found, slope, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
 def test_the_gradient_of_l2_by_hand() -> None:
@@ -205,7 +205,9 @@ def test_the_gradient_of_l2_by_hand() -> None:
     b = without.train_step(images, labels, 0, 1e-3).gradients
     for name in a:
         wanted = 0.25 * weights[name] if name.endswith("/weights") else np.zeros_like(weights[name])
-        assert (a[name] - b[name]).numpy() == pytest.approx(wanted, rel=1e-4, abs=1e-7), name
+        np.testing.assert_allclose(
+            (a[name] - b[name]).numpy(), wanted, rtol=1e-4, atol=1e-7, err_msg=name
+        )
 
 
 def test_dropout_reaches_loss_and_gradients() -> None:
@@ -275,7 +277,7 @@ def test_updates_over_several_steps(rule: Callable[..., np.ndarray], settings: A
     for name, found in values(network).items():
         s = settings if name.endswith("/weights") else free
         wanted = rule(before[name], [g[name].astype(np.float64) for g in gradients], rates, s)
-        assert found == pytest.approx(wanted, rel=1e-4, abs=2e-6), name
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
 def test_reset_forgets_everything() -> None:
@@ -299,7 +301,7 @@ def test_clipping_bounds_the_global_norm_of_the_whole_gradient(limit: float) -> 
     factor = min(1.0, limit / norm)
     for name, gradient in clipped.items():
         wanted = (free[name] * factor).numpy()
-        assert gradient.numpy() == pytest.approx(wanted, rel=1e-4, abs=1e-9), name
+        np.testing.assert_allclose(gradient.numpy(), wanted, rtol=1e-4, atol=1e-9, err_msg=name)
 
 
 def test_training_lowers_the_loss() -> None:
