@@ -50,7 +50,7 @@ launch: {{ranks: 2, site: dev, slurm: {{max_requeues: 1000, launcher_options: [-
 """
 KINDS = ("signal", "preemption", "kill -9")
 WEIGHTS = (12, 5, 3)
-PATIENCE = 300.0
+PATIENCE = 900.0
 
 
 def main() -> None:
