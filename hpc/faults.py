@@ -25,8 +25,10 @@ from hpc import checkpoint
 from hpc.rundir import RunDir, read_records
 
 MARK = "GLASS_FAULTS"
-LOOK_EVERY = 0.002
-"""seconds between looks for a moment such as a save, which takes a few hundredths"""
+LOOK_EVERY = 0.02
+"""seconds between looks at what a start does"""
+LOOK_FOR_SAVE = 0.003
+"""the same while waiting for a save, which takes a few hundredths of a second"""
 
 MOMENTS = ("start-up", "training", "save", "evaluation")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2")
@@ -117,14 +119,16 @@ class Start:
                     found.append((int(number or 0), process.pid, process))
         return [process for _, _, process in sorted(found)]
 
-    def wait_until(self, moment: Callable[[], bool], seconds: float) -> bool:
+    def wait_until(
+        self, moment: Callable[[], bool], seconds: float, every: float = LOOK_EVERY
+    ) -> bool:
         """Wait for a moment; False when it did not come in time or the start has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             self._watch()
             if moment():
                 return True
-            time.sleep(LOOK_EVERY)
+            time.sleep(every)
         return False
 
     def wait(self, seconds: float) -> int | None:
@@ -145,7 +149,7 @@ class Start:
         """Processes that outlive it by more than `seconds`; they are ended then."""
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.1)
         left = [process.pid for process in self.alive()]
         if left:
             self.kill()
@@ -188,7 +192,7 @@ def reach(
     if not start.wait_until(lambda: start.evaluations() > 0, seconds):
         return False
     if moment == "save":
-        return start.wait_until(lambda: _is_saving(start.run), seconds)
+        return start.wait_until(lambda: _is_saving(start.run), seconds, LOOK_FOR_SAVE)
     return _between_evaluations(start, moment, rng, seconds)
 
 

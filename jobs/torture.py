@@ -33,7 +33,14 @@ import yaml
 
 from glass_cnn.study import load_study
 from hpc import faults
-from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, UserError, run_main
+from hpc.config import (
+    EXIT_AGAIN,
+    EXIT_COMPLETE,
+    EXIT_INTERNAL,
+    ConfigError,
+    UserError,
+    run_main,
+)
 from hpc.faults import CLOCK, DISK_FULL, FILE_LIMIT, HANG, READ_ONLY, Fault, SmallDisk, Start
 from hpc.local import command
 from hpc.rundir import (
@@ -187,9 +194,7 @@ def main(argv: list[str]) -> int:
     """Inject, compare, print."""
     options = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs `finally`
-    place = logs_root(options.logs) / "torture"
-    shutil.rmtree(place, ignore_errors=True)
-    make_directory(place)
+    place = empty_place(logs_root(options.logs) / "torture")
     began = time.monotonic()
     ledger = Torture(place, options).carry_out()
     text = report(ledger, options, time.monotonic() - began)
@@ -198,6 +203,14 @@ def main(argv: list[str]) -> int:
     print(f"\n{text}\nalso in {place}/torture.md and torture.json")
     perfect = ledger.runs == ledger.identical and not ledger.complaints
     return EXIT_COMPLETE if perfect else EXIT_INTERNAL
+
+
+def empty_place(place: Path) -> Path:
+    """An empty directory where an earlier torture was; raises ConfigError where a study is."""
+    if (place / "study.yaml").exists():
+        raise ConfigError(f"{place}: holds a study of that name; choose another place with --logs.")
+    shutil.rmtree(place, ignore_errors=True)
+    return make_directory(place)
 
 
 class Torture:

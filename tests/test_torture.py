@@ -47,6 +47,16 @@ def test_wrong_numbers_are_refused() -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_study_of_that_name_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "torture").mkdir()
+    (tmp_path / "torture" / "study.yaml").write_text("precious")
+    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 78
+    assert "holds a study of that name" in done.stderr
+    assert (tmp_path / "torture" / "study.yaml").read_text() == "precious"
+
+
 # That the damage is real: a torture that changes nothing would always be survived.
 
 
