@@ -1,0 +1,60 @@
+"""Simple physics beside the network: how well energy, distances, order and spectra tell glasses.
+
+Prints a table for each data set of a study and writes baselines.json in the study's directory.
+Exit codes: 0 complete, 65 bad data, 78 bad configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from glass_cnn.baselines import Baseline, baselines
+from glass_cnn.dataset import Dataset, load
+from glass_cnn.study import load_study
+from hpc.config import run_main
+from hpc.rundir import logs_root, make_directory, write_json
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.baselines", description=__doc__)
+    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Measure every data set of the study."""
+    args = parse(argv)
+    root = logs_root(args.logs)
+    study = load_study(args.config, args.set, root)
+    console, tree = Console(), {}
+    for settings in study.datasets:
+        dataset = load(settings, root)
+        found = baselines(dataset, settings.analysis.confidence)
+        tree[dataset.path.name] = [one._asdict() for one in found]
+        console.print(table(dataset, found))
+    place = make_directory(study.directory(root).path) / "baselines.json"
+    write_json(place, tree)
+    console.print(place, soft_wrap=True)
+
+
+def table(dataset: Dataset, found: list[Baseline]) -> Table:
+    """One line for each measure."""
+    shown = Table(title=dataset.path.name, title_justify="left", box=None, pad_edge=False)
+    shown.add_column("logistic regression on", no_wrap=True)
+    for heading in ("features", "examples", "AUC", "interval"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        cells = (str(one.features), str(one.examples), f"{one.auc:.4f}")
+        shown.add_row(one.name, *cells, f"{one.low:.4f} to {one.high:.4f}")
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

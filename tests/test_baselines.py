@@ -1,0 +1,98 @@
+"""The measures a physicist would try first, against what is known of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glass_cnn import baselines
+from glass_cnn.dataset import load
+from hpc.config import EXIT_COMPLETE, EXIT_DATA, run_main
+from hpc.rundir import read_json
+from jobs import baselines as job
+from tests import tiny
+
+BOX = np.array([10.0, 10.0])
+
+
+def test_smallest_distance_is_over_sigma_and_over_the_edge() -> None:
+    positions = np.array([[0.1, 5.0], [9.5, 5.0], [5.0, 1.0], [5.0, 1.9]])
+    types = np.array([1, 2, 1, 1])
+    # A and B are 0.6 apart over the edge, 0.75 σ_AB; the two A are 0.9 σ_AA apart.
+    assert baselines.smallest_distance(positions, types, BOX) == pytest.approx(0.6 / 0.8)
+    assert baselines.smallest_distance(positions[:2] * [[1, 1], [0.5, 1]], types[:2], BOX) == np.inf
+
+
+def test_pair_correlations_of_a_gas_are_one_and_of_a_pair_peak_at_its_distance() -> None:
+    rng = np.random.default_rng(0)
+    gas = rng.uniform(0, 10, (2000, 2))
+    found = baselines.pair_correlations(gas, np.repeat([1, 2], 1000), BOX).reshape(3, -1)
+    assert found[:, 15:].mean(axis=1) == pytest.approx(1, abs=0.02)
+    places = np.array([[2.0, 2.0], [3.03, 2.0], [6.0, 6.0], [6.0, 8.17]])
+    like, unlike, other = baselines.pair_correlations(places, np.array([1, 1, 2, 2]), BOX).reshape(
+        3, -1
+    )
+    width = baselines.R_MAX / baselines.BINS
+    assert np.flatnonzero(like).tolist() == [int(1.03 / width)]
+    assert np.flatnonzero(other).tolist() == [int(2.17 / width)]
+    assert not unlike[: int(3 / width)].any()
+
+
+def test_power_spectrum_of_stripes_has_their_wave_number() -> None:
+    columns = np.arange(64)
+    stripes = 128 + 100 * np.sin(2 * np.pi * 9 * columns / 64)
+    image = np.broadcast_to(stripes[None, :, None], (64, 64, 3)).astype(np.uint8)
+    spectrum = baselines.power_spectrum(image)
+    assert spectrum.shape == (32,)
+    assert spectrum.argmax() == 9 - 1
+    assert baselines.power_spectrum(np.rot90(image)) == pytest.approx(spectrum, abs=1e-6)
+
+
+def test_scores_come_from_folds_that_keep_trajectories_whole() -> None:
+    rng = np.random.default_rng(1)
+    trajectories = np.repeat(np.arange(40), 8)
+    labels = np.repeat(rng.permutation(np.repeat([0, 1], 20)), 8)
+    # A fingerprint of each trajectory, and nothing of the class: worthless for a new trajectory.
+    features = np.eye(40)[trajectories]
+    found = baselines.score("fingerprint", features, labels, trajectories, 0.95)
+    assert found.auc < 0.7
+    told = baselines.score("class", labels[:, None] + 0.0, labels, trajectories, 0.95)
+    assert (told.auc, told.low, told.high) == pytest.approx((1, 1, 1))
+
+
+def test_a_real_data_set(
+    tiny_logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    config = tiny.write_study(tmp_path / "study.yaml", tiny.tree())
+    assert run_main(job.main, [str(config), "--logs", str(logs)]) == EXIT_COMPLETE
+    ((_, found),) = read_json(logs / "tiny" / "baselines.json").items()
+    named = {one["name"]: one for one in found}
+    shown = capsys.readouterr().out
+    for name, one in named.items():
+        assert name in shown
+        assert one["low"] - 1e-9 <= one["auc"] <= one["high"] + 1e-9
+    # Thermal snapshots: energy alone is a thermometer.
+    assert named["pair energy"]["auc"] == pytest.approx(1)
+    assert named["pair energy"]["examples"] == 40
+    assert named["image power spectrum"]["examples"] == 280
+
+
+def test_measures_are_those_of_the_simulation(tiny_logs: Path) -> None:
+    dataset = load(tiny.settings(), tiny_logs)
+    measures = baselines.configuration_measures(dataset, slice(0, 6))
+    assert {len(values) for values in measures.values()} == {6}
+    smallest = measures["smallest distance / σ"]
+    assert ((smallest > 0.6) & (smallest < 1.1)).all()
+
+
+def test_too_few_trajectories_are_refused(
+    tiny_logs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(baselines, "FOLDS", 21)
+    config = tiny.write_study(tmp_path / "study.yaml", tiny.tree())
+    assert run_main(job.main, [str(config), "--logs", str(tiny_logs)]) == EXIT_DATA
+    assert "has 20 trajectories; 21 are needed" in capsys.readouterr().err
