@@ -324,4 +324,9 @@ def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None =
         path = path / "study.yaml"
     elif root is not None and not path.exists() and (root / path / "study.yaml").exists():
         path = root / path / "study.yaml"
-    return build_study(read_tree(path, sets), str(path))
+    study = build_study(read_tree(path, sets), str(path))
+    if study.section.after is None:
+        return study
+    # Kept as a whole path: the resolved study lies elsewhere than the file it comes from.
+    after = str(path.parent.absolute() / study.section.after)
+    return build_study(merge(study.tree, {"study": {"after": after}}), str(path))
