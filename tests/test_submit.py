@@ -1,0 +1,274 @@
+"""A whole study with one command: what is missing is done, what is there is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glass_cnn.study import load_study
+from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
+from hpc.rundir import read_json, read_records
+from jobs import submit
+from tests import tiny
+from tests.conftest import ONE_THREAD, ROOT
+
+
+def planned(study: Path, logs: Path, *words: str) -> list[str]:
+    """Names of the tasks of each stage that would be started."""
+    found = load_study(study, submit.assignments(submit.parse([str(study), *words])), logs)
+    return [
+        f"{stage.name}: {' '.join(task.name for task in stage.tasks)}"
+        for stage in submit.stages(found, logs)
+    ]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return tiny.write_study(tmp_path / "study.yaml", tiny.tree(seeds=2))
+
+
+# What would be done
+
+
+def test_everything_is_missing_at_first(study: Path, tmp_path: Path) -> None:
+    simulate, train, aggregate = planned(study, tmp_path / "logs")
+    assert simulate.startswith("simulate: tiny-")
+    assert train.startswith("train: base-s0-")
+    assert " base-s1-" in train
+    assert aggregate == "aggregate: report"
+
+
+def test_only_what_is_missing_is_done(study: Path, tmp_path: Path, tiny_logs: Path) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    found = load_study(study)
+    first, second = (found.run_dir(logs, run) for run in found.runs)
+    assert planned(study, logs) == [f"train: {first.name} {second.name}", "aggregate: report"]
+    first.path.mkdir(parents=True)
+    first.result.write_text("{}")
+    assert planned(study, logs) == [f"train: {second.name}", "aggregate: report"]
+    second.path.mkdir(parents=True)
+    second.result.write_text("{}")
+    assert planned(study, logs) == ["aggregate: report"]
+    found.directory(logs).report.write_text("")
+    assert planned(study, logs) == []
+    # Other settings are other runs; more seeds are the new ones only.
+    assert len(planned(study, logs, "--set", "train.l2=0.5")) == 2
+    (train, _) = planned(study, logs, "--set", "study.seeds=3")
+    assert train.startswith("train: base-s2-")
+    assert train.count("base") == 1
+
+
+def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> None:
+    args = submit.parse(
+        [str(study), "--ranks", "3", "--set", "train.l2=0.5 launch.threads_per_rank=2"]
+    )
+    found = load_study(study, submit.assignments(args))
+    train = submit.stages(found, tmp_path)[1]
+    assert (train.ranks, train.threads) == (3, 2)
+    assert found.points[0].settings.train.l2 == 0.5
+    task = train.tasks[0]
+    assert task.module == "jobs.train"
+    assert task.args == (str(tmp_path / "tiny" / "study.yaml"), task.name, "--logs", str(tmp_path))
+    assert task.total == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranks", "0"], "launch.ranks = 0: must be greater than or equal to 1"),
+        (["--ranks", "26"], "train.batch_size 25 is smaller than launch.ranks 26"),
+        (["--set", "train.batch_size"], "write key=value"),
+        (["--set", "train.l2='"], "No closing quotation"),
+        (["--set", "a.b=1"], "a is no setting"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(
+    study: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs"
+    assert run_main(submit.main, [str(study), "--logs", str(logs), *words]) == 78
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not logs.exists()
+
+
+def test_a_missing_import_says_how_to_import(tmp_path: Path) -> None:
+    content = tiny.tree(data={"name": "photos", "source": "import"})
+    study = tiny.write_study(tmp_path / "study.yaml", content)
+    with pytest.raises(DataError, match="make import SOURCE=<directory> CONFIG="):
+        planned(study, tmp_path / "logs")
+
+
+def test_a_dry_run_makes_nothing(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(study), "--logs", str(tmp_path / "logs"), "--launcher", "local", "--dry-run"]
+    assert submit.main(words) == 0
+    said = capsys.readouterr().out
+    assert "-m jobs.dataset" in said
+    assert said.count("-m jobs.train") == 2
+    assert "-m jobs.report" in said
+    assert not (tmp_path / "logs").exists()
+
+
+# Studies that need others
+
+
+def chain(place: Path, **after: str | None) -> None:
+    """Study files `<name>.yaml`, each after another."""
+    for name, other in after.items():
+        content = tiny.tree(name)
+        if other is not None:
+            content["study"]["after"] = other
+        tiny.write_study(place / f"{name}.yaml", content)
+
+
+def test_studies_that_are_needed_come_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    chain(tmp_path, one=None, two="one.yaml")
+    chain(tmp_path / "sub", three="../two.yaml")
+    study, logs = tmp_path / "sub" / "three.yaml", tmp_path / "logs"
+    found = load_study(study)
+    assert [each.name for each in submit.needed(found, logs)] == ["one", "two"]
+    # The resolved study lies elsewhere and still finds them.
+    place = found.directory(logs)
+    place.path.mkdir(parents=True)
+    place.study.write_text(found.to_yaml())
+    again = load_study("three", root=logs)
+    assert [each.name for each in submit.needed(again, logs)] == ["one", "two"]
+    submit.main([str(study), "--logs", str(logs), "--launcher", "local", "--dry-run"])
+    said = capsys.readouterr().out
+    places = [said.index(f"/{name}/study.yaml base-s0-") for name in ("one", "two", "three")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "after", [{"a": "a.yaml"}, {"a": "b.yaml", "b": "a.yaml"}, {"a": "b.yaml", "b": "b.yaml"}]
+)
+def test_studies_that_need_each_other_are_refused(tmp_path: Path, after: dict[str, str]) -> None:
+    chain(tmp_path, **after)
+    with pytest.raises(ConfigError, match="goes round in a circle"):
+        submit.needed(load_study(tmp_path / "a.yaml"), tmp_path)
+
+
+def test_a_needed_study_that_is_missing_is_named(tmp_path: Path) -> None:
+    chain(tmp_path, a="b.yaml")
+    with pytest.raises(ConfigError, match=r"b\.yaml: no such file\. Did you mean .*a\.yaml"):
+        submit.needed(load_study(tmp_path / "a.yaml"), tmp_path)
+
+
+# Done for real
+
+
+def command(study: Path, logs: Path, *words: str) -> list[str]:
+    options = ["--logs", str(logs), "--launcher", "local", *words]
+    return [sys.executable, "-m", "jobs.submit", str(study), *options]
+
+
+def start(study: Path, logs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(study, logs, *words), capture_output=True, text=True, timeout=400, cwd=ROOT,
+        env={**os.environ, **ONE_THREAD},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.requires("mpi")
+def test_a_study_from_nothing_to_its_report_and_on(study: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    first = start(study, logs)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "tiny: 2 of 2 runs complete." in first.stdout
+    found = load_study(study)
+    runs = [found.run_dir(logs, run) for run in found.runs]
+    place = found.directory(logs)
+    for path in (place.report, place.results_log, place.summary, place.summary_csv):
+        assert path.stat().st_size > 0
+    assert str(place.report) in first.stdout
+    shas = [read_json(run.result)["weights_sha256"] for run in runs]
+    assert shas[0] != shas[1], "seeds differ"
+
+    before = tiny.fingerprint(logs)
+    second = start(study, logs)
+    assert second.returncode == 0
+    assert "all 2 runs are complete; nothing to do." in second.stdout
+    assert tiny.fingerprint(logs) == before, "a second call changes nothing"
+
+    # One result is lost: that run alone is finished again from its last checkpoint.
+    runs[1].result.unlink()
+    kept = tiny.fingerprint(runs[0].path)
+    third = start(study, logs)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert "train: 1 to do" in third.stdout
+    assert read_json(runs[1].result)["weights_sha256"] == shas[1]
+    assert tiny.fingerprint(runs[0].path) == kept
+
+
+@pytest.mark.slow
+@pytest.mark.requires("mpi")
+def test_a_failing_run_does_not_end_the_study(tmp_path: Path, tiny_logs: Path) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    content = tiny.tree()
+    content["study"]["arms"] = {
+        "lost": {"train.restart_from": {"run": "nowhere/runs/x"}},
+        "fine": {"train.iterations": 1},
+    }
+    study = tiny.write_study(tmp_path / "study.yaml", content)
+    done = start(study, logs)
+    assert done.returncode == 78, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert "exit code 78: error: train.restart_from.run 'nowhere/runs/x'" in said
+    assert "1 of 2 runs complete" in said
+    assert "the same command starts only those again" in said
+    assert (logs / "tiny" / "report.html").exists()
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.requires("mpi")
+def test_ctrl_c_stops_at_checkpoints_and_the_same_command_goes_on(
+    tmp_path: Path, tiny_logs: Path, make_waiting: Callable[..., Any]
+) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    long = {"train": {"iterations": 4000}, "launch": {"ranks": 2}}
+    study = tiny.write_study(tmp_path / "study.yaml", tiny.tree(**long))
+    found = load_study(study)
+    run = found.run_dir(logs, found.runs[0])
+    launcher = subprocess.Popen(
+        command(study, logs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    make_waiting(lambda: len(read_records(run.metrics)) >= 3)
+    launcher.send_signal(signal.SIGINT)
+    said = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == EXIT_AGAIN, said
+    assert "stopped at a checkpoint" in said
+    assert "the same command goes on from here" in said
+    assert not run.is_done()
+    stop = [r for r in read_records(run.events) if r["event"] == "stopped"]
+    assert [(r["by"], r["step"] > 8) for r in stop] == [("SIGUSR1", True)]
+    assert list(run.checkpoints.glob(f"step-{stop[0]['step']:09d}"))
+
+
+@pytest.fixture
+def make_waiting() -> Callable[..., Any]:
+    """`make_waiting(condition)` waits until it holds; the test fails after two minutes."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, "what was waited for did not come"
+            time.sleep(0.1)
+
+    return wait
