@@ -146,7 +146,8 @@ def rates_figure(estimates: Estimates) -> Figure:
 def survival_figure(arms: Sequence[Arm]) -> Figure:
     """Kaplan–Meier curves of all arms that have runs that learned."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        few = len(arms) <= len(PALETTE)
+        figure = Figure(figsize=(7.2, 3.2 if few else 0.6 + 0.17 * len(arms)), layout="constrained")
         axes = figure.subplots()
         for i, arm in enumerate(arms):
             curve = arm.survival
@@ -154,12 +155,15 @@ def survival_figure(arms: Sequence[Arm]) -> Figure:
                 continue
             time = np.concatenate([[0], curve.time])
             value = np.concatenate([[1], curve.survival])
-            axes.step(time, value, where="post", color=color(i), label=arm.label)
+            style = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash(i)]
+            axes.step(time, value, where="post", color=color(i), ls=style, label=arm.label)
             low, high = (np.concatenate([[1], b]) for b in (curve.low, curve.high))
             axes.fill_between(time, low, high, step="post", color=color(i), alpha=0.12, lw=0)
         axes.set(ylim=(0, 1.02), xlabel="steps since learned", ylabel="share not yet collapsed")
-        if axes.lines:
-            axes.legend(loc="lower left")
+        if axes.lines and few:
+            axes.legend(loc="lower left").set_in_layout(False)
+        elif axes.lines:
+            figure.legend(loc="outside right upper", fontsize=7)
     return figure
 
 

@@ -206,7 +206,7 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
             (
                 "",
                 "No two arms differ significantly in how often they collapse (smallest adjusted "
-                f"p = {p_value(min(t.adjusted for t in tests))}).",
+                f"{p_is(min(t.adjusted for t in tests))}).",
             )
         ]
     said = []
@@ -218,7 +218,7 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
                 more,
                 f"collapses more often than {less}: by {100 * abs(test.difference):.0f} percentage "
                 f"points ({100 * low:.0f}–{100 * high:.0f}; Fisher's exact test, adjusted "
-                f"p = {p_value(test.adjusted)}).",
+                f"{p_is(test.adjusted)}).",
             )
         )
     if len(found) > 4:
@@ -231,6 +231,12 @@ def p_value(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def p_is(value: float | None) -> str:
+    """'p = 0.02' or 'p < 0.0001', for a sentence."""
+    text = p_value(value)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
 def points(value: float | None) -> str:

@@ -19,7 +19,7 @@
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
     xaxis: { title: { text: x }, gridcolor: "#eceef1", linecolor: "#9aa2ab", ticks: "outside", zeroline: false, rangemode: "tozero" },
     yaxis: { title: { text: y }, gridcolor: "#eceef1", linecolor: "#9aa2ab", ticks: "outside", zeroline: false },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    legend: data.arms.length <= 8 ? { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 } : { font: { size: 9 } },
     ...more,
   });
   const draw = (element, traces, shape) => {
@@ -29,7 +29,7 @@
 
   // --- curves -------------------------------------------------------------------------------
   const drawnArms = [...new Set(data.runs.map((run) => run.arm))];
-  const canSplit = drawnArms.length > 1 && drawnArms.length <= 8;
+  const canSplit = drawnArms.length > 1 && drawnArms.length <= 24;
   const view = { quantity: "validation_accuracy", x: "iteration", mode: canSplit ? "panels" : "runs", isolated: null };
   const chart = byId("curves-plot");
   const xs = (run) => (view.x === "iteration" ? run.iteration : run.step.map((s) => s * run.batch));
@@ -40,17 +40,19 @@
     const across = Math.min(4, drawnArms.length);
     const down = Math.ceil(drawnArms.length / across);
     const { xaxis, yaxis } = shape;
+    const size = down > 1 ? 11 : 12.5;
     shape.annotations = [];
     drawnArms.forEach((arm, i) => {
       const column = i % across, row = down - 1 - Math.floor(i / across);
       const [left, right] = [column / across + (column ? 0.012 : 0), (column + 1) / across - 0.008];
-      const [bottom, top] = [row / down + (row ? 0.08 : 0), (row + 1) / down - 0.05];
+      const [bottom, top] = [row / down + (row ? 0.03 : 0), (row + 1) / down - 0.1 / down];
       const key = i ? String(i + 1) : "";
       shape[`xaxis${key}`] = { ...xaxis, domain: [left, right], anchor: `y${key}`, ...(i ? { matches: "x" } : {}) };
       shape[`yaxis${key}`] = { ...yaxis, domain: [bottom, top], anchor: `x${key}`, ...(i ? { matches: "y" } : {}) };
+      if (down > 1) shape[`yaxis${key}`].title = i === across * Math.floor(down / 2) ? yaxis.title : undefined;
       if (column) Object.assign(shape[`yaxis${key}`], { title: undefined, showticklabels: false, ticks: "" });
-      if (row) shape[`xaxis${key}`].title = undefined;
-      shape.annotations.push({ text: `<b>${safe(data.arms[arm].label)}</b>`, font: { color: data.arms[arm].color, size: 12.5 }, showarrow: false, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" });
+      if (row) Object.assign(shape[`xaxis${key}`], { title: undefined, showticklabels: false });
+      shape.annotations.push({ text: `<b>${safe(data.arms[arm].label)}</b>`, font: { color: data.arms[arm].color, size }, showarrow: false, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" });
     });
     return shape;
   };
@@ -65,7 +67,7 @@
         x: xs(run), y: run.series[view.quantity], meta: run.name, mode: "lines", type: "scatter",
         name: safe(arm.label), legendgroup: arm.label, showlegend: first && view.mode === "runs", connectgaps: false,
         ...(view.mode === "panels" ? axesOf(drawnArms.indexOf(run.arm)) : {}),
-        line: { color: arm.color, dash: arm.dash, width: 1.2 }, opacity: 0.75,
+        line: { color: arm.color, dash: view.mode === "panels" ? "solid" : arm.dash, width: 1.2 }, opacity: 0.75,
         hovertemplate: `<b>${safe(run.name)}</b><br>seed ${run.seed} · ${safe(run.outcome)}<br>${view.x} %{x}<br>${safe(data.quantities[view.quantity])} %{y:.5g}<extra></extra>`,
       };
     });
@@ -89,8 +91,13 @@
     shape.uirevision = view.x + view.quantity + view.mode;
     return view.mode === "panels" ? panels(shape) : shape;
   };
+  const resize = () => {
+    const rows = view.mode === "panels" ? Math.ceil(drawnArms.length / 4) : 1;
+    chart.style.height = `${Math.max(460, 150 * rows)}px`;
+  };
   const redraw = () => {
     view.isolated = null;
+    resize();
     tell();
     return Plotly.react(chart, view.mode === "bands" ? bandTraces() : runTraces(), curveLayout(), config);
   };
@@ -127,6 +134,7 @@
   );
   if (chart) {
     controls();
+    resize();
     draw(chart, runTraces(), curveLayout()).then(() => {
       chart.on("plotly_click", (event) => {
         if (event.points[0].data.meta) isolate(event.points[0].data.meta);
@@ -135,7 +143,7 @@
   }
 
   // --- survival, profiles, grid -------------------------------------------------------------
-  const band = (x, low, high, color, shape) => [
+  const band = (x, low, high, color, shape) => data.arms.length > 8 ? [] : [
     { x, y: low, mode: "lines", line: { width: 0, shape }, hoverinfo: "skip", showlegend: false },
     { x, y: high, mode: "lines", line: { width: 0, shape }, fill: "tonexty", fillcolor: faint(color), hoverinfo: "skip", showlegend: false },
   ];
@@ -145,8 +153,8 @@
       const line = { color: arm.color, dash: arm.dash, width: 2, shape: "hv" };
       return [
         ...band(s.time, s.low, s.high, arm.color, "hv"),
-        { x: s.time, y: s.survival, customdata: s.risk, mode: "lines", name: safe(arm.label), line,
-          hovertemplate: `<b>${safe(arm.label)}</b><br>%{y:.1%} not collapsed after %{x} steps<br>%{customdata} at risk<extra></extra>` },
+        { x: s.time, y: s.survival, customdata: s.risk.map((n, i) => [n, s.low[i], s.high[i]]), mode: "lines", name: safe(arm.label), line,
+          hovertemplate: `<b>${safe(arm.label)}</b><br>%{y:.0%} (%{customdata[1]:.0%}–%{customdata[2]:.0%}) not collapsed after %{x} steps<br>%{customdata[0]} at risk<extra></extra>` },
         { x: s.censored, y: s.censored_at, mode: "markers", marker: { symbol: "line-ns-open", size: 9, color: arm.color }, hoverinfo: "skip", showlegend: false },
       ];
     });
