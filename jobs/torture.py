@@ -523,8 +523,9 @@ def say(text: str) -> None:
 def report(ledger: Ledger, options: argparse.Namespace, seconds: float) -> str:
     """Markdown, as it stands in docs/restart.md."""
     ranks = ",".join(map(str, options.ranks))
+    words = f"--count {options.count} --seed {options.seed} --ranks {ranks}"
     lines = [
-        f"`python -m jobs.torture --count {options.count} --seed {options.seed} --ranks {ranks}`",
+        f"`python -m jobs.torture {words} --iterations {options.iterations}`",
         f"({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Linux {platform.release()}, "
         f"{seconds / 60:.0f} min):",
         f"**{ledger.injected} faults in {ledger.runs} runs with {ledger.starts} starts; "
