@@ -149,7 +149,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--asked", default="", help="signal that the batch script has caught")
     parser.add_argument("--lead", type=int, default=120)
     parser.add_argument("--bound", type=int, default=100)
-    parser.add_argument("--folder", default="", help="directory of the submission, if any")
+    parser.add_argument("--job-file", default="", help="the job file, if there is one")
     return parser.parse_args(argv)
 
 
@@ -198,7 +198,7 @@ def _end(
         [record["step"] for record in mine if record["event"] == "job_start"],
         step,
         asked=bool(args.asked),
-        cancelled=bool(args.folder) and (Path(args.folder) / "cancelled").exists(),
+        cancelled=bool(args.job_file) and slurm.cancelled(Path(args.job_file)).exists(),
         requeues=sum(record["event"] == "requeue" for record in mine),
         bound=args.bound,
         lead=args.lead,

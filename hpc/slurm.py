@@ -3,7 +3,7 @@
     logs/<study>/jobs/<stamp>/train-1.tsv        tasks of one array, and how to start them
     logs/<study>/jobs/<stamp>/submission.json    job ids of everything submitted at that time
     logs/<study>/jobs/<stamp>/*.out              what the batch scripts say
-    logs/<study>/jobs/<stamp>/cancelled          `make cancel` was here: checkpoint, no requeue
+    logs/<study>/jobs/<stamp>/train-1.cancelled  `make cancel` was here: checkpoint, no requeue
 
 `plan` and `command` are pure: they turn stages and a site profile into job files and sbatch command
 lines. `launch` submits them. The templates in slurm/ read the job files as data; nothing that a
@@ -437,7 +437,8 @@ class Queued:
     reason: str
     """why it is pending"""
     nodes: str
-    comment: str
+    file: str
+    """its job file, which the launcher gives it as a comment; whatever else for others' jobs"""
 
     @property
     def target(self) -> str:
@@ -456,8 +457,8 @@ def queue() -> list[Queued]:
 
 
 def _queued(line: str) -> Queued:
-    job, index, state, reason, nodes, comment = line.split("|", 5)
-    return Queued(job, int(index) if index.isdigit() else 0, state, reason, nodes, comment)
+    job, index, state, reason, nodes, file = line.split("|", 5)
+    return Queued(job, int(index) if index.isdigit() else 0, state, reason, nodes, file)
 
 
 def _array_limit() -> int:
@@ -468,30 +469,42 @@ def _array_limit() -> int:
 # -- submissions -----------------------------------------------------------------------------------
 
 
-def active(study: StudyDir, rows: Sequence[Queued]) -> dict[str, tuple[str, Queued]]:
-    """Done file -> (task's name, its place in the queue), for all of a study that is in the queue.
+Active = dict[str, tuple[str, Queued]]
+"""done file -> (task's name, its place in the queue)"""
 
-    An array whose id was lost (a crash between sbatch and the record) is known by its comment.
+
+def active(logs: Path, rows: Sequence[Queued]) -> Active:
+    """All tasks of all studies under `logs` that are in the queue.
+
+    One study may have submitted the runs of another that it needs. A job is known by its id, or
+    by its comment where the id was lost (a crash between sbatch and the record).
     """
-    files = {job["id"]: job["file"] for _, record in _records(study) for job in record["jobs"]}
+    files = {job["id"]: job["file"] for record in _records(logs) for job in record["jobs"]}
     keys: dict[str, list[tuple[str, str]]] = {}
     found = {}
     for row in rows:
-        file = files.get(row.job) or row.comment
-        if row.job not in files and Path(file).parent.parent != study.jobs:
-            continue
+        file = files.get(row.job, row.file)
         if file not in keys:
-            keys[file] = _task_keys(Path(file).read_text()) if Path(file).exists() else []
+            ours = row.job in files or Path(file).parent.parent.parent.parent == logs
+            keys[file] = _task_keys(Path(file).read_text()) if ours and Path(file).exists() else []
         if row.index < len(keys[file]):
             name, done = keys[file][row.index]
-            found[done] = (name, row)
+            found[done] = (name, dataclasses.replace(row, file=file))
     return found
 
 
-def _records(study: StudyDir) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All submissions of a study: folder and record, from old to new."""
-    for path in sorted(study.jobs.glob("*/submission.json")):
-        yield path.parent, read_json(path)
+def active_in(study: StudyDir, rows: Sequence[Queued]) -> Active:
+    """The tasks of one study: those it submitted, and its runs whoever submitted them."""
+    return {
+        done: (name, row)
+        for done, (name, row) in active(study.path.parent, rows).items()
+        if study.path in Path(done).parents or study.jobs in Path(row.file).parents
+    }
+
+
+def _records(logs: Path) -> list[dict[str, Any]]:
+    """All submissions of all studies."""
+    return [read_json(path) for path in logs.glob("*/jobs/*/submission.json")]
 
 
 def launch(
@@ -514,7 +527,7 @@ def launch(
         _show(plan(stages, folder, site, limit), study.path.name)
         return EXIT_COMPLETE
     with _lock(study):
-        queued = active(study, queue())
+        queued = active(study.path.parent, queue())
         _recall(stages, queued)
         jobs = plan([_missing(stage, queued) for stage in stages], folder, site, _array_limit())
         _submit(stages, jobs, study, queued)
@@ -531,9 +544,6 @@ def _lock(study: StudyDir) -> Iterator[None]:
         except BlockingIOError:
             raise SlurmError(f"{study.path.name} is being submitted by another process.") from None
         yield
-
-
-Active = dict[str, tuple[str, Queued]]
 
 
 def _missing(stage: Stage, queued: Active) -> Stage:
@@ -614,15 +624,18 @@ def cancel(study: StudyDir) -> tuple[int, int]:
 
     Returns how many were pending and how many running. Raises SlurmError.
     """
-    rows = [row for _, row in active(study, queue()).values()]
-    jobs = {row.job for row in rows}
-    for folder, record in _records(study):
-        if jobs & {job["id"] for job in record["jobs"]}:
-            write_atomic(folder / "cancelled", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+    rows = [row for _, row in active_in(study, queue()).values()]
+    for file in {row.file for row in rows}:
+        write_atomic(cancelled(Path(file)), time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
     running = [row for row in rows if row.state != "PENDING"]
-    if jobs:
-        call("scancel", "--quiet", "--state=PENDING", *sorted(jobs))
+    if rows:
+        call("scancel", "--quiet", "--state=PENDING", *sorted({row.job for row in rows}))
     if running:
         # The batch script tells all ranks; they have more time than after a plain scancel.
         call("scancel", "--quiet", "--batch", "--signal=USR2", *(row.target for row in running))
     return len(rows) - len(running), len(running)
+
+
+def cancelled(job_file: Path) -> Path:
+    """The mark that `make cancel` leaves beside a job file."""
+    return job_file.with_suffix(".cancelled")

@@ -104,7 +104,7 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
 
 def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
     """Tasks in the queue that are no trainings, in words."""
-    found = slurm.active(place, rows)
+    found = slurm.active_in(place, rows)
     return [
         f"{name}: {row.state.lower()}, {said(row)}"
         for done, (name, row) in found.items()
@@ -138,12 +138,12 @@ class Shown:
 
 def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[Shown]:
     """Every run of a study with its state."""
-    queued = {Path(done).parent.name: row for done, (_, row) in slurm.active(place, rows).items()}
+    queued = {done: row for done, (_, row) in slurm.active_in(place, rows).items()}
     named = {(run.point.label, run.seed): run.name for run in study.runs}
     for facts in aggregate(study, place).table.iter_rows(named=True):
         facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
         run = RunDir(place.runs / facts["run"])
-        state, detail = state_of(run, facts, queued.get(facts["run"]))
+        state, detail = state_of(run, facts, queued.get(str(run.result)))
         left = time_left(run, facts) if state == "running" else None
         yield Shown(state, detail, facts, left)
 

@@ -21,7 +21,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     python=$PWD/.venv/bin/python
     [ -x "$python" ] || fail 78 "$python is missing: run 'make setup' in $PWD"
     export PATH=$PWD/.venv/bin:$PATH PYTHONUNBUFFERED=1
-    me=$SLURM_JOB_ID folder=
+    me=$SLURM_JOB_ID job_file=''
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
     read_job "$stage" "$@"
@@ -35,7 +35,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     run
     say "$name ended with exit code $status"
     [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
-        --folder "$folder" | tee -a "$log"
+        --job-file "$job_file" | tee -a "$log"
     exit "$status"
 }
 
@@ -43,7 +43,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
     local stage=$1; shift
     local job index=${SLURM_ARRAY_TASK_ID:-0} line field
     if [ "${1:-}" = --tasks ]; then
-        folder=$(dirname "$2")
+        job_file=$2
         job=$(awk -F '\t' -v n="$index" '$1 == "site" || ($1 == "task" && k++ == n)' "$2") || fail 78 "cannot read $2"
     else
         job=$("$python" -m jobs.task "$stage" "$@") || exit

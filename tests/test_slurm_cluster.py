@@ -152,7 +152,7 @@ class Study:
 
     def rows(self) -> dict[str, slurm.Queued]:
         """Task name -> where it is in the queue."""
-        return dict(slurm.active(self.place, slurm.queue()).values())
+        return dict(slurm.active_in(self.place, slurm.queue()).values())
 
     def signal(self, name: str) -> None:
         """What Slurm does before a time limit."""

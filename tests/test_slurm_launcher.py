@@ -269,9 +269,22 @@ def test_queue_is_matched_to_tasks_by_id_and_by_comment(tmp_path: Path) -> None:
         Queued("19", 0, "PENDING", "Resources", "", "somebody's else"),
         Queued("17", 5, "PENDING", "Resources", "", ""),
     ]
-    found = active(study, rows)
+    found = active(tmp_path, rows)
     assert {name: row.target for name, row in found.values()} == {"r1": "17_1", "r2": "18_0"}
     assert set(found) == {str(tasks[1].done), str(tasks[2].done)}
+    assert slurm.active_in(study, rows) == found
+    assert slurm.active_in(StudyDir(tmp_path / "other"), rows) == {}
+
+
+def test_runs_that_another_study_submitted_are_known(tmp_path: Path) -> None:
+    first, second = StudyDir(tmp_path / "first"), StudyDir(tmp_path / "second")
+    file = second.jobs / "20260102-030405" / "train-1.tsv"
+    file.parent.mkdir(parents=True)
+    needed = task("r0", folder=first.path)
+    file.write_text(job_text(Site(), [needed]))
+    rows = [Queued("17", 0, "RUNNING", "None", "n1", str(file))]
+    for study in (first, second):
+        assert set(slurm.active_in(study, rows)) == {str(needed.done)}
 
 
 def test_dry_run_shows_commands_and_scripts(
