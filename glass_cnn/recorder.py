@@ -245,7 +245,7 @@ class Recorder:
     ) -> None:
         """Write result.json: the run is complete; then remove what it needs no more."""
         progress = job.progress
-        result = {
+        result: dict[str, Any] = {
             "seed": self.settings.seed,
             "steps": progress.step,
             "optimal": {

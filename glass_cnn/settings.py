@@ -581,7 +581,7 @@ class RunSettings(Settings):
         if self.data.source == "import":
             return digest({"import": data["name"], "render": render})
         for side in ("liquid", "glass"):
-            data[side] = self.frame(side)  # type: ignore[arg-type]
+            data[side] = self.frame(side)
         data.pop("transition_temperature")
         tree = {"simulation": self.simulation_digest(), "data": data, "render": render}
         return digest(tree)

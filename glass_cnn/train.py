@@ -146,7 +146,7 @@ class Job:
 
     def restore(self, start: dict) -> None:
         """Set weights, optimizer and progress: newest checkpoint, else another run's, else new."""
-        reason = self.world.on_root(self._restore_on_root)
+        reason = self.world.on_root(self._restore_on_root) or ""
         self._share_state()
         hosts = self.world.hosts
         self.world.on_root(lambda: self.recorder.started(self, hosts, reason, start))
@@ -239,7 +239,7 @@ class Job:
             rows=self.engine.share,
             first_step=self.sample_step,
         )
-        self.open.callback(self.batches.close)  # type: ignore[attr-defined]
+        self.open.callback(self.batches.close)
 
     @property
     def sample_step(self) -> int:
@@ -374,7 +374,7 @@ class Job:
         digest = self._agreed_digest()
         final = self.evaluate(self.parts.test)
         if final is not None:
-            best = self.world.on_root(self._assign_best)
+            best = self.world.on_root(self._assign_best) or {}
             self.engine.broadcast()
             optimal = self.evaluate(self.parts.test)
         if final is None or optimal is None:

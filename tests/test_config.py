@@ -290,7 +290,7 @@ def test_long_values_are_cut_short() -> None:
 def test_settings_are_frozen_and_go_to_yaml_and_back() -> None:
     machine = config.validate(Machine, {"part": {"kind": "wing", "span": 1e-7}}, "m")
     with pytest.raises(pydantic.ValidationError):
-        machine.seats = 2  # type: ignore[misc]
+        machine.seats = 2
     again = config.validate(Machine, yaml.safe_load(config.to_yaml(machine)), "m")
     assert again == machine
 

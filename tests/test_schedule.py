@@ -27,7 +27,7 @@ def test_constant(step: int, accuracy: float | None) -> None:
     assert rate(step, accuracy, initial=3e-4) == 3e-4
 
 
-LINEAR = {"kind": "linear", "initial": 1e-3, "final": 2e-4, "schedule_length": 20}
+LINEAR: dict[str, Any] = {"kind": "linear", "initial": 1e-3, "final": 2e-4, "schedule_length": 20}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_linear_may_rise() -> None:
     )
 
 
-THRESHOLD = {
+THRESHOLD: dict[str, Any] = {
     "kind": "threshold",
     "initial": 1e-3,
     "levels": [{"above": 0.9, "rate": 1e-4}, {"above": 0.98, "rate": 1e-5}],
@@ -76,7 +76,12 @@ def test_threshold_follows_accuracy_up_and_back(accuracy: float | None, value: f
     assert rate(1234, accuracy, **THRESHOLD) == value
 
 
-EXPONENTIAL = {"kind": "exponential", "initial": 1e-3, "decay": 0.5, "decay_iterations": 4}
+EXPONENTIAL: dict[str, Any] = {
+    "kind": "exponential",
+    "initial": 1e-3,
+    "decay": 0.5,
+    "decay_iterations": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_exponential(step: int, smooth: float, stairs: float) -> None:
     assert rate(step, **EXPONENTIAL, final=3e-4) == pytest.approx(max(smooth, 3e-4), rel=1e-12)
 
 
-WARMUP = {
+WARMUP: dict[str, Any] = {
     "kind": "warmup_exponential",
     "peak": 1e-2,
     "warmup_iterations": 5,
@@ -124,7 +129,7 @@ def test_warm_up_and_decay(step: int, value: float) -> None:
     assert rate(step, **WARMUP) == pytest.approx(value, rel=1e-12)
 
 
-COSINE = {"kind": "cosine", "initial": 1e-3, "final": 1e-5, "schedule_length": 30}
+COSINE: dict[str, Any] = {"kind": "cosine", "initial": 1e-3, "final": 1e-5, "schedule_length": 30}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_cosine_warms_up_in_a_straight_line() -> None:
     assert rates[39] == rates[40] == pytest.approx(1e-3)
 
 
-ALL = [{"initial": 1e-3}, LINEAR, THRESHOLD, EXPONENTIAL, WARMUP, COSINE]
+ALL: list[dict[str, Any]] = [{"initial": 1e-3}, LINEAR, THRESHOLD, EXPONENTIAL, WARMUP, COSINE]
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=lambda s: s.get("kind", "constant"))
@@ -160,7 +165,7 @@ def test_a_rate_is_positive_bounded_and_a_pure_function(
     schedule: dict[str, Any], step: int, per: int, accuracy: float | None
 ) -> None:
     found = rate(step, accuracy, per, **schedule)
-    top = schedule.get("initial", schedule.get("peak"))
+    top = schedule["peak"] if "peak" in schedule else schedule["initial"]
     assert 0 <= found <= top * (1 + 1e-12)
     assert found == rate(step, accuracy, per, **schedule)
 

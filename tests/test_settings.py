@@ -272,7 +272,7 @@ def test_yaml_there_and_back_is_the_same_run(
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(pydantic.ValidationError):
-        run().train.batch_size = 3  # type: ignore[misc]
+        run().train.batch_size = 3
 
 
 def test_a_config_file_from_elsewhere_is_named(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_names_say_what_differs() -> None:
 
 
 def test_a_name_too_long_for_file_systems_is_refused() -> None:
-    arm, settings = {"a" * 60: {}}, {"render": {"window": 5.0}}
+    arm: dict[str, Any] = {"a" * 60: {}}
+    settings = {"render": {"window": 5.0}}
     grid = {
         "simulation.equilibration_steps": [1000],
         "simulation.temperature_start": [3.0],

@@ -242,7 +242,7 @@ def test_ctrl_c_stops_at_checkpoints_and_the_same_command_goes_on(
     tmp_path: Path, tiny_logs: Path, make_waiting: Callable[..., Any]
 ) -> None:
     logs = tiny.share(tiny_logs, tmp_path / "logs")
-    long = {"train": {"iterations": 4000}, "launch": {"ranks": 2}}
+    long: dict[str, Any] = {"train": {"iterations": 4000}, "launch": {"ranks": 2}}
     study = tiny.write_study(tmp_path / "study.yaml", tiny.tree(**long))
     found = load_study(study)
     run = found.run_dir(logs, found.runs[0])
