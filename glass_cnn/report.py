@@ -138,9 +138,7 @@ def _page(
         "lineage": lineage[: pagedata.MOST_CURVES],
         "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
         "thresholds": _thresholds(arms),
-        "seeds_show": statistics.what_seeds_show(
-            min((a.learned.k for a in arms if a.complete), default=0), common["confidence"]
-        ),
+        "seeds_show": words.seeds_show(estimates),
         "provenance": _provenance(result),
         "study_yaml": result.study.to_yaml(),
         "css": _asset("report.css"),
@@ -281,7 +279,7 @@ def _provenance(result: Aggregation) -> list[tuple[str, str]]:
     runs = result.table.filter(pl.col("commit").is_not_null() | (pl.col("starts") > 0))
     commits = runs.group_by("commit", "dirty").len().sort("len", descending=True)
     told = [
-        f"{(commit or 'unknown')[:12]}{' with uncommitted changes' if dirty else ''} ({count} runs)"
+        f"{(commit or 'unknown')[:12]}{' with uncommitted changes' if dirty else ''} ({count})"
         for commit, dirty, count in commits.iter_rows()
     ]
     versions: dict[str, set[str]] = {}
@@ -291,7 +289,7 @@ def _provenance(result: Aggregation) -> list[tuple[str, str]]:
     hosts = sorted({h for text in runs["hosts"].drop_nulls() for h in text.split()})
     ranks = sorted({str(r) for r in runs["ranks"].drop_nulls()})
     return [
-        ("Commit", "; ".join(told) or "–"),
+        ("Commit (runs)", "; ".join(told) or "–"),
         (
             "Versions",
             ", ".join(f"{k} {' / '.join(sorted(v))}" for k, v in sorted(versions.items())) or "–",

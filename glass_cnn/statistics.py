@@ -487,7 +487,7 @@ def detectable(n: int, base: float = 0.0, alpha: float = ALPHA) -> float | None:
     return next((c for c in candidates if power(n, base, c, alpha) >= POWER), None)
 
 
-def what_seeds_show(n: int, confidence: float = 0.95) -> str:
+def what_seeds_show(n: int, confidence: float = 0.95, arms: int = 2) -> str:
     """Plain words on what n runs an arm (those that learned) can and cannot show."""
     if n == 0:
         return "There is an arm without a run that learned; nothing can be said of its collapses."
@@ -496,21 +496,25 @@ def what_seeds_show(n: int, confidence: float = 0.95) -> str:
         f"true rate of up to {100 * zero_bound(n, confidence):.0f} % "
         f"({100 * confidence:.0f} % confidence)."
     )
+    return f"{bound} {_what_differences_show(n)}" if arms > 1 else bound
+
+
+def _what_differences_show(n: int) -> str:
     if fisher_table(n).min() > ALPHA:
         return (
-            f"{bound} No difference between two arms can ever be significant at {ALPHA:g} with "
-            "so few: not even none against all."
+            f"No difference between two arms can ever be significant at {ALPHA:g} with so few: "
+            "not even none against all."
         )
     gap = detectable(n)
     if gap is None:
         return (
-            f"{bound} Even none against all would be found in less than {100 * POWER:.0f} % of "
-            "such studies."
+            f"Even none against all would be found in less than {100 * POWER:.0f} % of such "
+            "studies."
         )
     half = detectable(n, 0.5)
     above = f", and one of 50 % from at least {100 * half:.0f} %" if half else ""
     return (
-        f"{bound} A rate of zero can be told from one of at least {100 * gap:.0f} %{above} "
+        f"A rate of zero can be told from one of at least {100 * gap:.0f} %{above} "
         f"(Fisher's exact test at {ALPHA:g}, found in {100 * POWER:.0f} % of such studies); "
         "smaller differences will mostly be missed, so their absence here shows nothing."
     )

@@ -152,12 +152,18 @@ def answers(estimates: Estimates) -> list[tuple[str, str]]:
     if len(shown) < len(arms):
         said.append(("", f"These are the {len(shown)} extremes of {len(arms)} arms; all below."))
     said += _difference_answers(estimates)
-    least = min(arm.learned.k for arm in arms)
-    said.append(("", statistics.what_seeds_show(least, arms[0].analysis.confidence)))
+    said.append(("", seeds_show(estimates)))
     if estimates.complete < estimates.wanted:
         missing = estimates.wanted - estimates.complete
         said.append(("", f"{missing} of {estimates.wanted} runs are not complete."))
     return said
+
+
+def seeds_show(estimates: Estimates) -> str:
+    """What the number of seeds can and cannot show, for the arm with the fewest that learned."""
+    counts = [arm.learned.k for arm in estimates.arms if arm.complete]
+    confidence = estimates.arms[0].analysis.confidence
+    return statistics.what_seeds_show(min(counts, default=0), confidence, len(estimates.arms))
 
 
 def _extremes(arms: Sequence[Arm]) -> list[Arm]:
@@ -175,7 +181,7 @@ def _arm_answer(arm: Arm) -> str:
     interval = (
         f"({percent(rate.value, 0)}, {level} interval {100 * rate.low:.0f}–{100 * rate.high:.0f} %)"
     )
-    text = f"collapsed in {rate.k} of the {of} {interval}"
+    text = f"collapsed in {rate.k or 'none'} of the {of} {interval}"
     if rate.k:
         permanent, transient = (
             count.get("permanent_collapse", 0),
@@ -189,7 +195,8 @@ def _arm_answer(arm: Arm) -> str:
     text += "".join(f"; {n} {'run' if n == 1 else 'runs'} {what}" for n, what in others if n)
     if arm.rollbacks:
         text += f"; runs were rolled back {arm.rollbacks} times, which hides collapses"
-    return text + "."
+    optimal, final = (percent(statistics.median(v), 2) for v in (arm.optimal, arm.final))
+    return f"{text}. Median validation accuracy: optimal {optimal}, final {final}."
 
 
 def _runs(count: int) -> str:
