@@ -28,14 +28,14 @@ def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     ledger = json.loads((tmp_path / "torture" / "torture.json").read_text())
-    assert ledger["injected"] == COUNT
+    assert ledger["injected"] >= COUNT  # a start may suffer several
     assert ledger["runs"] == ledger["ended"] == ledger["identical"] > 0
     assert ledger["starts"] > ledger["runs"]
     assert ledger["complaints"] == []
-    assert sum(tally["identical"] for tally in ledger["tallies"].values()) == COUNT
+    assert sum(tally["identical"] for tally in ledger["tallies"].values()) == ledger["injected"]
     table = (tmp_path / "torture" / "torture.md").read_text()
     assert table in done.stdout
-    assert f"**{COUNT} faults in {ledger['runs']} runs" in table
+    assert f"**{ledger['injected']} faults in {ledger['runs']} runs" in table
 
 
 def test_wrong_numbers_are_refused() -> None:
