@@ -1,0 +1,162 @@
+"""Run on n ranks: what must not depend on n. Writes answer.json and arrays.npz into argv[2]."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glass_cnn import dataset as data
+from glass_cnn.engine import COUNTS, Engine, portions, set_up_tensorflow
+from glass_cnn.settings import RunSettings
+from hpc.config import ConfigError, DataError, UserError
+from hpc.world import World, world
+from tests import tiny
+
+STEPS = 6
+AGAIN = 10
+"""steps after which two runs of the same process are compared: time for a race to show"""
+
+
+def digest(*arrays: np.ndarray) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def feed(opened: data.Dataset, settings: RunSettings, rows: slice, first: int = 0) -> Any:
+    train = settings.train
+    part = data.split(opened, settings).train
+    return data.batches(
+        opened, part, settings.seed, train.batch_size, train.augmentation, rows, first
+    )
+
+
+def global_batches(opened: data.Dataset, settings: RunSettings, ranks: World, first: int) -> list:
+    """Digests of whole batches put together from all ranks' rows, and the sizes of the shares."""
+    batches = feed(opened, settings, ranks.share(settings.train.batch_size), first)
+    digests = []
+    for _ in range(first, STEPS):
+        parts = ranks.comm.allgather(next(batches))
+        images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        digests.append([digest(images, labels), [len(p[1]) for p in parts]])
+    batches.close()
+    return digests
+
+
+def steps(opened: data.Dataset, settings: RunSettings, ranks: World, count: int) -> dict:
+    """Train for a few steps; results of each, first gradients, last weights."""
+    engine = Engine(settings, ranks)
+    engine.broadcast()
+    batches = feed(opened, settings, engine.share)
+    losses, corrects = [], []
+    first: dict[str, np.ndarray] = {}
+    for step in range(count):
+        images, labels = next(batches)
+        result = engine.train_step(images, labels, step, 1e-3)
+        losses.append(result.loss)
+        corrects.append(result.correct)
+        first = first or {k: g.numpy() for k, g in result.gradients.items()}
+    batches.close()
+    weights = {k: v.copy() for k, v in engine.snapshot("model/").items()}
+    digests = ranks.comm.allgather(digest(*weights.values()))
+    assert len(set(digests)) == 1, "ranks have different weights"
+    return {
+        "losses": losses, "corrects": corrects, "first": first, "weights": weights,
+        "digest": digests[0], "engine": engine,
+    }  # fmt: skip
+
+
+def evaluations(opened: data.Dataset, engine: Engine, ranks: World) -> dict[str, Any]:
+    """Counts of evaluations of awkward sizes, and the indices that were looked at."""
+    found = {}
+    for count, batch in ((41, 10), (42, 250), (41, 1), (3, 2), (2, 250), (1, 1)):
+        sums, seen, slices = np.zeros(len(COUNTS)), [], 0
+        for portion in portions(ranks, count, batch):
+            chosen = np.arange(count)[portion]
+            slices += 1
+            seen += chosen.tolist()
+            if len(chosen):
+                sums += engine.evaluate(opened.images[chosen], opened.labels[chosen])
+        total = ranks.sum(sums)
+        found[f"{count}/{batch}"] = {
+            "sums": dict(zip(COUNTS, total.tolist(), strict=True)),
+            "seen": sorted(itertools.chain(*ranks.comm.allgather(seen))),
+            "slices": ranks.comm.allgather(slices),
+        }
+    return found
+
+
+def agreements(ranks: World) -> dict[str, Any]:
+    """What the world promises about flags, errors and values."""
+    last = ranks.size - 1
+
+    def attempt(action: Any) -> list[Any]:
+        try:
+            answer, told = action(), None
+        except UserError as error:
+            answer, told = str(error), error.told
+        return [answer, told]
+
+    def fail_on_last() -> int:
+        if ranks.rank == last:
+            raise DataError("only the last rank sees this")
+        return ranks.rank
+
+    def fail_on_root() -> None:
+        raise ConfigError("only the first rank does this")
+
+    found = {
+        "agree": ranks.agree(7 if ranks.rank == last else 0),
+        "none": ranks.agree(0),
+        "everywhere": attempt(lambda: ranks.everywhere(fail_on_last)),
+        "fine": attempt(lambda: ranks.everywhere(lambda: ranks.rank)),
+        "on_root": attempt(lambda: ranks.on_root(fail_on_root)),
+        "root_value": attempt(lambda: ranks.on_root(lambda: "here")),
+        "broadcast": ranks.broadcast({"from": ranks.rank}),
+        "sum": ranks.sum(np.array([ranks.rank, 1], dtype=np.int64)).tolist(),
+        "local_rank": ranks.local_rank,
+        "hosts": len(ranks.hosts),
+    }
+    ranks.barrier()
+    return found
+
+
+def compare(opened: data.Dataset, ranks: World) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Everything that is compared between numbers of ranks."""
+    answer: dict[str, Any] = {"world": ranks.comm.allgather(agreements(ranks))}
+    arrays: dict[str, np.ndarray] = {}
+    for batch in (24, 25):
+        settings = tiny.settings(train={"batch_size": batch})
+        done = steps(opened, settings, ranks, STEPS)
+        arrays |= {f"{batch}/gradient/{k}": v for k, v in done["first"].items()}
+        arrays |= {f"{batch}/{k}": v for k, v in done["weights"].items()}
+        answer[str(batch)] = {
+            "losses": done["losses"],
+            "corrects": done["corrects"],
+            "batches": global_batches(opened, settings, ranks, 0),
+            "restarted": global_batches(opened, settings, ranks, 2),
+        }
+    answer["evaluations"] = evaluations(opened, done["engine"], ranks)
+    return answer, arrays
+
+
+def main(logs: Path, out: Path, what: str) -> None:
+    ranks = world()
+    set_up_tensorflow(1, ranks)
+    opened = data.load(tiny.settings(), logs)
+    answer, arrays = compare(opened, ranks) if what == "everything" else ({}, {})
+    answer["long"] = [steps(opened, tiny.settings(), ranks, AGAIN)["digest"] for _ in range(2)]
+    if ranks.is_root:
+        np.savez(out / "arrays.npz", **arrays)
+        (out / "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
