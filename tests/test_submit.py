@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pytest
 
 from glass_cnn.study import load_study
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
+from hpc.preempt import STOP_SIGNALS
 from hpc.rundir import read_json, read_records
-from jobs import submit
+from jobs import dataset, submit
 from tests import tiny
 from tests.conftest import ONE_THREAD, ROOT
 
@@ -28,6 +29,15 @@ def planned(study: Path, logs: Path, *words: str) -> list[str]:
         f"{stage.name}: {' '.join(task.name for task in stage.tasks)}"
         for stage in submit.stages(found, logs)
     ]
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Jobs that run in this process catch signals; Ctrl-C must go on to end the tests."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -100,6 +110,49 @@ def test_mistakes_are_told_before_anything_is_made(
     assert message in said
     assert said.count("\n") == 1
     assert not logs.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- just\n- a list\n", "holds a list where a mapping 'key: value' is needed"),
+        ("study: {name: s}\nstudy: {name: t}\n", "the key 'study' stands twice"),
+        ("study: {name: s\n", "line 2"),
+        ("extends: study.yaml\n", "goes round in a circle"),
+        ("train: {}\n", "has no 'study:' section"),
+        ("study: {name: a/b}\n", "because it becomes a file name"),
+        ("study: {name: s, seeds: 0}\n", "study.seeds = 0"),
+        ("study: {name: s}\ntrian: {}\n", "did you mean 'train'?"),
+        ("study: {name: s}\ntrain: {batch_size: '80'}\n", "is text; a number is needed"),
+        ("study: {name: s}\ntrain: {batch_size: -80}\n", "train.batch_size = -80"),
+        ("study: {name: s}\nrender: {window: 99}\n", "is larger than the box"),
+        ("study: {name: s}\nsplit: {train: 0.9}\n", "must add up to 1"),
+        ("study: {name: s}\ndata: {glass: {frame: 0}}\n", "the glass must be the colder one"),
+        (None, "no such file"),
+    ],
+)
+@pytest.mark.parametrize("job", [submit.main, dataset.main], ids=["submit", "dataset"])
+def test_a_wrong_study_file_is_one_message(
+    tmp_path: Path, job: Any, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, logs = tmp_path / "study.yaml", tmp_path / "logs"
+    if text is not None:
+        study.write_text(text)
+    assert run_main(job, [str(study), "--logs", str(logs)]) == 78
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {study}")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not logs.exists()
+
+
+def test_logs_that_are_a_file_are_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").write_text("")
+    assert run_main(submit.main, [str(study), "--logs", str(tmp_path / "logs")]) == 78
+    assert "is a file; name a directory" in capsys.readouterr().err
 
 
 def test_a_missing_import_says_how_to_import(tmp_path: Path) -> None:
