@@ -384,7 +384,7 @@ def test_other_thresholds_judge_anew(place: StudyDir, reads: list[str]) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 not really", None])
 def test_a_damaged_cache_is_not_trusted(
-    study: Study, place: StudyDir, content: bytes | None
+    study: Study, place: StudyDir, reads: list[str], content: bytes | None
 ) -> None:
     synthetic.write_run(place, study.runs[0])
     first = aggregate(study, place).table
@@ -394,6 +394,7 @@ def test_a_damaged_cache_is_not_trusted(
     else:
         cache.write_bytes(content)
     assert aggregate(study, place).table.equals(first)
+    assert len(reads) == 2
 
 
 def test_two_processes_find_the_same(

@@ -115,6 +115,14 @@ def test_text_from_outside_stays_text(large: Aggregation) -> None:
     assert r"\<script\>" in log
 
 
+def test_settings_cannot_end_the_data_of_the_page(tmp_path: Path) -> None:
+    name = "train.restart_from.run"
+    study = synthetic.study(seeds=1, grid={name: [f"</script>{EVIL}", "x"], "train.l2": [0, 1]})
+    page, _ = pages(study, synthetic.directory(study, tmp_path))
+    assert embedded(page)["heatmaps"][0]["y"] == [f"</script>{EVIL}", "x"]
+    assert EVIL not in page
+
+
 def test_the_page_needs_no_network(large: Aggregation) -> None:
     page = large.directory.report.read_text()
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
