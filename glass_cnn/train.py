@@ -123,9 +123,7 @@ class Job:
         settings, world = self.settings, self.world
         set_up_tensorflow(settings.launch.threads_per_rank, world)
         self.world.on_root(self._open_recorder)
-        self.heart = self.open.enter_context(
-            Heartbeat(self.run.heartbeats, world.rank, world.size, settings.launch.hang_seconds)
-        )
+        self.heart = self.open.enter_context(self.world.everywhere(self._open_heartbeat))
         self.data = self.world.everywhere(lambda: data.load(settings, self.root))
         self.parts = self.world.everywhere(lambda: data.split(self.data, settings))
         self.engine = self.world.everywhere(lambda: Engine(settings, world))
@@ -138,6 +136,10 @@ class Job:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.open.close()
+
+    def _open_heartbeat(self) -> Heartbeat:
+        limit = self.settings.launch.hang_seconds
+        return Heartbeat(self.run.heartbeats, self.world.rank, self.world.size, limit)
 
     def _open_recorder(self) -> None:
         self.recorder = self.open.enter_context(Recorder(self.settings, self.run, self.world.size))

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from hpc.config import EXIT_INTERNAL
+from hpc.rundir import make_directory
 
 WRITE_EVERY = 1.0
 
@@ -29,6 +30,8 @@ class Heartbeat:
         directory: shared by all ranks of the run.
         rank, size: this rank and the number of them.
         limit: seconds without a beat after which the run is ended.
+
+    Raises StorageError when the directory cannot be made.
     """
 
     def __init__(self, directory: Path, rank: int, size: int, limit: float) -> None:
@@ -40,7 +43,7 @@ class Heartbeat:
         self._where = "starting"
         self._time = time.monotonic()
         self._closed = threading.Event()
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self._write()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()

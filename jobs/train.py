@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     try:
         settings, run, root = choose(args, ranks)
         crash_dir = run.path / "crashes"
-        if run.is_done() and not args.start_over:
+        done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
+        if done and not args.start_over:
             if ranks.is_root:
                 print(f"{run.path}: complete; nothing to do.")
             return 0
