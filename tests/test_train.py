@@ -513,13 +513,13 @@ def test_a_rank_that_hangs_is_named_and_nothing_is_left(
     mpirun: Callable[..., Any], tiny_logs: Path, tmp_path: Path
 ) -> None:
     plan = Plan(tmp_path, tiny_logs, 2)
-    plan.study("hang", launch={"hang_seconds": 15})
+    plan.study("hang", launch={"hang_seconds": 25})
     plan.add("hang", fault(1, "step", 4, "SIGSTOP"))
     plan.carry_out(mpirun, code=None)
     said = "".join(plan.said["hang"][0])
     assert said.count("error: no progress for") == 1
     assert re.search(r"s: rank 1 \(process \d+ on \S+, last seen [^)]+\) fell behind", said)
-    assert "raise launch.hang_seconds (now 15)" in said
+    assert "raise launch.hang_seconds (now 25)" in said
 
 
 # Real processes, while they start
