@@ -94,6 +94,8 @@ ReturnToService=2
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
+# MPICH names shared memory by job id, so those of an earlier cluster should not come again.
+FirstJobId=$((RANDOM % 30000 + 1))
 MaxArraySize=1001
 MaxJobCount=50000
 CONF

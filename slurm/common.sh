@@ -32,6 +32,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
     say "$name on ${SLURM_JOB_NODELIST:-?}: log in $log"
     requeue begin --ranks "$ranks" | tee -a "$log"
+    clear_shared_memory
     run
     say "$name ended with exit code $status"
     [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
@@ -109,6 +110,17 @@ make_command() { # launch, ranks and forward: how to start the ranks, and the si
         launch=(mpiexec -n "$ranks" -bind-to "$bind" "${label[@]}")
     fi
     launch+=("${options[@]}")
+}
+
+clear_shared_memory() { # on every node of the job, what ranks that were killed have left behind and nobody holds
+    # Under srun MPICH names its shared memory by job and step alone: after a requeue, MPI_Init would stumble over it.
+    [ "$launcher" = srun ] && [ "$ranks" -gt 1 ] || return 0
+    # shellcheck disable=SC2016 # expanded there
+    srun --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
+        find /dev/shm -maxdepth 1 -name "mpich_shm_*" -user "$(id -u)" ! -newermt "-2 seconds" 2>/dev/null |
+            while read -r file; do
+                grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"
+            done'
 }
 
 run() { # start the ranks and wait for them; sets status
