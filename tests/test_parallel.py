@@ -95,9 +95,10 @@ def test_several_steps_agree_but_for_rounding(answers: dict[int, Answer], batch:
         assert found["corrects"] == alone.found[batch]["corrects"]
         for name, weights in alone.arrays.items():
             if name.startswith(f"{batch}/model/"):
-                # Adam divides by the gradient's size: where that is rounding, the sign is chance.
-                differing = ~np.isclose(answers[ranks].arrays[name], weights, rtol=1e-3, atol=1e-5)
-                assert differing.mean() < 1e-3, (ranks, name)
+                # Adam divides by the gradient's size: where that is rounding, its sign is
+                # chance, so single weights may part by a few rates.
+                distance = np.linalg.norm(answers[ranks].arrays[name] - weights)
+                assert distance < 2e-3 * np.linalg.norm(weights), (ranks, name)
 
 
 @pytest.mark.slow
