@@ -76,6 +76,18 @@ def tiny_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tensorflow() -> None:
+    """TensorFlow in this process, set up once as a training sets it up: one thread, deterministic.
+
+    Every test that computes with it here asks for this, whichever comes first.
+    """
+    from glass_cnn.engine import set_up_tensorflow
+    from hpc.world import world
+
+    set_up_tensorflow(1, world())
+
+
+@pytest.fixture(scope="session")
 def mpirun() -> MpiRun:
     """`mpirun(n, "script.py" or "package.module", *arguments, env={...}, timeout=120)` on n ranks.
 

@@ -17,6 +17,8 @@ from hpc.config import ConfigError
 from hpc.rundir import read_records
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 PIXELS, UPDATES = 18, 5
 SETTINGS = Adam(beta_1=0.8, beta_2=0.99, epsilon=1e-3)
 

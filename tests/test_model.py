@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from glass_cnn.diagnostics import Diagnostics
-from glass_cnn.engine import COUNTS, Engine, set_up_tensorflow
+from glass_cnn.engine import COUNTS, Engine
 from glass_cnn.model import Network, Optimizer, dropout_mask
 from glass_cnn.settings import Adam, Sgd, build_run
 from hpc.world import world
@@ -20,9 +20,7 @@ PIXELS = 20
 Arrays = dict[str, np.ndarray]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _deterministic() -> None:
-    set_up_tensorflow(1, world())
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def engine(pixels: int = PIXELS, recipe: str = "modern", **train: Any) -> Engine:

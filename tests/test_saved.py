@@ -27,6 +27,8 @@ from jobs import evaluate as evaluate_job
 from jobs import visualize as visualize_job
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 FIGURES = {"examples", "channels", "filters", "saliency", "dense_units", "augmentation"}
 
 
