@@ -282,7 +282,10 @@ def test_survival_of_nothing_and_of_one() -> None:
 @given(lives, lives)
 def test_log_rank_of_two_is_lifelines(a: Any, b: Any) -> None:
     assume(any(event for _, event in a + b))
-    arms = {"a": tuple(zip(*a, strict=True)), "b": tuple(zip(*b, strict=True))}
+    arms: dict[str, tuple[list[float], list[bool]]] = {
+        name: ([time for time, _ in arm], [event for _, event in arm])
+        for name, arm in (("a", a), ("b", b))
+    }
     (t1, e1), (t2, e2) = arms.values()
     peer = logrank_test(t1, t2, e1, e2).p_value
     found = s.log_rank(arms)
