@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     missing = [stage for found in todo.values() for stage in found]
     if not missing:
         print(f"{study.name}: all {len(study.runs)} runs are complete; nothing to do.")
-        print(f"report: {place.report}\nlog:    {place.results_log}")
+        print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
         return 0
     if not args.dry_run:
         for each in (*needed(study, root), study):
@@ -154,6 +154,11 @@ def start(args: argparse.Namespace, study: Study, place: StudyDir, todo: list[St
     return code
 
 
+def shown(path: Path) -> Path:
+    """`path` as people would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def summarize(study: Study, place: StudyDir, code: int) -> None:
     """The last words: every run with its accuracies and its place, and where the pages are."""
     root = place.path.parent
@@ -168,15 +173,15 @@ def summarize(study: Study, place: StudyDir, code: int) -> None:
             result = read_json(where.result)
             ends = [result[end] for end in ("optimal", "final")]
             shares = [e[f"{part}_accuracy"] for e in ends for part in ("validation", "test")]
-            table.add_row(*(f"{share:.2%}" for share in shares), str(where.path))
+            table.add_row(*(f"{share:.2%}" for share in shares), str(shown(where.path)))
     if done:
         table.columns[-1].no_wrap = True
         console = Console()
         console.print(table, soft_wrap=True)
-    more = f" ({done - SHOWN} more in {place.summary_csv})" if done > SHOWN else ""
+    more = f" ({done - SHOWN} more in {shown(place.summary_csv)})" if done > SHOWN else ""
     print(f"\n{study.name}: {done} of {len(study.runs)} runs complete{more}.")
     if place.report.exists():
-        print(f"report: {place.report}\nlog:    {place.results_log}")
+        print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
     if code == EXIT_AGAIN:
         print("stopped; the same command goes on from here.")
     elif code:
