@@ -120,7 +120,7 @@ class Recorder:
         self.say(
             f"=== {record['time']} {self.run.name}: {reason}, step {job.progress.step} of "
             f"{self.settings.train.steps}; {len(hosts)} ranks on {', '.join(record['hosts'])}, "
-            f"start {self._starts()}{slurm}"
+            f"start {self.starts()}{slurm}"
         )
         self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
         self._open_tensorboard()
@@ -210,7 +210,7 @@ class Recorder:
         self.save(job)
         self.checkpoints.flush()
         took, step = time.monotonic() - began, job.progress.step
-        stop = {"event": "stopped", "by": by, "step": step, "start": self._starts()}
+        stop = {"event": "stopped", "by": by, "step": step, "start": self.starts()}
         append_record(self.run.events, {"time": _now(), **stop})
         self.say(
             f"stopped: {by} at step {step}; durable checkpoint after {took:.2f} s. The same "
@@ -220,9 +220,10 @@ class Recorder:
     def stopped_by(self) -> str | None:
         """What the last start was stopped by; None when it ended without notice."""
         stops = [r for r in read_records(self.run.events) if r.get("event") == "stopped"]
-        return stops[-1]["by"] if stops and stops[-1]["start"] == self._starts() else None
+        return stops[-1]["by"] if stops and stops[-1]["start"] == self.starts() else None
 
-    def _starts(self) -> int:
+    def starts(self) -> int:
+        """Starts of this run so far; the present one counts from `started` on."""
         return len(read_records(self.run.provenance))
 
     def best(self) -> Checkpoint:
@@ -259,7 +260,7 @@ class Recorder:
                 "test_accuracy": _accuracy(final),
             },
             "weights_sha256": digest,
-            "restarts": self._starts() - 1,
+            "restarts": self.starts() - 1,
             "wall_seconds": progress.seconds,
             "examples": {
                 part: len(getattr(job.parts, part)) for part in ("train", "validation", "test")

@@ -165,7 +165,7 @@ class Job:
             self.progress.updates = branch.updates
             self.recorder.lineage = branch.lineage
             return f"branched from {branch.lineage['checkpoint']}"
-        return "new run"
+        return "begun again without a checkpoint" if self.recorder.starts() else "new run"
 
     def _share_state(self) -> None:
         """Give every rank what rank 0 has just set: progress, weights, optimizer; start reading."""

@@ -281,8 +281,10 @@ def test_killed_runs_end_with_the_same_bits(plans: dict[int, Plan], ranks: int) 
     run = plan.run("killed")
     assert tiny.outcome(run) == tiny.outcome(plan.run("undisturbed"))
     begins = read_records(run.provenance)
-    assert [b["resumed_step"] for b in begins] == [0, 6, 6]
-    assert [b["reason"] for b in begins[1:]] == ["resumed after an end without notice"] * 2
+    assert len(begins) == 3
+    reasons = {0: "begun again without a checkpoint", 6: "resumed after an end without notice"}
+    for begin in begins[1:]:  # at 0 when the kill was faster than the checkpoint of step 6
+        assert begin["reason"] == reasons[begin["resumed_step"]]
 
 
 # A done run
