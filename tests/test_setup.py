@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -106,7 +107,10 @@ def test_every_pin_is_one_exact_version(root: Path) -> None:
 
 def test_everything_installed_is_pinned(root: Path) -> None:
     pinned = {canonical(pin.name): pin for pin in pins(root)}
-    installed = {canonical(p.metadata["Name"]): p.version for p in metadata.distributions()}
+    # The environment's own packages: setuptools, once imported, also shows the copies it carries.
+    site = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")]
+    found = metadata.distributions(path=site)
+    installed = {canonical(p.metadata["Name"]): p.version for p in found}
     for name in installed.keys() - {"pip"}:
         assert name in pinned, f"{name} {installed[name]} is in no file of requirements/"
         assert installed[name] in pinned[name].specifier, f"{name} {installed[name]}"
