@@ -91,6 +91,10 @@ class Plan:
             said = [out / f"start-{start}-rank-{rank}.txt" for rank in range(self.ranks)]
             self.said.setdefault(case, []).append([path.read_text() for path in said])
         self.items, self.cases = [], []
+        # mpiexec may be gone a moment before the last rank that it killed is.
+        patience = time.monotonic() + 20
+        while processes(str(plan)) and time.monotonic() < patience:
+            time.sleep(0.1)
         assert not processes(str(plan)), "processes are left"
         return self
 
