@@ -30,6 +30,9 @@ def branching(run: str, pixels: int = 20, seed: int = 3, **more: Any) -> RunSett
     return tiny.settings(seed=seed, render={**SMALL, "pixels": pixels}, train=train)
 
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine(tiny.settings(render=SMALL), world())
