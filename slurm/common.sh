@@ -95,6 +95,9 @@ make_command() { # launch, ranks and forward: how to start the ranks, and the si
     if [ "$launcher" = srun ]; then
         [ "$ranks" = 1 ] || label=(--label)
         [ "$bind" = none ] || binding=(--cpu-bind="$bind")
+        # MPICH over UCX publishes 4 KiB of its heap as a rank's address, in requests that Slurm's PMI can cut off:
+        # MPI_Init then fails, depending on what lies in memory. Over libfabric an address has 16 bytes.
+        [ "$mpi" != pmi2 ] || export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi}
         # Not --kill-on-bad-exit: the first rank to exit with 75 would have the others killed while they do the same.
         launch=(srun --mpi="$mpi" --ntasks="$ranks" --cpus-per-task="$cpus" "${binding[@]}"
             --kill-on-bad-exit=0 --wait=30 "${label[@]}")
