@@ -350,6 +350,19 @@ def test_ranks_that_are_killed(study: Callable[..., Study]) -> None:
     assert "killed" in events(run, "requeue")[0]["reason"]
 
 
+def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) -> None:
+    """MPICH over UCX hands the heap behind its address to Slurm's PMI, which takes only so much."""
+    it = study()
+    done = it.place.path / "done"
+    it.tasks.append(
+        Task("crowded", "tests.slurm.crowded", (str(done),), done, done.with_name("log"))
+    )
+    it.submit()
+    until(lambda: done.exists() or not it.rows(), "end", [])
+    assert done.exists(), done.with_name("log").read_text()
+    assert done.read_text() == "2 ranks\n"
+
+
 def ranks_of(run: RunDir) -> list[psutil.Process]:
     return [
         p

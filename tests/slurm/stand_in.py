@@ -8,7 +8,6 @@ step was lost, repeated or done differently.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
 import os
@@ -148,23 +147,8 @@ def collect(folder: Path) -> int:
     return 0
 
 
-def crowd_memory() -> None:
-    """Leave a heap as it is after real imports: holes between things that are no zeros.
-
-    MPICH over UCX publishes what lies behind its address there, more than Slurm's PMI takes.
-    """
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    blocks = [(libc.malloc(size), size) for size in range(64, 1024, 16) for _ in range(200)]
-    for address, size in blocks:
-        ctypes.memset(address, 0x41, size)
-    for address, _ in blocks[::2]:
-        libc.free(address)
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "collect":
         sys.exit(collect(Path(sys.argv[2])))
     flag = StopFlag().install()
-    crowd_memory()
     sys.exit(StandIn(parse(sys.argv[1:]), flag).main())
