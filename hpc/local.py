@@ -206,15 +206,19 @@ class _Room:
         took = time.monotonic() - run.since
         name = run.task.name
         if code == EXIT_COMPLETE:
-            self.console.print(f"[green]✓[/green] {name} ({took:.0f} s)", highlight=False)
+            self.console.print(
+                f"[green]✓[/green] {name} ({took:.0f} s)", highlight=False, soft_wrap=True
+            )
         elif code == EXIT_AGAIN:
             self.console.print(
-                f"[yellow]‖[/yellow] {name} stopped at a checkpoint", highlight=False
+                f"[yellow]‖[/yellow] {name} stopped at a checkpoint",
+                highlight=False,
+                soft_wrap=True,
             )
         else:
             self.console.print(
                 f"[red]✗[/red] {name}: exit code {code}: ", Text(_last_error(run.task.log)),
-                f" (all of it: {run.task.log})", highlight=False, sep="",
+                f" (all of it: {run.task.log})", highlight=False, sep="", soft_wrap=True,
             )  # fmt: skip
 
     def _kill(self) -> None:
@@ -252,7 +256,8 @@ class _Room:
         if time.monotonic() > self._next:
             self._next = time.monotonic() + PLAIN_EVERY
             for run in self.running:
-                self.console.print(f"  {run.task.name}: {self._state(run)[1]}", highlight=False)
+                line = f"  {run.task.name}: {self._state(run)[1]}"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def _state(self, run: _Running) -> tuple[int, str]:
         """Records done and a few words: from the records, else the last line of the log."""
