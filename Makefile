@@ -10,6 +10,7 @@ endif
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 JOB := $(IN_VENV) .venv/bin/python -m jobs
 STUDY := $${CONFIG:+"$$CONFIG"}
+SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report evaluate visualize import test check bench \
@@ -23,7 +24,7 @@ doctor: setup ## what this machine offers: versions, MPI ranks that start, LAMMP
 
 submit: setup ## a whole study: CONFIG=jobs/x.yaml [LAUNCHER=auto|local|slurm RANKS=n SET="a.b=c ..." DRY_RUN=1 LOGS=dir]
 	@$(JOB).submit $(STUDY) $${LAUNCHER:+--launcher "$$LAUNCHER"} $${RANKS:+--ranks "$$RANKS"} \
-	    $${SET:+--set "$$SET"} $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+	    $(SETS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
 status: setup ## a table of runs, once [CONFIG=...]
 	@$(JOB).status $(STUDY)
@@ -35,10 +36,10 @@ cancel: setup ## stop a study's runs at a checkpoint: CONFIG=...
 	@$(JOB).cancel $(STUDY)
 
 aggregate: setup ## run directories to a table and statistics: CONFIG=...
-	@$(JOB).aggregate $(STUDY)
+	@$(JOB).aggregate $(STUDY) $(SETS)
 
 report: setup ## the table to report.html and results_log.md: CONFIG=...
-	@$(JOB).report $(STUDY)
+	@$(JOB).report $(STUDY) $(SETS)
 
 evaluate: setup ## a saved model on validation and test: RUN=logs/<study>/runs/<run>
 	@$(JOB).evaluate $${RUN:+"$$RUN"}
@@ -46,8 +47,8 @@ evaluate: setup ## a saved model on validation and test: RUN=logs/<study>/runs/<
 visualize: setup ## what a saved model sees: RUN=...
 	@$(JOB).visualize $${RUN:+"$$RUN"}
 
-import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=...
-	@$(JOB).import_data $${SOURCE:+"$$SOURCE"} $(STUDY)
+import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
+	@$(JOB).import_data $${SOURCE:+"$$SOURCE"} $(STUDY) $(SETS)
 
 test: setup ## all tests
 	@$(IN_VENV) .venv/bin/python -m pytest

@@ -233,8 +233,10 @@ class Study:
         if len(found) == 1:
             return found[0]
         some = ", ".join(run.name for run in (found or self.runs)[:6])
-        what = "is no run of it" if not found else f"fits {len(found)} runs"
-        raise ConfigError(f"{self.source}: '{name}' {what}; for example: {some}.")
+        what = f"'{name}' " + (f"fits {len(found)} runs" if found else "is no run of it")
+        if not name:
+            what = f"has {len(found)} runs; name one"
+        raise ConfigError(f"{self.source}: {what}; for example: {some}.")
 
     @property
     def needed(self) -> Path | None:

@@ -432,12 +432,15 @@ def digest(tree: Any) -> str:
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Call a job's `main` and turn a UserError into its one message and exit code.
 
-    An error with a true attribute `told` was printed by another rank already.
+    An error with a true attribute `told` was printed by another rank already. To have stopped on
+    request is none.
     """
     try:
         return int(main(sys.argv[1:] if argv is None else argv) or EXIT_COMPLETE)
     except UserError as error:
-        if not error.told:
+        if not error.told and error.exit_code == EXIT_AGAIN:
+            print(error, flush=True)
+        elif not error.told:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:

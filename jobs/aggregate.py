@@ -14,16 +14,17 @@ from rich.console import Console
 from glass_cnn.aggregate import aggregate, combine, find_study, write, write_table
 from glass_cnn.arms import estimate
 from glass_cnn.terminal import arms_table, counted
+from hpc.commandline import Parser
 from hpc.config import run_main
 from hpc.rundir import logs_root
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.aggregate", description=__doc__)
-    parser.add_argument("config", nargs="+", help="study file, or name or directory of a study")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser = Parser("aggregate", __doc__)
+    parser.add_study(nargs="+")
+    parser.add_settings()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 

@@ -15,16 +15,17 @@ from rich.table import Table
 from glass_cnn.baselines import Baseline, baselines
 from glass_cnn.dataset import Dataset, load
 from glass_cnn.study import load_study
+from hpc.commandline import Parser
 from hpc.config import run_main
 from hpc.rundir import logs_root, make_directory, write_json
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.baselines", description=__doc__)
-    parser.add_argument("config", help="study file, or the name or directory of a study")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser = Parser("baselines", __doc__)
+    parser.add_study()
+    parser.add_settings()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 

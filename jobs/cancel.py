@@ -13,15 +13,16 @@ import psutil
 
 from glass_cnn.aggregate import find_study
 from hpc import slurm
+from hpc.commandline import Parser, plural
 from hpc.config import run_main
 from hpc.rundir import StudyDir, logs_root
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.cancel", description=__doc__)
-    parser.add_argument("config", help="study file, or the name or directory of a study")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser = Parser("cancel", __doc__)
+    parser.add_study()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 
@@ -36,8 +37,8 @@ def main(argv: list[str]) -> None:
         print(f"{study.name}: nothing of it waits or runs.")
         return
     print(
-        f"{study.name}: {waiting} waiting tasks cancelled, {running + here} running ones asked to "
-        "stop at a checkpoint. make submit goes on from there."
+        f"{study.name}: {plural(waiting, 'waiting task')} cancelled, {running + here} running "
+        "asked to stop at a checkpoint. make submit goes on from there."
     )
 
 

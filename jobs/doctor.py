@@ -24,6 +24,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from hpc import slurm
+from hpc.commandline import Parser
 from hpc.config import EXIT_INTERNAL, UserError, run_main
 from hpc.rundir import logs_root
 
@@ -80,11 +81,16 @@ class Finding:
     """what to do about it"""
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("doctor", (__doc__ or "").split("\n")[0])
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str]) -> int:
     """Print all findings; the exit code."""
-    parser = argparse.ArgumentParser(prog="make doctor", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args(argv).rank:
+    if parse(argv).rank:
         return be_a_rank()
     sick = False
     for subject, examine in SUBJECTS.items():

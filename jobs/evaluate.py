@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hpc.commandline import Parser
 from hpc.config import ConfigError, run_main
 from hpc.rundir import logs_root, write_json
 
@@ -30,11 +31,11 @@ Found = dict[tuple[str, str], "Evaluation"]
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of a run: logs/<study>/runs/<run>")
+    parser = Parser("evaluate", __doc__)
+    parser.add_run()
     parser.add_argument("--which", choices=("best", "latest"), help="one model (default: both)")
     parser.add_argument("--data", metavar="STUDY", help="on another study's data set")
-    parser.add_argument("--logs", help="directory of all outputs (default: the one it lies in)")
+    parser.add_logs("the one it lies in")
     return parser.parse_args(argv)
 
 
@@ -76,7 +77,7 @@ def other_data(config: str, root: Path) -> RunSettings:
     found = load_study(config, (), root).datasets
     if len(found) != 1:
         raise ConfigError(
-            f"--data {config}: the study has {len(found)} data sets; name one of one."
+            f"--data {config}: the study has {len(found)} data sets; name a study of one."
         )
     return found[0]
 

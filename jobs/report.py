@@ -14,16 +14,17 @@ from glass_cnn.aggregate import aggregate, find_study, write
 from glass_cnn.arms import estimate
 from glass_cnn.report import write_report
 from glass_cnn.terminal import arms_table, counted
+from hpc.commandline import Parser
 from hpc.config import run_main
 from hpc.rundir import logs_root
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
-    parser.add_argument("config", help="study file, or name or directory of a study")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser = Parser("report", __doc__)
+    parser.add_study()
+    parser.add_settings()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 

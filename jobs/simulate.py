@@ -9,49 +9,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc.preempt import StopFlag
+from hpc.commandline import Parser, run_ranks
 
 if TYPE_CHECKING:
     from glass_cnn.settings import RunSettings
+    from hpc.preempt import StopFlag
     from hpc.world import World
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.simulate", description=__doc__)
-    parser.add_argument("config", help="study file, or the name or directory of a study")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser = Parser("simulate", __doc__)
+    parser.add_study()
+    parser.add_settings()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Make every file of trajectories; a mistake is raised on all ranks and told by one."""
-    stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
-    args = parse(argv)
-    from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
-    from hpc.world import world
-
-    ranks = world()
-    ranks.pin()
-    from glass_cnn.simulate import Stopped
-
-    try:
-        make(args, ranks, stop)
-    except Stopped as stopped:
-        if not stopped.told:
-            print(stopped, flush=True)
-        return stopped.exit_code
-    except UserError:
-        raise
-    except Exception:
-        traceback.print_exc()
-        ranks.abort(EXIT_INTERNAL)  # the other ranks must not wait for this one
-    return EXIT_COMPLETE
+    """Make every file of trajectories, on all ranks."""
+    return run_ranks(make, parse, argv)
 
 
 def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:

@@ -25,6 +25,7 @@ from glass_cnn.aggregate import aggregate, find_study
 from glass_cnn.study import Study
 from glass_cnn.words import percent
 from hpc import slurm
+from hpc.commandline import Parser, plural
 from hpc.config import ConfigError, run_main
 from hpc.rundir import RunDir, StudyDir, logs_root
 
@@ -45,11 +46,11 @@ COLOURS = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.status", description=__doc__)
-    parser.add_argument("config", nargs="?", help="study file, name or directory (default: all)")
+    parser = Parser("status", __doc__)
+    parser.add_study(nargs="?", help="study file, or name or directory of a study (default: all)")
     parser.add_argument("--watch", action="store_true", help="look again every few seconds")
     parser.add_argument("--all", action="store_true", help="every run, however many there are")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser.add_logs()
     return parser.parse_args(argv)
 
 
@@ -94,7 +95,7 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
     words = [
         f"{n} {state}" for state, n in sorted(counts.items(), key=lambda x: order.get(x[0], 9))
     ]
-    head = Text.assemble((study.name, "bold"), f"  {len(runs)} runs: {', '.join(words)}")
+    head = Text.assemble((study.name, "bold"), f"  {plural(len(runs), 'run')}: {', '.join(words)}")
     others = [x for x in waiting(place, rows) if not x.startswith("train")]
     shown = runs if lines is None else runs[:lines]
     left = len(runs) - len(shown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from glass_cnn.dataset import directory
 from glass_cnn.study import Study, load_study
+from hpc.commandline import Parser, plural
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
 from hpc.rundir import StudyDir, logs_root, make_directory, read_json, write_atomic
 from hpc.stages import Stage, Task
@@ -27,25 +27,19 @@ SHOWN = 40
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__)
-    parser.add_argument("config", help="study file, or the name or directory of a study")
+    parser = Parser("submit", __doc__)
+    parser.add_study()
     parser.add_argument("--launcher", choices=("auto", "local", "slurm"), default="auto")
     parser.add_argument("--ranks", type=int, help="MPI ranks of each training")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="'KEY=VALUE …'", help="settings to change"
-    )
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser.add_settings()
+    parser.add_logs()
     parser.add_argument("--dry-run", action="store_true", help="show what would be started")
     return parser.parse_args(argv)
 
 
 def assignments(args: argparse.Namespace) -> list[str]:
     """All settings given on the command line, one `key=value` each."""
-    try:
-        words = [word for text in args.set for word in shlex.split(text)]
-    except ValueError as error:
-        raise ConfigError(f"--set {args.set}: {error}.") from None
-    return words if args.ranks is None else [*words, f"launch.ranks={args.ranks}"]
+    return args.set + ([] if args.ranks is None else [f"launch.ranks={args.ranks}"])
 
 
 def main(argv: list[str]) -> int:
@@ -54,17 +48,22 @@ def main(argv: list[str]) -> int:
     root = logs_root(args.logs)
     study = load_study(args.config, assignments(args), root)
     place = study.directory(root)
-    todo = {each.name: stages(each, root) for each in (*needed(study, root), study)}
-    missing = [stage for found in todo.values() for stage in found]
+    chain = [*needed(study, root), study]
+    missing = [stage for each in chain for stage in stages(each, root)]
     if not missing:
-        print(f"{study.name}: all {len(study.runs)} runs are complete; nothing to do.")
+        print(f"{study.name}: {all_of(study)} complete; nothing to do.")
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
         return 0
     if not args.dry_run:
-        for each in (*needed(study, root), study):
+        for each in chain:
             make_directory(each.directory(root).runs)
             write_atomic(each.directory(root).study, each.to_yaml())
     return start(args, study, place, missing)
+
+
+def all_of(study: Study) -> str:
+    """The runs of a study as what a sentence is about."""
+    return "its only run is" if len(study.runs) == 1 else f"all {len(study.runs)} runs are"
 
 
 def needed(study: Study, root: Path) -> list[Study]:
@@ -179,7 +178,7 @@ def summarize(study: Study, place: StudyDir, code: int) -> None:
         console = Console()
         console.print(table, soft_wrap=True)
     more = f" ({done - SHOWN} more in {shown(place.summary_csv)})" if done > SHOWN else ""
-    print(f"\n{study.name}: {done} of {len(study.runs)} runs complete{more}.")
+    print(f"\n{study.name}: {done} of {plural(len(study.runs), 'run')} complete{more}.")
     if place.report.exists():
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
     if code == EXIT_AGAIN:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from glass_cnn.study import Run, Study, load_study
+from hpc.commandline import Parser, plural
 from hpc.config import ConfigError, run_main
 from hpc.rundir import logs_root
 from hpc.slurm import job_text, load_site
@@ -22,11 +23,11 @@ MODULES = {"simulate": "jobs.dataset", "aggregate": "jobs.report"}
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.task", description=__doc__)
+    parser = Parser("task", __doc__)
     parser.add_argument("stage", choices=("train", *MODULES))
-    parser.add_argument("config", help="study file, or the name or directory of a study")
-    parser.add_argument("run", nargs="?", help="name of a run, or the beginning of one")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser.add_study()
+    parser.add_run_name()
+    parser.add_logs()
     return parser.parse_args(argv)
 
 
@@ -68,7 +69,7 @@ def choose(study: Study, name: str | None, index: str | None) -> Run:
     number = int(index or 0)
     if number >= len(study.runs):
         raise ConfigError(
-            f"{study.source}: has {len(study.runs)} runs; there is no number {number}. "
+            f"{study.source}: has {plural(len(study.runs), 'run')}; there is no number {number}. "
             f"Submit --array=0-{len(study.runs) - 1} or a part of it."
         )
     return study.runs[number]

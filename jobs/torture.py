@@ -33,6 +33,7 @@ import yaml
 
 from glass_cnn.study import load_study
 from hpc import faults
+from hpc.commandline import Parser, plural
 from hpc.config import (
     EXIT_AGAIN,
     EXIT_COMPLETE,
@@ -170,16 +171,12 @@ def prepare(place: Path, ranks: int) -> tuple[RunDir, Stage]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.torture",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("torture", __doc__)
     parser.add_argument("--count", type=int, default=200, help="faults to inject (200)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the choice of faults")
     parser.add_argument("--ranks", default="1,2,3,4", help="numbers of ranks, in turn (1,2,3,4)")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="length of each run")
-    parser.add_argument("--logs", help="where to work (default $GLASS_LOGS or logs, + /torture)")
+    parser.add_logs("$GLASS_LOGS or logs; the work is done in torture/ there")
     options = parser.parse_args(argv)
     words = options.ranks.split(",")
     if not all(word.isdigit() and 1 <= int(word) <= 25 for word in words):
@@ -271,7 +268,8 @@ class Torture:
             assert start.restored is not None
             self.ledger.restored.append(start.restored)
             self.references[ranks] = outcome(case.run)
-            say(f"undisturbed run on {ranks} ranks: first step after {start.restored:.1f} s")
+            where = f"undisturbed run on {plural(ranks, 'rank')}"
+            say(f"{where}: first step after {start.restored:.1f} s")
         return self.references[ranks]
 
     def torture(self, number: int, ranks: int) -> None:
@@ -319,8 +317,9 @@ class Torture:
             ledger.of(fault).identical += identical
         words = "bit-identical" if identical else "DIFFERENT" if ended else "DID NOT END"
         say(
-            f"run {case.number} on {case.ranks} ranks: {len(case.suffered)} faults, {words}; "
-            f"{ledger.injected} of {self.options.count} faults"
+            f"run {case.number} on {plural(case.ranks, 'rank')}: "
+            f"{plural(len(case.suffered), 'fault')}, {words}; "
+            f"{ledger.injected} of {plural(self.options.count, 'fault')}"
         )
         if not identical:
             shutil.copytree(case.place, self.place / f"failed-{case.number:03d}", symlinks=True)
@@ -528,8 +527,9 @@ def report(ledger: Ledger, options: argparse.Namespace, seconds: float) -> str:
         f"`python -m jobs.torture {words} --iterations {options.iterations}`",
         f"({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Linux {platform.release()}, "
         f"{seconds / 60:.0f} min):",
-        f"**{ledger.injected} faults in {ledger.runs} runs with {ledger.starts} starts; "
-        f"{ledger.ended} runs ended, {ledger.identical} of them bit-identical.**",
+        f"**{plural(ledger.injected, 'fault')} in {plural(ledger.runs, 'run')} with "
+        f"{plural(ledger.starts, 'start')}; {plural(ledger.ended, 'run')} ended, "
+        f"{ledger.identical} of them bit-identical.**",
         "",
         "| fault | injected | its run ended | bit-identical | steps lost, median (max) "
         "| signal to durable checkpoint, s, median (max) |",
@@ -554,7 +554,7 @@ def figures(ledger: Ledger) -> list[str]:
         f"| signal to durable checkpoint, s, median (max) | {middle(durable, '.2f')} |",
         f"| steps lost per fault, median (max), {STEPS} between checkpoints "
         f"| {middle(lost, '.0f')} |",
-        f"| bit-identical ends | {ledger.identical} of {ledger.runs} runs |",
+        f"| bit-identical ends | {ledger.identical} of {plural(ledger.runs, 'run')} |",
         f"| damaged checkpoints survived | {ledger.refused} refused of {damages} damaged |",
         f"| start to the first step, s, median (max) | {middle(ledger.restored, '.1f')}; with the "
         f"compilation of the step and {STEPS} steps, to the first evaluation: "

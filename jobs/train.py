@@ -7,26 +7,32 @@ configuration, 70 internal error.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hpc.commandline import Parser, plural, run_ranks
 from hpc.preempt import StopFlag
 
 if TYPE_CHECKING:
+    from glass_cnn.settings import RunSettings
+    from hpc.rundir import RunDir
     from hpc.world import World
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
-    parser.add_argument("config", help="study file, or the name or directory of a study")
-    parser.add_argument("run", nargs="?", help="name of a run, or the beginning of one")
+    parser = Parser("train", __doc__)
+    parser.add_study()
+    parser.add_run_name()
     parser.add_argument("--index", type=int, help="number of the run in the study, from 0")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--logs", help="directory of all outputs (default $GLASS_LOGS or logs)")
+    parser.add_settings()
+    parser.add_logs()
     parser.add_argument(
         "--start-over", action="store_true", help="forget this run's checkpoints and metrics"
     )
@@ -34,9 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Find the run and train it; whatever is no user's mistake ends all ranks."""
+    """Find the run and train it, on all ranks."""
     stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
-    args = parse(argv)
     # git is started here, before MPI is initialised.
     from hpc import provenance
 
@@ -45,70 +50,60 @@ def main(argv: list[str]) -> int:
         "versions": provenance.versions(),
         "slurm": provenance.slurm(),
     }
-    from hpc.world import world
+    return run_ranks(functools.partial(train_one, start=start), parse, argv, stop)
 
-    ranks = world()
-    ranks.pin()
-    crash_dir = Path()
-    try:
-        settings, run, root = choose(args, ranks)
-        crash_dir = run.path / "crashes"
-        done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
-        if done and not args.start_over:
-            if ranks.is_root:
-                print(f"{run.path}: complete; nothing to do.")
-            return 0
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+def train_one(
+    args: argparse.Namespace, ranks: World, stop: StopFlag, start: dict[str, Any]
+) -> int | None:
+    """Train the run that the command line names."""
+    settings, run, root = ranks.everywhere(lambda: choose(args))
+    done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
+    if done and not args.start_over:
+        ranks.on_root(lambda: print(f"{run.path}: complete; nothing to do."))
+        return None
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with keeping_crashes(run.path / "crashes" / f"rank-{ranks.rank}.txt"):
         from glass_cnn.train import start_over, train
 
         if args.start_over and ranks.is_root:
             start_over(run)
         ranks.barrier()
         return train(settings, run, root, ranks, stop, start)
-    except Exception as error:
-        from hpc.config import UserError
 
-        if isinstance(error, UserError):
-            raise
-        crash(ranks, crash_dir)
+
+@contextlib.contextmanager
+def keeping_crashes(path: Path) -> Iterator[None]:
+    """Write the traceback of whatever is no user's mistake to `path` as well."""
+    from hpc.config import UserError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        with contextlib.suppress(OSError):  # the traceback is also printed
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc())
         raise
 
 
-def choose(args: argparse.Namespace, ranks: World):  # type: ignore[no-untyped-def]
-    """The run to train: settings, directory, logs root. A mistake is raised on all ranks."""
+def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path]:
+    """The run to train: settings, directory, logs root; raises ConfigError."""
     from glass_cnn.study import load_study
-    from hpc.config import ConfigError, UserError
+    from hpc.config import ConfigError
     from hpc.rundir import logs_root
 
-    error = None
-    try:
-        root = logs_root(args.logs)
-        study = load_study(args.config, args.set, root)
-        if args.index is not None and not 0 <= args.index < len(study.runs):
-            raise ConfigError(f"--index {args.index}: {study.name} has {len(study.runs)} runs.")
-        if args.index is not None:
-            run = study.runs[args.index]
-        elif args.run or len(study.runs) > 1:
-            run = study.find(args.run or "")
-        else:
-            run = study.runs[0]
-    except UserError as problem:
-        error = problem
-    ranks.check(error)
+    root = logs_root(args.logs)
+    study = load_study(args.config, args.set, root)
+    if args.index is None:
+        run = study.find(args.run or "")  # without a name, the only one
+    elif 0 <= args.index < len(study.runs):
+        run = study.runs[args.index]
+    else:
+        number = plural(len(study.runs), "run")
+        raise ConfigError(f"--index {args.index}: {study.name} has {number}, counted from 0.")
     return run.settings, study.run_dir(root, run), root
-
-
-def crash(ranks: World, directory: Path) -> None:
-    """Keep this rank's traceback under its number, and end all ranks."""
-    text = traceback.format_exc()
-    print(f"rank {ranks.rank}: internal error\n{text}", file=sys.stderr, flush=True)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"rank-{ranks.rank}.txt").write_text(text)
-    finally:
-        from hpc.config import EXIT_INTERNAL
-
-        ranks.abort(EXIT_INTERNAL)
 
 
 if __name__ == "__main__":

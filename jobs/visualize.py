@@ -8,22 +8,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
+from hpc.commandline import Parser
 from hpc.config import run_main
 from hpc.rundir import logs_root
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.visualize", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of a run: logs/<study>/runs/<run>")
+    parser = Parser("visualize", __doc__)
+    parser.add_run()
     parser.add_argument(
         "--which", choices=("best", "latest"), default="best", help="model (default: best)"
     )
-    parser.add_argument("--logs", help="directory of all outputs (default: the one it lies in)")
+    parser.add_logs("the one it lies in")
     return parser.parse_args(argv)
 
 

@@ -405,6 +405,11 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
         (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),
+        (
+            ["import", "SOURCE=d", "CONFIG=x", "SET=a.b=1 c=2"],
+            ["jobs.import_data", "d", "x", "--set", "a.b=1 c=2"],
+        ),
+        (["report", "CONFIG=x", "SET=a.b=1"], ["jobs.report", "x", "--set", "a.b=1"]),
         (["torture", "COUNT=3"], ["jobs.torture", "--count", "3"]),
     ],
 )

@@ -96,7 +96,7 @@ def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> Non
         (["--ranks", "0"], "launch.ranks = 0: must be greater than or equal to 1"),
         (["--ranks", "26"], "train.batch_size 25 is smaller than launch.ranks 26"),
         (["--set", "train.batch_size"], "write key=value"),
-        (["--set", "train.l2='"], "No closing quotation"),
+        (["--set", "train.l2='"], "--set train.l2, line 1"),
         (["--set", "a.b=1"], "a is no setting"),
     ],
 )

@@ -42,7 +42,8 @@ def test_wrong_numbers_are_refused() -> None:
     for words in (["--ranks", "2,x"], ["--ranks", "0"], ["--count", "0"]):
         command = [sys.executable, "-m", "jobs.torture", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
+        assert done.returncode == 78
+        assert done.stderr.startswith("error: --")
         assert words[0] in done.stderr
         assert "Traceback" not in done.stderr
 

@@ -1,0 +1,112 @@
+"""Command lines of jobs: the arguments they share, one message for a mistake, one way to end.
+
+This room loads in no time: a job of many ranks catches signals before its slow imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hpc.preempt import StopFlag
+
+if TYPE_CHECKING:
+    from hpc.world import World
+
+Work = Callable[[argparse.Namespace, "World", StopFlag], "int | None"]
+
+
+class Parser(argparse.ArgumentParser):
+    """The command line of `python -m jobs.<job>`; raises ConfigError for what is wrong in it."""
+
+    def __init__(self, job: str, description: str | None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"python -m jobs.{job}", description=description, formatter_class=form
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """A mistake in the command line is told, and ends, like one in a settings file."""
+        from hpc.config import ConfigError
+
+        raise ConfigError(f"{message}; see {self.prog} --help.")
+
+    def add_study(self, **options: Any) -> None:
+        """CONFIG, the study; `options` as add_argument takes them."""
+        text = "study file, or the name or directory of a study"
+        self.add_argument("config", metavar="CONFIG", **{"help": text, **options})
+
+    def add_run_name(self) -> None:
+        """RUN, one of the study's."""
+        text = "name of a run, or the beginning of one"
+        self.add_argument("run", metavar="RUN", nargs="?", help=text)
+
+    def add_run(self) -> None:
+        """RUN, the directory of a run."""
+        text = "directory of a run: logs/<study>/runs/<run>"
+        self.add_argument("run", metavar="RUN", type=Path, help=text)
+
+    def add_settings(self) -> None:
+        """--set, once or several times."""
+        self.add_argument(
+            "--set", type=assignments, action="extend", default=[], metavar="KEY=VALUE",
+            help="settings in place of the study file's; several with spaces between",
+        )  # fmt: skip
+
+    def add_logs(self, default: str = "$GLASS_LOGS or logs") -> None:
+        """--logs, the directory of all outputs."""
+        self.add_argument("--logs", help=f"directory of all outputs (default: {default})")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,000 trajectories`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def assignments(text: str) -> list[str]:
+    """The assignments of a text such as `a.b=1 c={kind: x, rate: 1e-3}`.
+
+    Values are YAML, which has spaces of its own: one ends where the next `key=` begins.
+    """
+    return re.split(r"\s+(?=[A-Za-z_][\w.-]*=)", text.strip())
+
+
+def run_ranks(
+    work: Work,
+    parse: Callable[[list[str]], argparse.Namespace],
+    argv: list[str],
+    stop: StopFlag | None = None,
+) -> int:
+    """The `main` of a job on all the ranks it was started with; the exit code of `work`.
+
+    A user's mistake is raised on every rank and told by one. Any other error ends all ranks, for
+    they would wait in vain for this one. `stop` is given by who has installed it already.
+    """
+    stop = stop or StopFlag().install()  # before the slow imports: no signal kills the start
+    from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
+
+    args, mistake = argparse.Namespace(), None
+    try:
+        args = parse(argv)  # before MPI: --help needs no ranks
+    except UserError as error:
+        mistake = error
+    from hpc.world import world
+
+    ranks = world()
+    ranks.pin()
+    ranks.check(mistake)
+    try:
+        return int(work(args, ranks, stop) or EXIT_COMPLETE)
+    except UserError:
+        raise
+    except Exception:
+        text = f"rank {ranks.rank}: internal error\n{traceback.format_exc()}"
+        print(text, file=sys.stderr, flush=True)
+        ranks.abort(EXIT_INTERNAL)
+        raise
