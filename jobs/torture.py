@@ -68,6 +68,8 @@ STUDY: dict[str, Any] = {
         "frames": 4,
     },
     "data": {"name": "torture"},
+    # 3 validation trajectories of 2 × 7 windows: 42 images, of which 41 are counted, so that
+    # no number of ranks divides them.
     "render": {"style": "disc", "pixels": 32, "window": 5.0, "windows_per_configuration": 7},
     "model": {"recipe": "modern"},
     "train": {

@@ -15,29 +15,17 @@ from glass_cnn.settings import RunSettings, build_run
 from hpc.config import merge
 from hpc.rundir import RunDir, read_json, read_records
 from hpc.world import world
+from jobs.torture import STUDY
 
-DATA: dict[str, Any] = {
-    "simulation": {
-        "trajectories": 20,
-        "particles": 60,
-        "equilibration_steps": 100,
-        "cooling_steps": 400,
-        "frames": 4,
-    },
-    "data": {"name": "tiny"},
-    # 3 validation trajectories of 2 × 7 windows: 42 images, of which 41 are counted, so that
-    # no number of ranks divides them.
-    "render": {"style": "disc", "pixels": 32, "window": 5.0, "windows_per_configuration": 7},
-}
+DATA = {key: STUDY[key] for key in ("simulation", "render")} | {"data": {"name": "tiny"}}
+"""the data of `make torture`, under another name"""
 TRAIN: dict[str, Any] = {
-    "model": {"recipe": "modern"},
+    "model": STUDY["model"],
     "train": {
-        "batch_size": 25,
+        **STUDY["train"],
         "iterations": 4,
         "batches_per_iteration": 3,
-        "evaluation_examples": 41,
         "evaluation_batch": 10,
-        "augmentation": {"rotations": True, "flips": True},
         "learning_rate": {
             "kind": "threshold",
             "initial": 1e-3,
