@@ -165,7 +165,8 @@ def _with_study(found: pl.DataFrame, study: Study) -> pl.DataFrame:
         orient="row",
     )
     seeds = pl.Series("seed", study.section.seed_list, dtype=pl.Int64)
-    table = found.join(points, on="label", how="left")
+    # What has not begun is the study's to tell: by its points and seeds, not by what lies there.
+    table = found.filter(pl.col("state") != "missing").join(points, on="label", how="left")
     table = _without_others(table, seeds)
     table = _without_copies(table)
     table = pl.concat([table, _missing(table, points, seeds)], how="diagonal")

@@ -19,6 +19,8 @@ from hpc.rundir import HASH_LENGTH, RunDir
 
 NAME = re.compile(r"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
+LOGS = {"output.log", "events.jsonl", "crashes"}
+"""what stands in a directory before the run has written its settings"""
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Row:
     label: str | None = None
     seed: int | None = None
     state: str = "foreign"
-    """complete, unfinished, damaged or foreign; see `STATES` for what the study adds"""
+    """complete, unfinished, missing (logs at most), damaged or foreign; see `aggregate.STATES`"""
     reason: str | None = None
     """why it is not counted"""
     point: str | None = None
@@ -105,16 +107,25 @@ def read_run(path: Path, analysis: Analysis | None = None) -> Row:
     row = Row(path.name, label=name["label"], seed=int(name["seed"]))
     run = RunDir(path)
     try:
-        _read_config(row, run, analysis)
-    except FileNotFoundError:
-        known = any((path / file).exists() for file in FILES)
-        row.state = "damaged" if known else "foreign"
-        row.reason = "config.yaml is missing" if known else "holds no run"
+        if run.config.exists():
+            _read_config(row, run, analysis)
+        else:
+            row.state, row.reason = _without_config(path)
     except (UserError, OSError, ValueError) as error:
         row.state, row.reason = "damaged", " ".join(str(error).split())[:300]
     if row.state in ("damaged", "foreign"):
         row.outcome = "incomplete"
     return row
+
+
+def _without_config(path: Path) -> tuple[str, str]:
+    """State of a directory that has the name of a run and no settings, and why."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    if names <= LOGS:
+        return "missing", "not started yet"
+    if names & {*FILES, "checkpoints"}:
+        return "damaged", "config.yaml is missing"
+    return "foreign", "holds no run"
 
 
 def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:

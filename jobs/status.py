@@ -160,7 +160,7 @@ def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tu
     if alive(run):
         return "running", "on this machine"
     if facts["state"] == "missing":
-        return "waiting", "not submitted"
+        return ended(run) if run.events.exists() else ("waiting", "not submitted")
     return ended(run) if facts["state"] == "unfinished" else (facts["state"], facts["reason"] or "")
 
 

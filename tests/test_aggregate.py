@@ -94,6 +94,26 @@ def test_a_row_holds_times_accuracies_diagnostics_and_provenance(
     assert (row["train.learning_rate.initial"], row["train.batch_size"]) == (1e-3, 80)
 
 
+@pytest.mark.parametrize(
+    "files", [(), ("output.log",), ("output.log", "events.jsonl", ".config.yaml.x")]
+)
+def test_a_run_that_has_written_logs_alone_has_not_started(
+    study: Study, place: StudyDir, files: tuple[str, ...]
+) -> None:
+    run, older = study.runs[0].name, "high-s0-deadbeef"
+    for name in (run, older):
+        (place.runs / name / "crashes").mkdir(parents=True)
+        for file in files:
+            (place.runs / name / file).write_text("")
+        row = rows.read_run(place.runs / name)
+        assert (row.state, row.reason) == ("missing", "not started yet")
+    table = aggregate(study, place).table
+    assert len(table) == len(study.runs), "one row each, whatever lies there"
+    assert set(table["state"]) == {"missing"}
+    (place.runs / run / "metrics.jsonl").write_text("")
+    assert only(aggregate(study, place), run)["reason"] == "config.yaml is missing"
+
+
 def test_only_complete_runs_of_the_study_are_counted(
     study: Study, place: StudyDir, tmp_path: Path
 ) -> None:
@@ -103,7 +123,7 @@ def test_only_complete_runs_of_the_study_are_counted(
     synthetic.write_run(place, high[3], done=False, count=30)
     (place.runs / "notes").mkdir()
     (place.runs / "notes.txt").write_text("remember the milk")
-    (place.runs / "other-s0-01234567").mkdir()
+    (place.runs / "other-s0-01234567" / "photos").mkdir(parents=True)
     shutil.copytree(place.runs / high[0].name, place.runs / f"{high[0].name}.bak")
     shutil.copytree(place.runs / high[0].name, place.runs / "high-s0-deadbeef")
     shutil.copytree(place.runs / high[0].name, place.runs / "high-s7-deadbeef")
