@@ -244,11 +244,14 @@ class Study:
         after = self.section.after
         return None if after is None else (Path(self.source).parent / after).resolve()
 
-    def to_yaml(self) -> str:
-        """The resolved study: no `extends`, no --set; `load_study` reads it back to the same."""
-        # It is read back from elsewhere, where `after` must still be found.
-        after = {} if self.needed is None else {"study": {"after": str(self.needed)}}
-        return to_yaml(merge(self.tree, after))
+    def to_yaml(self, after: Path | None = None) -> str:
+        """The resolved study: no `extends`, no --set; `load_study` reads it back to the same.
+
+        It is read back from elsewhere, where the study that it needs must still be found: at
+        `after`, or where that is now.
+        """
+        place = after or self.needed
+        return to_yaml(merge(self.tree, {"study": {"after": str(place)}} if place else {}))
 
     def _changes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         arms = list(self.section.arms.items()) or [("", {})]

@@ -6,7 +6,9 @@ Exit codes: 0 complete, 78 bad configuration, 70 files cannot be written.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 
 from rich.console import Console
 
@@ -32,10 +34,13 @@ def main(argv: list[str]) -> None:
     """Aggregate what is there, and write the pages."""
     args = parse(argv)
     study, directory = find_study(args.config, args.set, logs_root(args.logs))
+    began = time.time()
     result = aggregate(study, directory)
     write(result)
     estimates = estimate(result)
     pages = write_report(result, estimates)
+    # Results that came since are not in it; jobs.submit sees that they are newer.
+    os.utime(directory.report, (began, began))
     console = Console()
     console.print(arms_table(study.name, estimates), counted(result.table))
     console.print(directory.summary, *pages, sep="\n", soft_wrap=True)

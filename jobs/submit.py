@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +20,7 @@ from rich.table import Table
 from glass_cnn.dataset import directory
 from glass_cnn.study import Study, load_study
 from hpc.commandline import Parser, plural
-from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
+from hpc.config import EXIT_AGAIN, ConfigError, DataError, read_yaml, run_main
 from hpc.rundir import StudyDir, logs_root, make_directory, read_json, write_atomic
 from hpc.stages import Stage, Task
 
@@ -46,18 +49,17 @@ def main(argv: list[str]) -> int:
     """Work out the stages and hand them to the launcher."""
     args = parse(argv)
     root = logs_root(args.logs)
-    study = load_study(args.config, assignments(args), root)
+    sets = assignments(args)
+    study = load_study(args.config, sets, root)
     place = study.directory(root)
-    chain = [*needed(study, root), study]
+    chain = [*needed(study, root, sets), study]
     missing = [stage for each in chain for stage in stages(each, root)]
     if not missing:
         print(f"{study.name}: {all_of(study)} complete; nothing to do.")
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
         return 0
     if not args.dry_run:
-        for each in chain:
-            make_directory(each.directory(root).runs)
-            write_atomic(each.directory(root).study, each.to_yaml())
+        write_studies(chain, root)
     return start(args, study, place, missing)
 
 
@@ -66,15 +68,31 @@ def all_of(study: Study) -> str:
     return "its only run is" if len(study.runs) == 1 else f"all {len(study.runs)} runs are"
 
 
-def needed(study: Study, root: Path) -> list[Study]:
+SHARED = ("simulation", "data", "render", "split", "model", "launch")
+"""sections in which --set also reaches the studies that are needed: a run that goes on from another
+sees the same data with the same network; how the other was trained is its own study's affair"""
+
+
+def needed(study: Study, root: Path, sets: Sequence[str] = ()) -> list[Study]:
     """The studies that must be complete before this one, first things first."""
+    shared = [each for each in sets if re.split(r"[.=\s]", each)[0] in SHARED]
     chain: list[Study] = []
     while study.section.after is not None:
-        study = load_study(Path(study.source).parent / study.section.after, (), root)
+        study = load_study(Path(study.source).parent / study.section.after, shared, root)
         if study.name in [each.name for each in chain]:
             raise ConfigError(f"{study.source}: study.after goes round in a circle.")
         chain.insert(0, study)
     return chain
+
+
+def write_studies(chain: Sequence[Study], root: Path) -> None:
+    """Write each resolved study; one that is needed is found as it was submitted together."""
+    after = None
+    for study in chain:
+        place = study.directory(root)
+        make_directory(place.runs)
+        write_atomic(place.study, study.to_yaml(after))
+        after = place.study
 
 
 def stages(study: Study, root: Path) -> list[Stage]:
@@ -87,12 +105,29 @@ def stages(study: Study, root: Path) -> list[Stage]:
         Stage("train", _train_tasks(study, root), launch.ranks, launch.threads_per_rank),
     ]
     found = [stage for stage in found if stage.tasks]
-    if found or not place.report.exists():
+    if found or outdated(study, root):
         report = Task(
             "report", "jobs.report", (str(place.path),), place.report, place.path / "report.log"
         )
         found.append(Stage("aggregate", (report,), 1, 1, after_failures=True))
     return found
+
+
+def outdated(study: Study, root: Path) -> bool:
+    """Whether the report is not there, or of fewer results or another form of the study."""
+    place = study.directory(root)
+    if not place.report.exists():
+        return True
+    if place.study.exists() and _form(read_yaml(place.study)) != _form(study.tree):
+        return True
+    made = place.report.stat().st_mtime
+    return any(study.run_dir(root, run).result.stat().st_mtime > made for run in study.runs)
+
+
+def _form(tree: Mapping[str, Any]) -> list[Any]:
+    """What a report depends on beside its runs: other settings than these make other runs."""
+    section = {key: value for key, value in tree["study"].items() if key != "after"}
+    return [section, tree.get("analysis")]
 
 
 def _data_tasks(study: Study, root: Path) -> tuple[Task, ...]:

@@ -17,8 +17,8 @@ from glass_cnn.study import load_study
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
 from hpc.preempt import STOP_SIGNALS
 from hpc.rundir import read_json, read_records
-from jobs import dataset, submit
-from tests import tiny
+from jobs import dataset, report, submit
+from tests import synthetic, tiny
 from tests.conftest import ONE_THREAD, ROOT
 
 
@@ -74,6 +74,28 @@ def test_only_what_is_missing_is_done(study: Path, tmp_path: Path, tiny_logs: Pa
     (train, _) = planned(study, logs, "--set", "study.seeds=3")
     assert train.startswith("train: base-s2-")
     assert train.count("base") == 1
+
+
+def test_a_report_is_made_again_when_there_is_more_to_tell(
+    study: Path, tmp_path: Path, tiny_logs: Path
+) -> None:
+    """After runs that were trained by hand, and after another form of the study."""
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    found = load_study(study)
+    place = found.directory(logs)
+    for run in found.runs:
+        synthetic.write_run(place, run)
+    place.study.write_text(found.to_yaml())
+    report.main([str(place.path)])
+    assert planned(study, logs) == []
+    assert planned(study, logs, "--set", "launch.ranks=2") == []
+    for change in ("analysis.confidence=0.9", "study.description=x", "study.seeds=1"):
+        assert planned(study, logs, "--set", change) == ["aggregate: report"]
+    result = found.run_dir(logs, found.runs[1]).result
+    result.write_text(result.read_text())
+    assert planned(study, logs) == ["aggregate: report"]
+    report.main([str(place.path)])
+    assert planned(study, logs) == []
 
 
 def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> None:
@@ -205,6 +227,23 @@ def test_studies_that_are_needed_come_first(
     said = capsys.readouterr().out
     places = [said.index(f"/{name}/study.yaml base-s0-") for name in ("one", "two", "three")]
     assert places == sorted(places)
+
+
+def test_settings_reach_the_studies_that_are_needed(tmp_path: Path) -> None:
+    """Data, network and launch are shared; how each is trained is not."""
+    chain(tmp_path, one=None, two="one.yaml")
+    study, logs = tmp_path / "two.yaml", tmp_path / "logs"
+    sets = ["simulation.trajectories=30", "launch={ranks: 3}", "train.l2=0.5", "study.seeds=2"]
+    (one,) = submit.needed(load_study(study, sets), logs, sets)
+    settings = one.points[0].settings
+    assert (settings.simulation.trajectories, settings.launch.ranks) == (30, 3)
+    assert settings.train.l2 == tiny.settings().train.l2
+    assert len(one.runs) == 1
+    # Called by its name, the study finds the other as it was submitted.
+    submit.write_studies([one, load_study(study, sets)], logs)
+    again = load_study("two", root=logs)
+    (first,) = submit.needed(again, logs)
+    assert [run.name for run in first.runs] == [run.name for run in one.runs]
 
 
 @pytest.mark.parametrize(
