@@ -18,6 +18,7 @@ import tensorflow as tf
 from glass_cnn.engine import COUNTS
 from glass_cnn.settings import RunSettings
 from hpc.checkpoint import BEST, Checkpoint, Checkpoints, read
+from hpc.commandline import plural
 from hpc.config import ConfigError, read_yaml, to_yaml, validate
 from hpc.rundir import (
     RunDir,
@@ -274,7 +275,7 @@ class Recorder:
             f"done: optimal {optimal_['validation_accuracy']:.2%} validation, "
             f"{optimal_['test_accuracy']:.2%} test at iteration {optimal_['iteration']}; final "
             f"{final_['validation_accuracy']:.2%} validation, {final_['test_accuracy']:.2%} test; "
-            f"{_duration(progress.seconds)}, {result['restarts']} restarts"
+            f"{_duration(progress.seconds)}, {plural(result['restarts'], 'restart')}"
         )
 
 

@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from glass_cnn.dataset import directory
 from glass_cnn.study import Study, load_study
 from hpc.commandline import Parser, plural
@@ -196,7 +193,7 @@ def shown(path: Path) -> Path:
 def summarize(study: Study, place: StudyDir, code: int) -> None:
     """The last words: every run with its accuracies and its place, and where the pages are."""
     root = place.path.parent
-    table = Table("optimal", "test", "final", "test", "run", box=None)
+    rows = [("optimal", "test", "final", "test", "run")]
     done = 0
     for run in study.runs:
         where = study.run_dir(root, run)
@@ -207,11 +204,10 @@ def summarize(study: Study, place: StudyDir, code: int) -> None:
             result = read_json(where.result)
             ends = [result[end] for end in ("optimal", "final")]
             shares = [e[f"{part}_accuracy"] for e in ends for part in ("validation", "test")]
-            table.add_row(*(f"{share:.2%}" for share in shares), str(shown(where.path)))
+            rows.append((*(f"{share:.2%}" for share in shares), str(shown(where.path))))
     if done:
-        table.columns[-1].no_wrap = True
-        console = Console()
-        console.print(table, soft_wrap=True)
+        # Not a rich table: on a narrow terminal it would cut the numbers to make room for paths.
+        print(*(" " + "  ".join(f"{x:7}" for x in row).rstrip() for row in rows), sep="\n")
     more = f" ({done - SHOWN} more in {shown(place.summary_csv)})" if done > SHOWN else ""
     print(f"\n{study.name}: {done} of {plural(len(study.runs), 'run')} complete{more}.")
     if place.report.exists():
