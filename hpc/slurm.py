@@ -590,7 +590,9 @@ def _submit_one(job: Job, study: StudyDir, before: Sequence[str], record: dict[s
     entry = {"id": name, "stage": job.stage.name, "tasks": len(job.stage.tasks)}
     record["jobs"].append({**entry, "file": str(job.file)})
     write_json(folder / "submission.json", record)
-    print(f"  job {name}: {_some(len(job.stage.tasks), 'task')} ({job.file})")
+    here = Path.cwd()
+    shown = job.file.relative_to(here) if job.file.is_relative_to(here) else job.file
+    print(f"  job {name}: {_some(len(job.stage.tasks), 'task')} ({shown})")
     return name
 
 

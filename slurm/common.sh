@@ -25,8 +25,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
     read_job "$stage" "$@"
-    # A report that exists may be of fewer runs than there are now: it is made again.
-    [ "$stage" = aggregate ] || [ ! -e "$done_file" ] || { say "$name is complete; nothing to do"; exit 0; }
+    ! complete || { say "$name is complete; nothing to do"; exit 0; }
     load_modules
     make_command
     mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
@@ -34,10 +33,15 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     requeue begin --ranks "$ranks" | tee -a "$log"
     clear_shared_memory
     run
+    ! complete || status=0 # a signal that came after the last step has nothing to say
     say "$name ended with exit code $status"
     [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
         --job-file "$job_file" | tee -a "$log"
     exit "$status"
+}
+
+complete() { # a report that exists may be of fewer runs than there are now: it is always made again
+    [ "$stage" != aggregate ] && [ -e "$done_file" ]
 }
 
 read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
