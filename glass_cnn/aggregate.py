@@ -8,6 +8,7 @@ while runs are writing.
 from __future__ import annotations
 
 import array
+import contextlib
 import functools
 import hashlib
 import json
@@ -31,8 +32,8 @@ from glass_cnn import records, rows, statistics
 from glass_cnn.rows import FILES, NAME, SCHEMA, read_run, thresholds
 from glass_cnn.settings import Analysis
 from glass_cnn.study import Study, load_study
-from hpc.config import to_tree
-from hpc.rundir import StudyDir, logs_root, make_directory, storage_errors
+from hpc.config import DataError, to_tree
+from hpc.rundir import StorageError, StudyDir, logs_root, make_directory, storage_errors
 
 Marks = NDArray[np.int64]
 
@@ -264,11 +265,13 @@ class State:
 
 
 def look(directory: StudyDir) -> State:
-    """The present state of a study's directories, without reading a file."""
+    """The present state of a study's directories, without reading a file; raises DataError."""
     try:
         names = sorted(name for name in os.listdir(directory.runs) if not name.startswith("."))
     except FileNotFoundError:
         names = []
+    except OSError as error:
+        raise DataError(f"{directory.runs}: cannot be read: {error.strerror}.") from None
     now = time.time_ns()
     marks = np.concatenate([_NO_MARKS, *_spread(functools.partial(_marks, directory.runs), names)])
     marks[marks.max(axis=1, initial=0) > now - JUST_CHANGED] = -2
@@ -417,8 +420,9 @@ def _code() -> str:
 
 
 def _keep(cache: Path, table: pl.DataFrame) -> None:
-    make_directory(cache.parent)
-    with storage_errors(cache):
+    """Write the cache; where that is not allowed, another's runs can still be looked at."""
+    with contextlib.suppress(StorageError), storage_errors(cache):
+        make_directory(cache.parent)
         aside = cache.with_name(f"{cache.name}.{os.getpid()}")
         table.write_parquet(aside, metadata={"code": _code()})
         aside.replace(cache)

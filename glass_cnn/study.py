@@ -91,6 +91,13 @@ class StudySection(Settings):
     after: str | None = None
     """a study file that must be complete first (its runs are restarted from here)"""
 
+    @pydantic.field_validator("name")
+    @classmethod
+    def _not_taken(cls, name: str) -> str:
+        if name in ("datasets", "trajectories"):
+            raise ValueError("is the name of the directory of all data; choose another")
+        return name
+
     @pydantic.model_validator(mode="after")
     def _sound(self) -> StudySection:
         for key, values in self.grid.items():
@@ -271,7 +278,8 @@ class Study:
     def _point(self, label: str, changes: dict[str, Any]) -> Point:
         for key in changes:
             if key == "seed" or key.split(".")[0] == "study":
-                raise ConfigError(f"{self.source}: {key} cannot vary here; use study.seeds.")
+                remedy = "use study.seeds" if "seed" in key else "it is the whole study's"
+                raise ConfigError(f"{self.source}: {key} cannot vary here; {remedy}.")
         base = {key: value for key, value in self.tree.items() if key != "study"}
         if "seed" in base:
             raise ConfigError(f"{self.source}: seed belongs into study.seeds.")
@@ -319,16 +327,32 @@ def build_study(tree: Mapping[str, Any], source: str) -> Study:
     return study
 
 
+def _file(path: Path, root: Path | None) -> Path:
+    """The study file that CONFIG means; raises ConfigError for a directory or name that is none."""
+    if path.is_dir():
+        if not (path / "study.yaml").exists():
+            raise ConfigError(
+                f"CONFIG={path}: is a directory without a study.yaml; name a study file, for "
+                "example jobs/quickstart.yaml."
+            )
+        return path / "study.yaml"
+    if root is None or path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    if not (root / path / "study.yaml").exists():
+        known = ", ".join(sorted(found.parent.name for found in root.glob("*/study.yaml"))[:12])
+        raise ConfigError(
+            f"CONFIG={path}: is neither a study file nor the name of a study in {root} "
+            f"({known or 'which holds none yet'})."
+        )
+    return root / path / "study.yaml"
+
+
 def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None = None) -> Study:
     """Read a study file, or the resolved study of a study's directory or name under `root`.
 
     Raises ConfigError.
     """
-    path = Path(config)
-    if path.is_dir():
-        path = path / "study.yaml"
-    elif root is not None and not path.exists() and (root / path / "study.yaml").exists():
-        path = root / path / "study.yaml"
+    path = _file(Path(config), root)
     study = build_study(read_tree(path, sets), str(path))
     if study.section.after is None:
         return study

@@ -24,7 +24,7 @@ from hpc.checkpoint import digest_tensors
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, UserError
 from hpc.heartbeat import Heartbeat
 from hpc.preempt import StopFlag, signal_name
-from hpc.rundir import RunDir, read_records
+from hpc.rundir import RunDir, read_records, storage_errors
 from hpc.world import World
 
 PROBE_IMAGES = 64
@@ -402,7 +402,8 @@ class Job:
 
 def start_over(run: RunDir) -> None:
     """Forget a run's checkpoints, metrics and result; its provenance and log stay."""
-    if run.checkpoints.exists():
-        shutil.rmtree(run.checkpoints)
-    for file in (run.result, run.metrics):
-        file.unlink(missing_ok=True)
+    with storage_errors(run.path):
+        if run.checkpoints.exists():
+            shutil.rmtree(run.checkpoints)
+        for file in (run.result, run.metrics):
+            file.unlink(missing_ok=True)

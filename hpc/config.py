@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import sys
 import types
@@ -207,7 +208,7 @@ def read_tree(path: Path, sets: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    here = path.resolve()
+    here = Path(os.path.realpath(path))  # resolve() raises where links go round in a circle
     if here in chain or len(chain) >= MAX_EXTENDS:
         route = " -> ".join(p.name for p in (*chain, here))
         raise ConfigError(f"{path}: 'extends' goes round in a circle or too deep: {route}.")
@@ -430,7 +431,8 @@ def digest(tree: Any) -> str:
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Call a job's `main` and turn a UserError into its one message and exit code.
+    """Call a job's `main` and turn a UserError into its one message and exit code; so too a file
+    that may not be read.
 
     An error with a true attribute `told` was printed by another rank already. To have stopped on
     request is none.
@@ -443,6 +445,10 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
         elif not error.told:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except PermissionError as error:
+        remedy = "ask its owner for access, or choose another place (LOGS=dir for outputs)"
+        print(f"error: {error.filename}: permission denied; {remedy}.", file=sys.stderr, flush=True)
+        return EXIT_INTERNAL
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_COMPLETE

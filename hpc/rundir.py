@@ -43,7 +43,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = "not writable; choose another place with LOGS=dir (or $GLASS_LOGS)"
         else:
-            what = f"{error.strerror}; choose another place with LOGS=dir (or $GLASS_LOGS)"
+            what = f"{error.strerror or error}; choose another place with LOGS=dir (or $GLASS_LOGS)"
         raise StorageError(f"{error.filename or path}: {what}.") from error
 
 

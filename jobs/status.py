@@ -26,15 +26,15 @@ from glass_cnn.study import Study
 from glass_cnn.words import percent
 from hpc import slurm
 from hpc.commandline import Parser, plural
-from hpc.config import ConfigError, run_main
+from hpc.config import ConfigError, UserError, run_main
 from hpc.rundir import RunDir, StudyDir, logs_root
 
 EVERY = 5.0
 """seconds between two looks of `make watch`"""
 ALIVE = 30.0
 """a run whose rank 0 has written its heartbeat within so many seconds is running"""
-WIDTH = 120
-"""columns of a table that goes into a file or a pipe"""
+WIDTH = 1000
+"""columns of a table that goes into a file or a pipe: nothing is cut there"""
 TAIL = 16_384
 """bytes read from the end of a record file"""
 ORDER = ("running", "ending", "requeued", "pending", "failed", "stopped", "damaged", "complete")
@@ -73,10 +73,18 @@ def main(argv: list[str]) -> None:
 
 def page(config: str | None, root: Path, lines: int | None) -> Group:
     """What is shown; at most so many lines, or all."""
-    studies = [find_study(name, root=root) for name in ([config] if config else names(root))]
     rows = slurm.queue() if slurm.answers() else []
-    parts = [study_part(study, place, rows, lines) for study, place in studies]
-    return Group(*parts)
+    if config:
+        return study_part(*find_study(config, root=root), rows, lines)
+    return Group(*(part_or_error(name, root, rows, lines) for name in names(root)))
+
+
+def part_or_error(name: str, root: Path, rows: list[slurm.Queued], lines: int | None) -> Group:
+    """One study of all, or what is wrong with it: the others are shown."""
+    try:
+        return study_part(*find_study(name, root=root), rows, lines)
+    except UserError as error:
+        return Group(Text(f"error: {error}", "red"), "")
 
 
 def names(root: Path) -> list[str]:
@@ -100,6 +108,8 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
     shown = runs if lines is None else runs[:lines]
     left = len(runs) - len(shown)
     more = [f"… and {left} more; python -m jobs.status --all shows them"] if left else []
+    if counts["damaged"]:
+        more += ["damaged: remove the directory of such a run, and make submit trains it again"]
     return Group(head, *map(Text, others), table(shown), *more, "")
 
 

@@ -7,6 +7,7 @@ again), 78 bad configuration, 65 bad data, else that of the first task that fail
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -115,15 +116,22 @@ def outdated(study: Study, root: Path) -> bool:
     place = study.directory(root)
     if not place.report.exists():
         return True
-    if place.study.exists() and _form(read_yaml(place.study)) != _form(study.tree):
+    if place.study.exists() and _form_there(place.study) != _form(study.tree):
         return True
     made = place.report.stat().st_mtime
     return any(study.run_dir(root, run).result.stat().st_mtime > made for run in study.runs)
 
 
+def _form_there(path: Path) -> list[Any] | None:
+    """That of a resolved study; None for a damaged one, which will be written anew."""
+    with contextlib.suppress(ConfigError):
+        return _form(read_yaml(path))
+    return None
+
+
 def _form(tree: Mapping[str, Any]) -> list[Any]:
     """What a report depends on beside its runs: other settings than these make other runs."""
-    section = {key: value for key, value in tree["study"].items() if key != "after"}
+    section = dict(tree.get("study") or {}, after=None)
     return [section, tree.get("analysis")]
 
 
@@ -193,7 +201,7 @@ def shown(path: Path) -> Path:
 def summarize(study: Study, place: StudyDir, code: int) -> None:
     """The last words: every run with its accuracies and its place, and where the pages are."""
     root = place.path.parent
-    rows = [("optimal", "test", "final", "test", "run")]
+    rows: list[tuple[str, ...]] = [("optimal", "test", "final", "test", "run")]
     done = 0
     for run in study.runs:
         where = study.run_dir(root, run)

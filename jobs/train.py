@@ -66,9 +66,8 @@ def train_one(
     with keeping_crashes(run.path / "crashes" / f"rank-{ranks.rank}.txt"):
         from glass_cnn.train import start_over, train
 
-        if args.start_over and ranks.is_root:
-            start_over(run)
-        ranks.barrier()
+        if args.start_over:
+            ranks.on_root(lambda: start_over(run))
         return train(settings, run, root, ranks, stop, start)
 
 

@@ -503,7 +503,7 @@ def test_the_command_line(
     assert str(place.summary) in shown
     assert place.summary_csv.exists()
     assert find_study(place.path)[1].path == place.path
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="nor the name of a study"):
         main(["nothing", "--logs", str(place.path.parent)])
 
 
