@@ -47,8 +47,6 @@ class Arm:
     """final validation accuracies"""
     optimal: list[float | None]
     """optimal validation accuracies"""
-    final_test: list[float | None]
-    optimal_test: list[float | None]
     survivors: list[float | None]
     """final validation accuracies of the runs that survived"""
     rollbacks: int
@@ -135,8 +133,6 @@ def _arm(point: Point, table: pl.DataFrame, wanted: int) -> Arm:
         ends=_ends(runs),
         final=runs["final_validation_accuracy"].to_list(),
         optimal=runs["optimal_validation_accuracy"].to_list(),
-        final_test=runs["final_test_accuracy"].to_list(),
-        optimal_test=runs["optimal_test_accuracy"].to_list(),
         survivors=survived["final_validation_accuracy"].to_list(),
         rollbacks=int(runs["rollbacks"].sum()),
     )

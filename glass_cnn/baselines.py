@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from glass_cnn.dataset import Dataset
 from glass_cnn.evaluation import auc, auc_interval
+from hpc.commandline import plural
 from hpc.config import DataError
 
 FOLDS = 5
@@ -55,7 +56,8 @@ def baselines(dataset: Dataset, confidence: float = 0.95) -> list[Baseline]:
     groups = len(np.unique(dataset.trajectories))
     if groups < FOLDS:
         raise DataError(
-            f"{dataset.path}: has {groups} trajectories; {FOLDS} are needed, one for each fold."
+            f"{dataset.path}: has {plural(groups, 'trajectory')}; {FOLDS} are needed, one for "
+            "each fold."
         )
     rows = slice(0, MOST)
     spectra = np.stack([power_spectrum(image) for image in dataset.images[rows]])

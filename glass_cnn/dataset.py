@@ -25,6 +25,7 @@ import numpy as np
 import xxhash
 
 from glass_cnn.settings import Augmentation, RunSettings, Split
+from hpc.commandline import plural
 from hpc.config import DataError
 from hpc.rundir import dataset_dir, read_json
 
@@ -97,7 +98,7 @@ class Dataset:
         counts = ", ".join(f"{n:,d} {name}" for name, n in self.record["classes"].items())
         text = (
             f"{self.path}\n{len(self):,d} images of {self.record['pixels']} px ({counts}) "
-            f"from {self.record['trajectories']:,d} trajectories"
+            f"from {plural(self.record['trajectories'], 'trajectory')}"
         )
         if psi6 := self.record["psi6"]:
             text += f"; mean |ψ6| {psi6['liquid']:.3f} liquid, {psi6['glass']:.3f} glass"
@@ -215,7 +216,7 @@ def check_classes(labels: np.ndarray, what: str) -> None:
         raise DataError(f"{what}: has labels {strange.tolist()}; 0 is liquid and 1 is glass.")
     if labels.min() == labels.max():
         raise DataError(
-            f"{what}: has {len(labels)} images, all labelled {CLASSES[int(labels[0])]}; "
+            f"{what}: has {plural(len(labels), 'image')}, all labelled {CLASSES[int(labels[0])]}; "
             "a data set needs liquids and glasses."
         )
 
@@ -285,8 +286,9 @@ def assign(trajectories: np.ndarray, labels: np.ndarray, settings: Split) -> np.
     if not sizes.all():
         needed = next(n for n in itertools.count(3) if largest_remainders(shares * n).all())
         raise DataError(
-            f"{len(groups)} trajectories cannot be split {' / '.join(f'{s:g}' for s in shares)} "
-            f"into three parts that are not empty; at least {needed} are needed."
+            f"{plural(len(groups), 'trajectory')} cannot be split "
+            f"{' / '.join(f'{s:g}' for s in shares)} into three parts that are not "
+            f"empty; at least {needed} are needed."
         )
     liquids, glasses = (np.bincount(group_of, weights=labels == k) > 0 for k in (0, 1))
     kind = liquids + 2 * glasses

@@ -43,6 +43,7 @@ from glass_cnn.render import Image, check_window
 from glass_cnn.settings import Render, RunSettings
 from glass_cnn.simulate import hexatic_order
 from glass_cnn.store import Contents, Draw, draw_configurations, image_columns, store
+from hpc.commandline import plural
 from hpc.config import ConfigError, DataError
 from hpc.preempt import StopFlag
 from hpc.rundir import read_json
@@ -220,9 +221,9 @@ def _list_images(
     alone = sum(entry.trajectory is None for entry in entries)
     if alone:
         print(
-            f"{alone} of {len(entries)} entries name no trajectory: each of these images counts "
-            "as independent. Images of one simulation then lie on both sides of the split and "
-            'make accuracies too good; "trajectory" in metadata.json keeps them together.',
+            f"{alone} of {plural(len(entries), 'entry')} name no trajectory: each of these images "
+            "counts as independent. Images of one simulation then lie on both sides of the split "
+            'and make accuracies too good; "trajectory" in metadata.json keeps them together.',
             flush=True,
         )
     images = {
@@ -296,7 +297,9 @@ def _chosen(path: Path, frames: list[Frame], frame: int | str | None) -> list[Fr
     try:
         return [frames[int(frame or 0)]]
     except IndexError:
-        raise DataError(f"{path}: has {len(frames)} frames, and no frame {frame}.") from None
+        raise DataError(
+            f"{path}: has {plural(len(frames), 'frame')}, and no frame {frame}."
+        ) from None
 
 
 def _check_frame(

@@ -120,8 +120,8 @@ class Recorder:
         slurm = "".join(f", {k} {v}" for k, v in start.get("slurm", {}).items())
         self.say(
             f"=== {record['time']} {self.run.name}: {reason}, step {job.progress.step} of "
-            f"{self.settings.train.steps}; {len(hosts)} ranks on {', '.join(record['hosts'])}, "
-            f"start {self.starts()}{slurm}"
+            f"{self.settings.train.steps}; {plural(len(hosts), 'rank')} on "
+            f"{', '.join(record['hosts'])}, start {self.starts()}{slurm}"
         )
         self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
         self._open_tensorboard()

@@ -22,6 +22,7 @@ from glass_cnn.aggregate import Aggregation
 from glass_cnn.arms import Arm, Estimates
 from glass_cnn.pagedata import Drawn, Row
 from glass_cnn.records import read_starts
+from hpc.commandline import plural
 from hpc.config import to_tree
 from hpc.rundir import RunDir, write_atomic
 
@@ -169,7 +170,7 @@ def _caption(run: Drawn, arms: Sequence[Arm]) -> str:
 
 def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
     known = result.table.filter(pl.col("state").is_in(["complete", "unfinished"])).height
-    note = f"{len(drawn)} runs, unfinished ones included"
+    note = f"{plural(len(drawn), 'run')}, unfinished ones included"
     if len(drawn) < known:
         note += f", of {known}: the first seeds of every arm"
     longest = max((len(run.metrics) for run in drawn), default=0)

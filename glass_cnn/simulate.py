@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from glass_cnn.settings import RunSettings, Simulation
 from glass_cnn.trajectories import Trajectory, load, merge, read_part, write_part
+from hpc.commandline import plural
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, UserError, to_tree, to_yaml
 from hpc.preempt import StopFlag, signal_name
 from hpc.rundir import make_directory, storage_errors, trajectories_dir
@@ -451,8 +452,9 @@ class _Job:
     def stopped(self, number: int, told: bool) -> Stopped:
         """What a rank raises after a request to stop, and whether another one tells it."""
         stopped = Stopped(
-            f"stopped by {signal_name(number)}: {self.finished()} of {self.total} trajectories "
-            f"are kept in {self.parts}. Run the same command again to go on."
+            f"stopped by {signal_name(number)}: {self.finished()} of "
+            f"{plural(self.total, 'trajectory')} are kept in {self.parts}. "
+            "Run the same command again to go on."
         )
         stopped.told = told
         return stopped
@@ -476,7 +478,7 @@ def summary(made: Sequence[Trajectory]) -> str:
     """What the trajectories are, for people: a line for each kept frame, averaged over all."""
     first, styles = made[0], "/".join(sorted({trajectory.style for trajectory in made}))
     lines = [
-        f"{len(made)} trajectories of {len(first.types)} particles, cooled by "
+        f"{plural(len(made), 'trajectory')} of {len(first.types)} particles, cooled by "
         f"{first.cooling_rate:.3g} per τ (LAMMPS {first.lammps_version}, {styles}, in double)",
         "frame       T  kinetic T   energy  inherent energy  mean |ψ6|  inherent |ψ6|",
     ]
@@ -533,10 +535,11 @@ def _bar(job: _Job, over: threading.Event) -> None:
 def _lines(job: _Job, over: threading.Event) -> None:
     """Lines in a log, ten seconds apart and ever fewer: long simulations do not fill it."""
     started, before, pause = time.monotonic(), job.finished(), 10.0
-    print(f"simulating: {before} of {job.total} trajectories are there", flush=True)
+    print(f"simulating: {before} of {plural(job.total, 'trajectory')} are there", flush=True)
     while not over.wait(pause):
         done, seconds = job.finished(), time.monotonic() - started
         rate = (done - before) / seconds
         to_go = f"{(job.total - done) / rate:.0f} s to go" if rate else "none finished yet"
-        print(f"simulating: {done} of {job.total} trajectories, {rate:.2f}/s, {to_go}", flush=True)
+        of = f"{done} of {plural(job.total, 'trajectory')}"
+        print(f"simulating: {of}, {rate:.2f}/s, {to_go}", flush=True)
         pause = min(600.0, max(10.0, seconds / 5))

@@ -8,6 +8,7 @@ from rich.table import Table
 from glass_cnn import statistics
 from glass_cnn.arms import Arm, Estimates
 from glass_cnn.words import percent
+from hpc.commandline import plural
 
 
 def arms_table(name: str, estimates: Estimates) -> Table:
@@ -41,4 +42,4 @@ def counted(table: pl.DataFrame) -> str:
     states = dict(table["state"].value_counts(sort=True).iter_rows())
     complete = states.pop("complete", 0)
     others = ", ".join(f"{count} {state}" for state, count in states.items())
-    return f"{complete} runs counted" + (f"; not counted: {others}" if others else "")
+    return f"{plural(complete, 'run')} counted" + (f"; not counted: {others}" if others else "")

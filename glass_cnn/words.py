@@ -10,6 +10,7 @@ from typing import Any
 from glass_cnn import statistics
 from glass_cnn.arms import Arm, Estimates
 from glass_cnn.settings import RunSettings
+from hpc.commandline import plural
 from hpc.config import to_tree
 
 
@@ -155,7 +156,8 @@ def answers(estimates: Estimates) -> list[tuple[str, str]]:
     said.append(("", seeds_show(estimates)))
     if estimates.complete < estimates.wanted:
         missing = estimates.wanted - estimates.complete
-        said.append(("", f"{missing} of {estimates.wanted} runs are not complete."))
+        are = "is" if missing == 1 else "are"
+        said.append(("", f"{missing} of {plural(estimates.wanted, 'run')} {are} not complete."))
     return said
 
 
@@ -176,7 +178,7 @@ def _arm_answer(arm: Arm) -> str:
     rate, count = arm.collapsed, arm.outcomes
     if rate.n == 0:
         return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
-    of = f"{rate.n} {'run' if rate.n == 1 else 'runs'} that learned"
+    of = f"{plural(rate.n, 'run')} that learned"
     level = percent(arm.analysis.confidence, 0)
     interval = (
         f"({percent(rate.value, 0)}, {level} interval {100 * rate.low:.0f}–{100 * rate.high:.0f} %)"
@@ -192,15 +194,15 @@ def _arm_answer(arm: Arm) -> str:
         (count.get("never_learned", 0), "never learned"),
         (count.get("non_finite", 0), "ended with a loss that is not finite"),
     ]
-    text += "".join(f"; {n} {'run' if n == 1 else 'runs'} {what}" for n, what in others if n)
+    text += "".join(f"; {plural(n, 'run')} {what}" for n, what in others if n)
     if arm.rollbacks:
-        text += f"; runs were rolled back {arm.rollbacks} times, which hides collapses"
+        text += f"; runs were rolled back {plural(arm.rollbacks, 'time')}, which hides collapses"
     optimal, final = (percent(statistics.median(v), 2) for v in (arm.optimal, arm.final))
     return f"{text}. Median validation accuracy: optimal {optimal}, final {final}."
 
 
 def _runs(count: int) -> str:
-    return f"{count} complete {'run' if count == 1 else 'runs'}"
+    return plural(count, "complete run")
 
 
 def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
@@ -229,7 +231,9 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
             )
         )
     if len(found) > 4:
-        said.append(("", f"{len(found) - 4} further differences are significant; see below."))
+        are = "is" if len(found) == 5 else "are"
+        more = plural(len(found) - 4, "further difference")
+        said.append(("", f"{more} {are} significant; see below."))
     return said
 
 

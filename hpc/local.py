@@ -22,6 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from hpc.commandline import plural
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
 from hpc.preempt import STOP_SIGNALS, StopFlag
 from hpc.rundir import make_directory, read_records, storage_errors
@@ -62,8 +63,8 @@ def _show(stages: Sequence[Stage], side_by_side: int) -> None:
     for stage in stages:
         each, at_once = _shape(stage, side_by_side)
         print(
-            f"# {stage.name}: {len(stage.tasks)} tasks of {stage.ranks} ranks with {stage.threads} "
-            f"threads on {each} cores, {at_once} at a time"
+            f"# {stage.name}: {plural(len(stage.tasks), 'task')} of {plural(stage.ranks, 'rank')} "
+            f"with {plural(stage.threads, 'thread')} on {plural(each, 'core')}, {at_once} at a time"
         )
         for task in stage.tasks:
             print(shlex.join(command(stage, task)))
@@ -133,7 +134,7 @@ class _Room:
             return []
         self.console.print(
             f"[bold]{self.stage.name}[/bold]: {len(self.waiting)} to do, {self.at_once} at a time, "
-            f"{self.stage.ranks} ranks each"
+            f"{plural(self.stage.ranks, 'rank')} each"
         )
         try:
             with self._display() as refresh:

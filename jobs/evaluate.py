@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from glass_cnn.settings import RunSettings
 
 PARTS = ("validation", "test")
-Found = dict[tuple[str, str], "Evaluation"]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -181,7 +181,7 @@ def test_a_dry_run_shows_and_starts_nothing(
     stages = [Stage("train", (make_task("a"), make_task("b")), 1, 1)]
     assert local.launch(stages, dry_run=True) == 0
     said = capsys.readouterr().out
-    assert "# train: 2 tasks of 1 ranks with 1 threads" in said
+    assert "# train: 2 tasks of 1 rank with 1 thread" in said
     assert f"-m glass_test_worker {tmp_path} a 0" in said
     assert not (tmp_path / "output").exists()
     assert facts(tmp_path) == {}

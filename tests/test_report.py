@@ -101,7 +101,7 @@ def test_the_answers_come_first_and_are_right(large: Aggregation) -> None:
     page = text_of(large.directory.report.read_text())
     assert page.index("collapsed in 10 of the 12") < page.index("Kaplan–Meier")
     assert "constant-1e-3 collapses more often than constant-1e-4: by 83 percentage points" in page
-    assert "1 of 36 runs are not complete" in page
+    assert "1 of 36 runs is not complete" in page
     assert "With 11 runs that learned in an arm, no collapse at all still allows" in page
 
 
@@ -222,7 +222,7 @@ def test_a_single_run_makes_a_report(tmp_path: Path, kind: str) -> None:
     place = synthetic.directory(study, tmp_path)
     synthetic.write_run(place, study.runs[0], kind)
     page, log = pages(study, place)
-    assert "1 of 1 runs complete" in text_of(page)
+    assert "1 of 1 run complete" in text_of(page)
     assert words.OUTCOME_WORDS[kind] in log
 
 
