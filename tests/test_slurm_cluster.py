@@ -1,23 +1,18 @@
-"""Batch jobs on a real Slurm of three nodes: arrays, preemption, time limit, cancel, dead nodes.
+"""Batch jobs on a real Slurm of three nodes: arrays, preemption, cancel, missing nodes, bounds.
 
-The runs are `tests/slurm/stand_in.py`: real MPI ranks that take seconds. What an interrupted run
-must end with is computed here, in the plainest way.
+The runs are `tests/slurm/stand_in.py`: real MPI ranks that take seconds, for what would take a
+training long or what it would not do (`test_slurm_training.py` has the rest). What an interrupted
+run must end with is computed here, in the plainest way.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -25,6 +20,21 @@ from hpc import slurm
 from hpc.requeue import newest_step
 from hpc.rundir import RunDir, StudyDir, read_json, read_records
 from hpc.stages import Stage, Task
+from tests.slurm.cluster import (
+    Cluster,
+    Ranks,
+    development_cluster,
+    events,
+    hold,
+    log,
+    ranks_of,
+    reasons,
+    release,
+    starts,
+    tell,
+    until,
+    until_done,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -46,80 +56,10 @@ def weights(steps: int = STEPS) -> str:
     return digest
 
 
-class Cluster:
-    """The development cluster, in a place of its own."""
-
-    def __init__(self, root: Path, link: Path) -> None:
-        self.script, self.link = root / "slurm" / "cluster.sh", link
-
-    def do(self, *words: str) -> None:
-        done = subprocess.run(
-            ["bash", str(self.script), *words, str(self.link)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    @property
-    def conf(self) -> Path:
-        return self.link.resolve() / "slurm.conf"
-
-    def set_user_signal(self, wanted: bool) -> None:
-        """Whether a preempted job gets the signal of its --signal option, or only CONT and TERM."""
-        lines = [x for x in self.conf.read_text().splitlines() if "preempt_send" not in x]
-        lines += ["SlurmctldParameters=preempt_send_user_signal"] if wanted else []
-        self.conf.write_text("\n".join(lines) + "\n")
-        slurm.call("scontrol", "reconfigure")
-
-    def take_all_nodes(self) -> None:
-        """A job of the high partition that needs every node for a moment."""
-        slurm.call(
-            "sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null",
-            "--job-name=important", "--wrap=sleep 1",
-        )  # fmt: skip
-
-    def kill_node(self, name: str) -> None:
-        """End a node's slurmd and everything it runs, as a power cut would."""
-        daemon = next(
-            p for p in psutil.process_iter(["cmdline"])
-            if p.info["cmdline"] and p.info["cmdline"][:3] == ["slurmd", "-N", name]
-            and str(self.conf) in p.info["cmdline"]
-        )  # fmt: skip
-        daemon.kill()
-        for process in psutil.process_iter(["pid"]):
-            if _environment(process).get("SLURMD_NODENAME") == name or _is_step(process, name):
-                process.kill()
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
-
-
-def _is_step(process: psutil.Process, node: str) -> bool:
-    """Whether this is a slurmstepd of the node: it has the node's spool socket open."""
-    try:
-        return process.name() == "slurmstepd" and any(
-            f"{node}_" in connection.laddr for connection in process.net_connections("unix")
-        )
-    except psutil.Error:
-        return False
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(root, tmp_path_factory.mktemp("slurm") / "cluster")
-    cluster.do("up")
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(cluster.conf)
-    yield cluster
-    cluster.do("down")
-    os.environ.pop("SLURM_CONF")
-    if before is not None:
-        os.environ["SLURM_CONF"] = before
+    with development_cluster(root, tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 class Study:
@@ -174,38 +114,6 @@ def study(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Study]]:
             slurm.call("scancel", *jobs)
 
 
-def until(done: Callable[[], object], what: str, runs: list[RunDir], timeout: float = 120) -> None:
-    """Wait for something; say what the runs said if it does not come."""
-    end = time.monotonic() + timeout
-    while not done():
-        if time.monotonic() > end:
-            logs = "\n".join(log(run)[-3000:] for run in runs)
-            pytest.fail(f"no {what} in {timeout} s\n{slurm.call('squeue', '--array')}\n{logs}")
-        time.sleep(0.2)
-
-
-def until_done(*runs: RunDir, timeout: float = 120) -> None:
-    until(lambda: all(run.is_done() for run in runs), "end of all runs", list(runs), timeout)
-
-
-def until_says(run: RunDir, text: str, timeout: float = 60) -> None:
-    until(lambda: text in log(run), repr(text), [run], timeout)
-
-
-def log(run: RunDir) -> str:
-    path = run.path / "output.log"
-    return path.read_text() if path.exists() else ""
-
-
-def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    return [record for record in read_records(run.events) if record["event"] == kind]
-
-
-def starts(run: RunDir) -> list[int]:
-    """Step from which each start went on."""
-    return [record["resumed_step"] for record in read_records(run.provenance)]
-
-
 def assert_exact(run: RunDir, steps: int = STEPS) -> None:
     """The same end as without interruption, and each evaluation exactly once."""
     assert read_json(run.result)["weights_sha256"] == weights(steps), log(run)
@@ -234,7 +142,7 @@ def test_study_through_arrays_to_the_report(study: Callable[..., Study]) -> None
         assert_exact(run)
     assert set(read_json(it.place.report)) == {"good 0", "good 1", "good 2"}
     assert len(events(bad, "job_start")) == 1
-    assert "bad configuration" in events(bad, "no_requeue")[0]["reason"]
+    assert "bad configuration" in reasons(bad, "no_requeue")[0]
     until(lambda: not it.rows(), "end of all jobs", [])
     it.submit()
     assert set(it.rows()) == {"wrong", "report"}, "only what is missing"
@@ -246,62 +154,46 @@ def test_preemption_in_training_evaluation_and_start_up(
 ) -> None:
     cluster.set_user_signal(user_signal)
     it = study(launcher=launcher, launcher_options=[])
+    starting = it.add("starting", "--start-seconds", 10)
     training = it.add("training", "--step-seconds", 0.3)
-    evaluating = it.add("evaluating", "--step-seconds", 0.01, "--evaluation-seconds", 4)
-    starting = it.add("starting", "--start-seconds", 5)
-    runs = [training, evaluating, starting]
+    evaluating = it.add("evaluating", "--step-seconds", 0.01, "--evaluation-seconds", 6)
+    runs = [starting, training, evaluating]
+
+    def in_evaluation(_: Ranks) -> bool:
+        return log(evaluating).count("evaluating") > len(read_records(evaluating.metrics))
+
     it.submit()
-    until(lambda: (training.checkpoints / "step-000000005").exists(), "checkpoint", runs)
-    until_says(evaluating, "evaluating")
-    until_says(starting, "starting up")
-    cluster.take_all_nodes()
+    held = [
+        hold(starting, lambda _: "starting up" in log(starting)),
+        hold(training, lambda _: (training.checkpoints / "step-000000005").exists()),
+        hold(evaluating, in_evaluation),
+    ]
+    cluster.take("n1", "n2", "n3")
+    for ranks in held:
+        release(ranks)
     until_done(*runs)
     for run in runs:
         assert_exact(run)
-        assert [record["reason"].split(" at ")[0] for record in events(run, "requeue")] == [
-            "preempted"
-        ]
+        assert [reason.split(" at ")[0] for reason in reasons(run)] == ["preempted"]
         assert_nothing_lost(run)
     assert starts(training)[1] >= 5
     assert starts(starting) == [0], "it had not begun"
 
 
-def test_time_limit_shorter_than_the_run(study: Callable[..., Study]) -> None:
-    it = study(time="1:00", signal_lead=5)
-    # Slurm looks every 30 s, so each allocation lasts for 30 or for 55 s.
-    run = it.add("long", "--steps", 100, "--step-seconds", 0.6)
+def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(study: Callable[..., Study]) -> None:
+    it = study(launcher="mpiexec", launcher_options=[])
+    run = it.add("run", "--step-seconds", 0.5)
     it.submit()
-    until_done(run, timeout=300)
-    assert_exact(run, 100)
-    assert_nothing_lost(run)
-    reasons = {record["reason"].split(" at ")[0] for record in events(run, "requeue")}
-    assert reasons == {"time limit"}
-    assert len(starts(run)) >= 2
-
-
-def test_scancel_is_a_checkpoint_and_no_requeue(study: Callable[..., Study]) -> None:
-    studies = [study(launcher="srun"), study(launcher="mpiexec", launcher_options=[])]
-    runs = [it.add(it.site["launcher"], "--step-seconds", 0.5) for it in studies]
-    for it in studies:
-        it.submit()
-    for it, run in zip(studies, runs, strict=True):
-        until(lambda r=run: (r.checkpoints / "step-000000005").exists(), "checkpoint", runs)  # type: ignore[misc]
-        slurm.call("scancel", it.rows()[run.name].target)
-    until(lambda: all(events(run, "no_requeue") for run in runs), "decisions", runs)
-    until(
-        lambda: not any(run.name in it.rows() for it, run in zip(studies, runs, strict=True)),
-        "ends",
-        runs,
-    )
-    for it, run in zip(studies, runs, strict=True):
-        assert "cancelled" in events(run, "no_requeue")[0]["reason"]
-        it.submit()
-    until_done(*runs)
-    for run in runs:
-        stopped = events(run, "no_requeue")[0]["step"]
-        assert starts(run) == [0, stopped]
-        assert stopped >= 5
-        assert_exact(run)
+    until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
+    slurm.call("scancel", it.rows()["run"].target)
+    until(lambda: "run" not in it.rows(), "end", [run])
+    assert reasons(run) == [], "no requeue"
+    stopped = newest_step(run.checkpoints)
+    it.submit()
+    until_done(run)
+    assert starts(run) == [0, stopped]
+    assert stopped >= 5
+    assert_exact(run)
 
 
 def test_make_cancel_stops_what_runs_and_forgets_what_waits(study: Callable[..., Study]) -> None:
@@ -311,7 +203,7 @@ def test_make_cancel_stops_what_runs_and_forgets_what_waits(study: Callable[...,
     until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
     assert slurm.cancel(it.place) == (2, 1)
     until(lambda: events(run, "no_requeue"), "decision", [run])
-    assert "make cancel" in events(run, "no_requeue")[0]["reason"]
+    assert "make cancel" in reasons(run, "no_requeue")[0]
     until(lambda: not it.rows(), "empty queue", [run])
     assert not waiting.path.joinpath("events.jsonl").exists()
     it.submit()
@@ -343,11 +235,10 @@ def test_ranks_that_are_killed(study: Callable[..., Study]) -> None:
     until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
     ranks = ranks_of(run)
     assert len(ranks) == 2
-    for rank in ranks:
-        rank.send_signal(signal.SIGKILL)
+    tell(ranks, signal.SIGKILL)
     until_done(run)
     assert_exact(run)
-    assert "killed" in events(run, "requeue")[0]["reason"]
+    assert "killed" in reasons(run)[0]
 
 
 def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) -> None:
@@ -363,32 +254,16 @@ def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) 
     assert done.read_text() == "2 ranks\n"
 
 
-def ranks_of(run: RunDir) -> list[psutil.Process]:
-    return [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if str(run.path) in (p.info["cmdline"] or [])
-        and "SLURM_PROCID" in _environment(p)
-        and "srun" not in p.info["cmdline"][0]
-    ]
-
-
-def test_requeues_are_bounded_and_stop_without_progress(study: Callable[..., Study]) -> None:
-    bounded, stuck = study(max_requeues=1), study()
-    run, idle = bounded.add("run", "--step-seconds", 0.5), stuck.add("idle", "--stuck")
-    bounded.submit()
-    stuck.submit()
+def test_two_starts_without_progress_are_the_last(study: Callable[..., Study]) -> None:
+    it = study()
+    run = it.add("idle", "--stuck")
+    it.submit()
     for number in (1, 2):
-        for it, one in ((bounded, run), (stuck, idle)):
-            until(lambda n=number, r=one: len(starts(r)) == n, "start", [run, idle])  # type: ignore[misc]
-            time.sleep(1.5)  # some steps
-            it.signal(one.name)
+        until(lambda n=number: len(starts(run)) == n, "start", [run])  # type: ignore[misc]
+        it.signal("idle")
     until(lambda: events(run, "no_requeue"), "decision", [run])
-    assert "max_requeues" in events(run, "no_requeue")[0]["reason"]
-    assert len(events(run, "requeue")) == 1
-    until(lambda: events(idle, "no_requeue"), "decision", [idle])
-    assert "no progress" in events(idle, "no_requeue")[0]["reason"]
-    assert len(events(idle, "job_start")) == 2
+    assert "no progress" in reasons(run, "no_requeue")[0]
+    assert len(events(run, "job_start")) == 2
 
 
 def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., Study]) -> None:
@@ -417,74 +292,3 @@ def test_cluster_may_be_started_twice(cluster: Cluster) -> None:
     daemons = sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid"))
     cluster.do("up")
     assert sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid")) == daemons
-
-
-# -- the real training -----------------------------------------------------------------------------
-
-CONFIG = """
-study: {name: tiny, seeds: 1}
-simulation: {trajectories: 20, particles: 100, equilibration_steps: 200, cooling_steps: 400}
-data: {name: tiny}
-render: {style: disc, pixels: 24}
-model: {recipe: modern}
-train: {batch_size: 16, iterations: 100, diagnostics_every: 10}
-checkpoint: {every_iterations: 5}
-launch: {ranks: 2, site: dev}
-"""
-
-
-def test_training_ends_with_the_same_bits_whatever_happened(
-    cluster: Cluster, root: Path, tmp_path: Path
-) -> None:
-    """A study from simulation to report, preempted, then with a node that dies; and by hand."""
-    cluster.set_user_signal(False)
-    config = tmp_path / "tiny.yaml"
-    config.write_text(CONFIG)
-    interrupted, plain = tmp_path / "interrupted", tmp_path / "plain"
-    words = [str(config), "--launcher", "slurm", "--logs", str(interrupted)]
-    subprocess.run([sys.executable, "-m", "jobs.submit", *words], cwd=root, check=True)
-    run = the_run(interrupted)
-    until(lambda: len(read_records(run.metrics)) > 5, "iterations", [run])
-    cluster.take_all_nodes()
-    until(lambda: len(starts(run)) == 2, "second start", [run])
-    stopped = events(run, "requeue")[0]["step"]
-    until(lambda: newest_step(run.checkpoints) > stopped, "another checkpoint", [run])
-    kept = newest_step(run.checkpoints)
-    cluster.kill_node("n2")
-    try:
-        # While Slurm finds out, the same run goes through undisturbed on the other nodes.
-        for folder in ("datasets", "trajectories"):
-            shutil.copytree(interrupted / folder, plain / folder)
-        by_hand(config, plain)
-        reference = the_run(plain)
-        until_done(run, reference, timeout=300)
-    finally:
-        cluster.do("node", "2")
-    assert events(run, "requeue")[0]["reason"].startswith("preempted")
-    assert starts(run)[:2] == [0, stopped], "the preemption cost no step"
-    assert len(starts(run)) == 3
-    assert starts(run)[2] >= kept, "the dead node cost at most what came after a checkpoint"
-    assert [r["iteration"] for r in read_records(run.metrics)] == list(range(1, 101))
-    assert len(starts(reference)) == 1
-    ours, theirs = read_json(run.result), read_json(reference.result)
-    assert ours["weights_sha256"] == theirs["weights_sha256"], log(run)
-    report = StudyDir(interrupted / "tiny").report
-    until(report.exists, "report", [])
-
-
-def the_run(logs: Path) -> RunDir:
-    runs = StudyDir(logs / "tiny").runs
-    until(lambda: list(runs.glob("*/provenance.jsonl")), "first start", [], 180)
-    return RunDir(next(runs.iterdir()))
-
-
-def by_hand(config: Path, logs: Path) -> None:
-    """The same run as a user of the cluster starts it, where nobody can preempt it."""
-    os.environ["GLASS_LOGS"] = str(logs)
-    try:
-        slurm.call(
-            "sbatch", "--partition=high", "--nodes=2", "--output=/dev/null",
-            "slurm/train.sh", str(config), "base",
-        )  # fmt: skip
-    finally:
-        del os.environ["GLASS_LOGS"]
