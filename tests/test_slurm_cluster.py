@@ -154,9 +154,9 @@ def test_preemption_in_training_evaluation_and_start_up(
 ) -> None:
     cluster.set_user_signal(user_signal)
     it = study(launcher=launcher, launcher_options=[])
-    starting = it.add("starting", "--start-seconds", 10)
+    starting = it.add("starting", "--start-seconds", 6)
     training = it.add("training", "--step-seconds", 0.3)
-    evaluating = it.add("evaluating", "--step-seconds", 0.01, "--evaluation-seconds", 6)
+    evaluating = it.add("evaluating", "--step-seconds", 0.01, "--evaluation-seconds", 4)
     runs = [starting, training, evaluating]
 
     def in_evaluation(_: Ranks) -> bool:

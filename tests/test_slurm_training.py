@@ -143,7 +143,7 @@ def assert_nothing_lost(run: RunDir) -> None:
 
 
 def a_study_from_simulation_to_report(stage: Stage) -> None:
-    """Arrays; a failing run beside good ones; submitting it again meanwhile and afterwards."""
+    """Arrays; a failing run beside good ones; submitting it again at once and afterwards."""
     study = stage.undisturbed
     study.submit()
     queued = study.rows()
@@ -154,8 +154,6 @@ def a_study_from_simulation_to_report(stage: Stage) -> None:
     }
     wrong = study.runs["wrong"]
     good = [run for run in study.runs.values() if run is not wrong]
-    until(lambda: any(starts(run) for run in good), "training", good)
-    assert "0 jobs submitted" in study.submit()
     until(study.place.report.exists, "report", list(study.runs.values()))
     assert all(run.is_done() and starts(run) == [0] for run in good)
     assert len(events(wrong, "job_start")) == 1, "it failed once"
@@ -207,6 +205,7 @@ def cancelled_and_submitted_again(stage: Stage) -> None:
     study = stage.study("cancelled", **ONE_NODE)
     study.submit()
     held = hold(study.run, saved(study.run))
+    assert "0 jobs submitted" in study.submit(), "it runs already"
     slurm.call("scancel", study.rows()[study.run.name].target)
     release(held)
     until(lambda: study.run.name not in study.rows(), "end", [study.run])
