@@ -35,8 +35,8 @@ class Diagnostics:
         self.network = network
         self.optimizer = optimizer
         self.probe = tf.constant(probe)
-        self._measure = tf.function(self._all)
-        self._curvature = tf.function(self._preconditioned_quotient)
+        self._measure = tf.function(self._all, autograph=False)
+        self._curvature = tf.function(self._preconditioned_quotient, autograph=False)
 
     def measure(self, gradients: dict[str, tf.Tensor], rate: float) -> dict[str, Any]:
         """All quantities as nested plain numbers; `gradients` are those of the last step."""

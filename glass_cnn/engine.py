@@ -72,6 +72,7 @@ class Engine:
         scalar = tf.TensorSpec((), tf.float32)
         self._train_step = tf.function(
             self._train,
+            autograph=False,  # nothing to convert; a rank that is killed would leave files behind
             input_signature=[
                 image,
                 label,
@@ -80,7 +81,9 @@ class Engine:
                 tf.TensorSpec((2,), tf.float32),
             ],
         )
-        self._evaluate_batch = tf.function(self._evaluate, input_signature=[image, label])
+        self._evaluate_batch = tf.function(
+            self._evaluate, autograph=False, input_signature=[image, label]
+        )
 
     def state(self) -> dict[str, tf.Variable]:
         """Every tensor that a restart needs, by name."""

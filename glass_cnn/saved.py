@@ -31,6 +31,7 @@ class SavedModel:
         pixels = settings.render.pixels
         self._logits = tf.function(
             self.network.logits,
+            autograph=False,
             input_signature=[tf.TensorSpec((None, pixels, pixels, 3), tf.uint8)],
         )
 
