@@ -6,12 +6,12 @@ Every method saves weights and both moments of Adam so that they survive a power
 reads them back into the arrays that training would use. Methods take turns, so that whatever else
 happens on the machine happens to all. What is read back comes from the disk, not from memory.
 
-python -m benchmarks.checkpoint --train [--pixels 250] [--pairs 8] [--threads 2]
+python -m benchmarks.checkpoint --train [--pixels 250] [--pairs 8] [--threads 2] [--examples 3000]
 mpiexec -n 2 python -m benchmarks.checkpoint --train --threads 1
 
 trains the 2017 model on synthetic images, by turns one iteration with a checkpoint at its beginning
-(and all that its writing costs) and one without. Evaluations are left out; with them a checkpoint
-would weigh less.
+(and all that its writing costs) and one without. An iteration is what it is in a run: ten steps,
+then the validation set of the log; `--examples 0` leaves that out, and a checkpoint weighs more.
 
 blocked: training stands still; durable: until a power cut would do no harm; processor: user and
 system time of all threads; restore: from the file to arrays in place,
@@ -40,9 +40,10 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
-from glass_cnn.engine import Engine, set_up_tensorflow
+from glass_cnn.engine import Engine, portions, set_up_tensorflow
 from glass_cnn.settings import RunSettings, build_run
 from hpc.checkpoint import Checkpoints
+from hpc.commandline import plural
 from hpc.world import World, world
 
 Tensors = dict[str, np.ndarray]
@@ -247,8 +248,8 @@ def table(costs: Mapping[str, list[Cost]]) -> str:
 class Training:
     """Iterations of the 2017 model on this process's share of random images."""
 
-    def __init__(self, settings: RunSettings, ranks: World) -> None:
-        self.settings, self.ranks, self.step = settings, ranks, 0
+    def __init__(self, settings: RunSettings, ranks: World, examples: int) -> None:
+        self.settings, self.ranks, self.examples, self.step = settings, ranks, examples, 0
         self.engine = Engine(settings, ranks)
         self.engine.broadcast()
         rng = np.random.default_rng(0)
@@ -269,17 +270,26 @@ class Training:
         for _ in range(self.settings.train.batches_per_iteration):
             self.engine.train_step(self.images, self.labels, self.step, 1e-4)
             self.step += 1
+        self.evaluate()
         if checkpoints is not None:
             checkpoints.flush()
         self.ranks.barrier()
         return time.perf_counter() - start
 
+    def evaluate(self) -> None:
+        """As a run does after every iteration, its images over and over again."""
+        batch = self.settings.train.evaluation_batch
+        for portion in portions(self.ranks, self.examples, batch):
+            rows = np.arange(portion.start, portion.stop) % len(self.images)
+            if len(rows):
+                self.engine.evaluate(self.images[rows], self.labels[rows])
 
-def overhead(pixels: int, pairs: int, threads: int, directory: Path) -> None:
+
+def overhead(pixels: int, pairs: int, threads: int, examples: int, directory: Path) -> None:
     """Print how much longer iterations with a checkpoint are."""
     ranks = world()
     set_up_tensorflow(threads, ranks)
-    training = Training(build_run({"render": {"pixels": pixels}}, "benchmark"), ranks)
+    training = Training(build_run({"render": {"pixels": pixels}}, "benchmark"), ranks, examples)
     with contextlib.ExitStack() as open_:
         checkpoints = None
         if ranks.is_root:
@@ -293,7 +303,8 @@ def overhead(pixels: int, pairs: int, threads: int, directory: Path) -> None:
                 times[saves].append(training.iterate(checkpoints if saves else None))
     if ranks.is_root:
         megabytes = sum(array.nbytes for array in training.engine.snapshot().values()) / 1e6
-        print(f"{megabytes:.0f} MB every iteration, {ranks.size} ranks of {threads} threads,")
+        size = f"{plural(ranks.size, 'rank')} of {plural(threads, 'thread')}"
+        print(f"{megabytes:.0f} MB every iteration of 10 steps and {examples:,} examples, {size},")
         print(overhead_text(times[True], times[False]))
 
 
@@ -322,10 +333,11 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=250, help="side of its images (250: 863 MB)")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of its iterations")
     parser.add_argument("--threads", type=int, default=2, help="its threads on each rank")
+    parser.add_argument("--examples", type=int, default=3000, help="evaluated after an iteration")
     options = parser.parse_args()
     with scratch(options.directory) as directory:
         if options.train:
-            overhead(options.pixels, options.pairs, options.threads, directory)
+            overhead(options.pixels, options.pairs, options.threads, options.examples, directory)
             return
         costs = compare(options.megabytes, options.rounds, directory)
     print(f"{options.megabytes:.0f} MB, median of {options.rounds}, {os.cpu_count()} cores,")
