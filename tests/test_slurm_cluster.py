@@ -251,7 +251,7 @@ def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) 
     it.submit()
     until(lambda: done.exists() or not it.rows(), "end", [])
     assert done.exists(), done.with_name("log").read_text()
-    assert done.read_text() == "2 ranks\n"
+    assert done.read_text() == "2 ranks over ofi\n"
 
 
 def test_two_starts_without_progress_are_the_last(study: Callable[..., Study]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mpi4py import MPI  # noqa: E402 # it is to be initialised later
 def crowd_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    blocks = [(libc.malloc(size), size) for size in range(64, 1024, 16) for _ in range(200)]
+    blocks = [(libc.malloc(size), size) for size in range(32, 2048, 16) for _ in range(1000)]
     for address, size in blocks:
         ctypes.memset(address, 0x41, size)
     for address, _ in blocks[::2]:
@@ -27,4 +28,6 @@ if __name__ == "__main__":
     MPI.Init()
     ranks = MPI.COMM_WORLD.allreduce(1)
     if MPI.COMM_WORLD.rank == 0:
-        Path(sys.argv[1]).write_text(f"{ranks} ranks\n")
+        Path(sys.argv[1]).write_text(
+            f"{ranks} ranks over {os.environ.get('MPIR_CVAR_CH4_NETMOD')}\n"
+        )
