@@ -28,6 +28,5 @@ if __name__ == "__main__":
     MPI.Init()
     ranks = MPI.COMM_WORLD.allreduce(1)
     if MPI.COMM_WORLD.rank == 0:
-        Path(sys.argv[1]).write_text(
-            f"{ranks} ranks over {os.environ.get('MPIR_CVAR_CH4_NETMOD')}\n"
-        )
+        netmod = os.environ.get("MPIR_CVAR_CH4_NETMOD")
+        Path(sys.argv[1]).write_text(f"{ranks} ranks over {netmod}\n")
