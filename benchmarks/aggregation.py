@@ -113,7 +113,8 @@ def main() -> None:
             began = time.perf_counter()
             make(study, place, args.evaluations)
             print(f"{len(study.runs)} runs written in {time.perf_counter() - began:.1f} s")
-        (place.path / ".aggregate.parquet").unlink(missing_ok=True)
+        for kept in (place.path / ".aggregate.parquet", place.summary, place.summary_csv):
+            kept.unlink(missing_ok=True)
         measure(study, place)
     finally:
         if not args.keep:

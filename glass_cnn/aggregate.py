@@ -38,7 +38,9 @@ from hpc.rundir import StorageError, StudyDir, logs_root, make_directory, storag
 Marks = NDArray[np.int64]
 
 PARALLEL_FROM = 2000
-"""Directories from which on two processes are faster than one."""
+"""Directories from which on several processes are faster than one."""
+PROCESSES = 8
+"""At most; it may be a login node's cores that they take."""
 
 MAIN_SETTINGS = (
     "data.name",
@@ -302,35 +304,37 @@ def scan(directory: StudyDir, state: State, analyses: Mapping[str, Analysis]) ->
 JUST_CHANGED = 2_000_000_000
 """Files younger than this (ns) when they were read are read again the next time."""
 
-MARKS = [f"{file}.{what}" for file in FILES for what in ("size", "modified", "changed")]
+MARKS = [f"{file}.{what}" for file in FILES for what in ("size", "changed")]
 _NO_MARKS = np.empty((0, len(MARKS)), np.int64)
 
 T = TypeVar("T")
 
 
 def _spread(work: Callable[[list[str]], T], names: list[str]) -> list[T]:
-    """`work` over chunks of names, on two processes where that is faster."""
+    """`work` over chunks of names, on several processes where that is faster."""
     if len(names) < PARALLEL_FROM:
         return [work(names)]
     chunks = [names[i : i + 500] for i in range(0, len(names), 500)]
     with warnings.catch_warnings():
         # Children read files and return plain tuples: no threads, no Polars, safe to fork.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        processes = min(len(os.sched_getaffinity(0)), PROCESSES)
+        forked = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(processes, mp_context=forked) as pool:
             return list(pool.map(work, chunks))
 
 
 def _marks(runs: Path, names: list[str]) -> Marks:
-    """Size and times of change of each file of each directory; -1 where there is none."""
+    """Size and time of change of each file of each directory; -1 where there is none."""
     found = array.array("q")
     base = os.open(runs, os.O_RDONLY) if names else -1
     for name in names:
         for file in FILES:
             try:
                 status = os.stat(f"{name}/{file}", dir_fd=base)
-                found.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+                found.extend((status.st_size, status.st_ctime_ns))
             except OSError:
-                found.extend((-1, -1, -1))
+                found.extend((-1, -1))
     if names:
         os.close(base)
     return np.frombuffer(found, np.int64).reshape(len(names), len(MARKS))
