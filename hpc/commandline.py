@@ -69,6 +69,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else many}"
 
 
+def shown(path: Path) -> Path:
+    """`path` as people would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def assignments(text: str) -> list[str]:
     """The assignments of a text such as `a.b=1 c={kind: x, rate: 1e-3}`.
 

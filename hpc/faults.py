@@ -6,16 +6,19 @@ parent was killed are found as well, and nothing is ever struck that was not sta
 
 from __future__ import annotations
 
+import array
 import contextlib
+import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +54,21 @@ class Fault:
 
 
 PAUSES = [Fault("SIGSTOP + SIGCONT", moment) for moment in MOMENTS]
+JUMPS = [Fault(f"clock set {way}", moment) for way in ("back", "forward") for moment in MOMENTS]
 STRIKES = [Fault(name, moment) for name in SIGNALS for moment in MOMENTS]
 DAMAGE = [Fault(damage, "between starts") for damage in DAMAGES]
 HANG = Fault("SIGSTOP for good", "training")
 FILE_LIMIT = Fault("file size limit", "training")
 DISK_FULL = Fault("disk full", "training")
 READ_ONLY = Fault("read-only file system", "between starts")
-CLOCK = Fault("times of all files moved", "between starts")
+TIMES = Fault("times of all files moved", "between starts")
 
 
-def deck(mounts: bool, several_ranks: bool) -> list[Fault]:
-    """Every fault that is possible here, once; those that end no start twice."""
-    cards = [*STRIKES, *PAUSES, *DAMAGE, FILE_LIMIT, CLOCK]
+def deck(mounts: bool, clocks: bool, several_ranks: bool) -> list[Fault]:
+    """Every fault that is possible here, once."""
+    cards = [*STRIKES, *PAUSES, *DAMAGE, FILE_LIMIT, TIMES]
     cards += [DISK_FULL, READ_ONLY] if mounts else []
+    cards += JUMPS if clocks else []
     return cards + ([HANG] if several_ranks else [])
 
 
@@ -73,10 +78,17 @@ class Start:
     Args:
         command: its command line; each rank's has `module` in it.
         console: file that its output is appended to.
+        environment: what it is given beside this process's own.
     """
 
     def __init__(
-        self, command: Sequence[str], module: str, run: RunDir, console: Path, cwd: Path
+        self,
+        command: Sequence[str],
+        module: str,
+        run: RunDir,
+        console: Path,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.module, self.run = module, run
         self.mark = uuid.uuid4().hex
@@ -89,7 +101,12 @@ class Start:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark},
+                env={
+                    **os.environ,
+                    **(environment or {}),
+                    "OMP_NUM_THREADS": "1",
+                    MARK: self.mark,
+                },
                 cwd=cwd,
                 start_new_session=True,
             )
@@ -113,9 +130,9 @@ class Start:
         found = []
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
-                words, environment = process.cmdline(), process.environ()
+                words, its = process.cmdline(), process.environ()
                 if self.module in words and "-n" not in words:
-                    number = environment.get("PMI_RANK") or environment.get("OMPI_COMM_WORLD_RANK")
+                    number = its.get("PMI_RANK") or its.get("OMPI_COMM_WORLD_RANK")
                     found.append((int(number or 0), process.pid, process))
         return [process for _, _, process in sorted(found)]
 
@@ -264,6 +281,54 @@ def limit_files(start: Start) -> bool:
             rank.rlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
             return True
     return False
+
+
+# -- clocks -------------------------------------------------------------------------------------
+
+SHIM = Path(__file__).with_name("clock.cpp")
+LONGEST_JUMP = 3e8
+"""seconds, ten years"""
+
+
+def build_clock(library: Path) -> bool:
+    """Compile what stands between a process and its wall clock; False where that cannot be."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None or re.search(r"[\s:]", str(library)):  # see ld.so(8)
+        return False
+    words = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(SHIM), "-ldl"]
+    subprocess.run(words, check=True)
+    return True
+
+
+class Clocks:
+    """The wall clocks of a run's ranks, which can be set while it runs.
+
+    A clock that is set stays so for the starts that follow. The jumps of one rank alone are those
+    of ranks on different nodes.
+
+    Args:
+        path: file of the shifts.
+        library: what `build_clock` made.
+    """
+
+    def __init__(self, path: Path, library: Path, ranks: int) -> None:
+        self.path, self.shifts = path, [0] * ranks
+        self.environment = {"LD_PRELOAD": str(library), "GLASS_CLOCK": str(path)}
+        self._write()
+
+    def jump(self, way: str, rng: random.Random) -> float:
+        """Set a random rank's clock, or all, by one second to ten years; returns the seconds."""
+        seconds = math.exp(rng.uniform(0, math.log(LONGEST_JUMP)))
+        seconds = -seconds if way == "clock set back" else seconds
+        everyone = range(len(self.shifts))
+        for rank in rng.choice((everyone, [rng.choice(everyone)])):
+            self.shifts[rank] += round(seconds * 1e9)
+        self._write()
+        return seconds
+
+    def _write(self) -> None:
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:  # it is mapped
+            file.write(array.array("q", self.shifts).tobytes())
 
 
 # -- files --------------------------------------------------------------------------------------

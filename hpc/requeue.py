@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import slurm
+from hpc.commandline import plural
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL, run_main
 from hpc.rundir import append_record, read_records
 from hpc.slurm import SlurmError
@@ -92,7 +93,9 @@ def decide(
     if job.state != "RUNNING" and not job.overtime:
         return Decision(False, f"Slurm ends this job itself ({job.state}): cancelled, or requeued")
     if requeues >= bound:
-        return Decision(False, f"requeued {requeues} times already (max_requeues); submit again")
+        return Decision(
+            False, f"requeued {plural(requeues, 'time')} already (max_requeues); submit again"
+        )
     if len(starts) > 1 and step is not None and (starts[-2] or 0) >= step:
         return Decision(False, f"two starts in a row made no progress beyond step {step}")
     return Decision(True, _reason(status, job, asked, lead) + _at(step))
@@ -179,7 +182,7 @@ def _begin(
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     print(
         f"=== {_now()} job {args.job}, restart {restart}: {args.name} on {nodes}, "
-        f"{args.ranks} rank{'' if args.ranks == 1 else 's'}, {_from(step)}; {reason}",
+        f"{plural(args.ranks, 'rank')}, {_from(step)}; {reason}",
         flush=True,
     )
     _write(args, events, "job_start", step, restart=restart, nodes=nodes, reason=reason)

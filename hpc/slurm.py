@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from hpc.commandline import plural, shown
 from hpc.config import (
     EXIT_COMPLETE,
     ConfigError,
@@ -243,15 +244,16 @@ def _shape(stage: Stage, site: Site) -> Shape:
     per_node = -(-ranks // nodes)
     if per_node > site.ranks_per_node or nodes > ranks:
         raise ConfigError(
-            f"{ranks} ranks do not fit on {nodes} nodes with 1 to {site.ranks_per_node} each: "
+            f"{plural(ranks, 'rank')} cannot be spread over {plural(nodes, 'node')} with 1 to "
+            f"{site.ranks_per_node} on each: "
             "change launch.ranks (RANKS=n), or nodes or ranks_per_node in launch.slurm."
         )
     if site.min_nodes is None:
         return Shape(nodes, per_node, ranks)
     if site.min_nodes > nodes or nodes * per_node != ranks:
         raise ConfigError(
-            f"min_nodes {site.min_nodes} needs {ranks} ranks spread evenly over at least as many "
-            f"nodes; they are {nodes} nodes with up to {per_node} ranks."
+            f"min_nodes {site.min_nodes} needs at least as many nodes with the same number of ranks "
+            f"on each; there are {plural(ranks, 'rank')} on {plural(nodes, 'node')}."
         )
     return Shape(nodes, per_node, None)
 
@@ -365,22 +367,18 @@ def cost(stage: Stage, site: Site) -> str:
     ranks = shape.ranks or shape.nodes * shape.per_node
     count, cpus = len(stage.tasks), ranks * (site.cpus_per_rank or stage.threads)
     hours = seconds(site.time) / 3600
-    each = f"{_some(ranks, 'rank')} on {_some(shape.nodes, 'node')}, {_some(cpus, 'CPU')}"
+    each = f"{plural(ranks, 'rank')} on {plural(shape.nodes, 'node')}, {plural(cpus, 'CPU')}"
     total = f"up to {_hours(count * cpus * hours)} core-hours"
     gpus = int(str(site.gpus_per_node).rpartition(":")[2]) * shape.nodes
     if gpus:
-        each += f", {_some(gpus, 'GPU')}"
+        each += f", {plural(gpus, 'GPU')}"
         total += f" and {_hours(count * gpus * hours)} GPU-hours"
-    tasks = _some(count, "task")
+    tasks = plural(count, "task")
     return f"{stage.name}: {tasks} of {each}, {site.time} at a time: {total} per allocation"
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 # -- calls to Slurm --------------------------------------------------------------------------------
@@ -572,13 +570,13 @@ def _submit(
         rows = [queued[str(t.done)][1] for t in stage.tasks if str(t.done) in queued]
         ids = list(dict.fromkeys(row.job for row in rows))
         if rows:
-            print(f"{stage.name}: {_some(len(rows), 'task')} in the queue already")
+            print(f"{stage.name}: {plural(len(rows), 'task')} in the queue already")
         if chunks:
             print(cost(_missing(stage, queued), chunks[0].site))
         for job in chunks:
             ids.append(_submit_one(job, study, before, record))
         before = ids or before
-    print(f"{_some(len(record['jobs']), 'job')} submitted; make status CONFIG={study.path.name}")
+    print(f"{plural(len(record['jobs']), 'job')} submitted; make status CONFIG={study.path.name}")
 
 
 def _submit_one(job: Job, study: StudyDir, before: Sequence[str], record: dict[str, Any]) -> str:
@@ -590,9 +588,7 @@ def _submit_one(job: Job, study: StudyDir, before: Sequence[str], record: dict[s
     entry = {"id": name, "stage": job.stage.name, "tasks": len(job.stage.tasks)}
     record["jobs"].append({**entry, "file": str(job.file)})
     write_json(folder / "submission.json", record)
-    here = Path.cwd()
-    shown = job.file.relative_to(here) if job.file.is_relative_to(here) else job.file
-    print(f"  job {name}: {_some(len(job.stage.tasks), 'task')} ({shown})")
+    print(f"  job {name}: {plural(len(job.stage.tasks), 'task')} ({shown(job.file)})")
     return name
 
 
@@ -618,7 +614,7 @@ def _show_job_file(job: Job) -> None:
     for line in lines[: -left or None] if left > 0 else lines:
         print(f"#   {line}")
     if left > 0:
-        print(f"#   … and {_some(left, 'task')} more")
+        print(f"#   … and {plural(left, 'task')} more")
 
 
 def cancel(study: StudyDir) -> tuple[int, int]:

@@ -1,10 +1,10 @@
 """Torture the restart: faults injected into real trainings until `--count` of them were survived.
 
 A tiny model is trained on a small simulated data set by the real command on real MPI ranks. It is
-killed, stopped, paused and starved of disk space at random moments, its files are damaged between
-starts, and it is started again until it is complete. Then weights and records must be, bit for
-bit, those of an undisturbed run on as many ranks. The choice of faults follows from --seed; the
-instants at which they strike are those of a real machine.
+killed, stopped, paused and starved of disk space at random moments, its clocks are set while it
+runs, its files are damaged between starts, and it is started again until it is complete. Then
+weights and records must be, bit for bit, those of an undisturbed run on as many ranks. The choice
+of faults follows from --seed; the instants at which they strike are those of a real machine.
 
 Exit codes: 0 every run ended bit-identical, every hang was named and no process was left;
 70 otherwise. The table goes to standard output and to <logs>/torture.md and torture.json.
@@ -42,7 +42,17 @@ from hpc.config import (
     UserError,
     run_main,
 )
-from hpc.faults import CLOCK, DISK_FULL, FILE_LIMIT, HANG, READ_ONLY, Fault, SmallDisk, Start
+from hpc.faults import (
+    DISK_FULL,
+    FILE_LIMIT,
+    HANG,
+    READ_ONLY,
+    TIMES,
+    Clocks,
+    Fault,
+    SmallDisk,
+    Start,
+)
 from hpc.local import command
 from hpc.rundir import (
     RunDir,
@@ -144,6 +154,7 @@ class Case:
         self.number, self.ranks, self.place, self.rng = number, ranks, place, rng
         self.run, self.stage = prepare(place, ranks)
         self.disk: SmallDisk | None = None
+        self.clocks: Clocks | None = None
         self.suffered: list[Fault] = []
         self.console = place / "console.log"
 
@@ -151,7 +162,8 @@ class Case:
         """One start of the real command."""
         words = command(self.stage, self.stage.tasks[0])
         words += [word for each in settings for word in ("--set", each)]
-        return Start(words, "jobs.train", self.run, console or self.console, ROOT)
+        environment = self.clocks.environment if self.clocks else {}
+        return Start(words, "jobs.train", self.run, console or self.console, ROOT, environment)
 
     def said(self) -> int:
         return self.console.stat().st_size if self.console.exists() else 0
@@ -221,10 +233,18 @@ class Torture:
         self.ledger = Ledger()
         self.cards: list[Fault] = []
         self.mounts = faults.can_mount(place / "disk")
+        self.library = place / "clock.so"
+        self.clocks = faults.build_clock(self.library)
         self.references: dict[int, dict[str, Any]] = {}
 
     def carry_out(self) -> Ledger:
         """Torture runs until enough faults were injected."""
+        for kinds, possible, needed in (
+            ("full and read-only disks", self.mounts, "root, to mount file systems"),
+            ("clocks that are set", self.clocks, "a C++ compiler, no space or colon in the path"),
+        ):
+            if not possible:
+                say(f"left out: {kinds} (needs {needed})")
         self.make_data()
         for number in itertools.count():
             if self.ledger.injected >= self.options.count:
@@ -292,6 +312,7 @@ class Torture:
         disk = SmallDisk(self.place / name, DISK) if self.mounts and number % 2 else None
         case = Case(number, ranks, self.logs(name), self.rng)
         case.disk = disk
+        case.clocks = Clocks(case.place / "clocks", self.library, ranks) if self.clocks else None
         try:
             yield case
         finally:
@@ -336,7 +357,7 @@ class Torture:
             for position, card in enumerate(self.cards):
                 if self.possible(case, card) and (wanted is None or card in wanted):
                     return self.cards.pop(position)
-            fresh = faults.deck(self.mounts, max(self.options.ranks) > 1)
+            fresh = faults.deck(self.mounts, self.clocks, max(self.options.ranks) > 1)
             self.rng.shuffle(fresh)
             self.cards += fresh
 
@@ -347,11 +368,11 @@ class Torture:
         return case.ranks > 1 if fault == HANG else True
 
     def strike_once(self, case: Case) -> bool:
-        """Faults between starts and pauses, as they come, up to one that ends a start.
+        """Faults between starts, pauses and jumps, as they come, up to one that ends a start.
 
         Returns whether the run came to its end before that.
         """
-        pauses: list[Fault] = []
+        harmless: list[Fault] = []
         damaged = False
         while True:
             fault = self.deal(case)
@@ -360,13 +381,13 @@ class Torture:
                 fault = self.deal(case, [*faults.STRIKES, *faults.PAUSES])
             if fault in faults.DAMAGE:
                 damaged = True
-            elif fault == CLOCK:
+            elif fault == TIMES:
                 faults.move_times(case.run.path, self.rng)
                 self.count(case, fault)
-            elif fault in faults.PAUSES:
-                pauses.append(fault)
+            elif fault in faults.PAUSES or fault in faults.JUMPS:
+                harmless.append(fault)
             else:
-                return self.start_and_strike(case, pauses, fault)
+                return self.start_and_strike(case, harmless, fault)
 
     def injure(self, case: Case, fault: Fault) -> bool:
         """Damage a checkpoint, if the run has another one."""
@@ -385,19 +406,19 @@ class Torture:
         self.ledger.starts += 1
         return case.start(*settings, console=console)
 
-    def start_and_strike(self, case: Case, pauses: list[Fault], fault: Fault) -> bool:
-        """One start with its faults; whether the run is complete."""
+    def start_and_strike(self, case: Case, harmless: list[Fault], fault: Fault) -> bool:
+        """One start with its faults, those first that end none; whether the run is complete."""
         if fault == READ_ONLY:
-            self.cards += pauses
+            self.cards += harmless
             return self.start_read_only(case)
         limit = max(HANG_SECONDS, self.usual_start)
         hang = [f"launch.hang_seconds={limit:.0f}"] if fault == HANG else []
         since = case.said()
         start = self.begin(case, *hang)
         try:
-            for each in pauses:
+            for each in harmless:
                 reached = faults.reach(start, each.moment, self.rng, self.usual_start, PATIENCE)
-                if reached and faults.pause(start, self.rng):
+                if reached and self.disturb(case, start, each):
                     self.count(case, each).lost.append(0)
                 else:
                     self.cards.append(each)
@@ -416,6 +437,14 @@ class Torture:
             if case.disk is not None:
                 case.disk.empty()
         return case.run.is_done()
+
+    def disturb(self, case: Case, start: Start, fault: Fault) -> bool:
+        """Inject what ends no start; False if that was not possible."""
+        if fault in faults.PAUSES:
+            return faults.pause(start, self.rng)
+        assert case.clocks is not None
+        case.clocks.jump(fault.kind, self.rng)
+        return bool(start.ranks())
 
     def hit(self, case: Case, start: Start, fault: Fault) -> int | None:
         """Inject it; None if that was not possible, else the process that hangs, or 0."""

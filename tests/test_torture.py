@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,7 @@ COUNT = 10
 @pytest.mark.slow
 @pytest.mark.requires("mpi")
 def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path), "--seed", "6"]
+    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path), "--seed", "263"]
     command += ["--count", str(COUNT), "--ranks", "2", "--iterations", "16"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,6 +37,7 @@ def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
     assert ledger["starts"] > ledger["runs"]
     assert ledger["complaints"] == []
     assert sum(tally["identical"] for tally in ledger["tallies"].values()) == ledger["injected"]
+    assert any(kind.startswith("clock set back") for kind in ledger["tallies"])
     table = (tmp_path / "torture" / "torture.md").read_text()
     assert table in done.stdout
     assert f"**{ledger['injected']} faults in {ledger['runs']} runs" in table
@@ -108,6 +113,77 @@ def test_times_of_files_play_no_part(run: RunDir) -> None:
         found = checkpoints.latest()
     assert found is not None
     assert found.step == 30
+
+
+TELLING = """
+import datetime, sys, time
+for _ in sys.stdin:
+    now = time.time(), datetime.datetime.now().timestamp(), time.monotonic()
+    print(*now, time.localtime().tm_year, flush=True)
+"""
+
+
+@pytest.fixture
+def clocks(tmp_path: Path) -> faults.Clocks:
+    """The clocks of two ranks."""
+    assert faults.build_clock(tmp_path / "clock.so")
+    return faults.Clocks(tmp_path / "clocks", tmp_path / "clock.so", 2)
+
+
+@pytest.fixture
+def ranks(clocks: faults.Clocks) -> Iterator[Sequence[Callable[[], list[float]]]]:
+    """Two processes that tell their clocks when asked: wall clock twice, monotonic, year."""
+    with contextlib.ExitStack() as stack:
+        asked = []
+        for rank in range(2):
+            environment = {**os.environ, **clocks.environment, "PMI_RANK": str(rank)}
+            words = [sys.executable, "-c", TELLING]
+            process = subprocess.Popen(
+                words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            asked.append(functools.partial(tell, process))
+        yield asked
+
+
+def tell(process: subprocess.Popen[str]) -> list[float]:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return [float(word) for word in process.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("way", ["clock set back", "clock set forward"])
+def test_a_clock_is_set_while_a_process_runs(
+    way: str, clocks: faults.Clocks, ranks: Sequence[Callable[[], list[float]]]
+) -> None:
+    rng = random.Random(5)
+    for _ in range(5):
+        before = [rank() for rank in ranks]
+        seconds = clocks.jump(way, rng)
+        assert 1 <= (seconds if way == "clock set forward" else -seconds) <= 3e8
+        moved = []
+        for rank, then in zip(ranks, before, strict=True):
+            wall, date, monotonic, year = rank()
+            passed = monotonic - then[2]
+            assert 0 < passed < 60
+            assert wall - then[0] == pytest.approx(date - then[1], abs=1)
+            assert year == datetime.datetime.fromtimestamp(wall).year
+            moved.append(abs(wall - then[0] - passed) > 0.5)
+            if moved[-1]:
+                assert wall - then[0] - passed == pytest.approx(seconds, abs=0.5)
+        assert any(moved)
+    assert clocks.shifts[0] != clocks.shifts[1]  # some jumps were of one rank alone
+
+
+def test_a_clock_needs_a_compiler_and_a_plain_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not faults.build_clock(tmp_path / "a b" / "clock.so")
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert not faults.build_clock(tmp_path / "clock.so")
 
 
 def test_what_is_started_is_found_and_ended(tmp_path: Path) -> None:
