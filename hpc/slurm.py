@@ -245,15 +245,15 @@ def _shape(stage: Stage, site: Site) -> Shape:
     if per_node > site.ranks_per_node or nodes > ranks:
         raise ConfigError(
             f"{plural(ranks, 'rank')} cannot be spread over {plural(nodes, 'node')} with 1 to "
-            f"{site.ranks_per_node} on each: "
-            "change launch.ranks (RANKS=n), or nodes or ranks_per_node in launch.slurm."
+            f"{site.ranks_per_node} on each: change launch.ranks (RANKS=n), or nodes or "
+            "ranks_per_node in launch.slurm."
         )
     if site.min_nodes is None:
         return Shape(nodes, per_node, ranks)
     if site.min_nodes > nodes or nodes * per_node != ranks:
         raise ConfigError(
-            f"min_nodes {site.min_nodes} needs at least as many nodes with the same number of ranks "
-            f"on each; there are {plural(ranks, 'rank')} on {plural(nodes, 'node')}."
+            f"min_nodes {site.min_nodes} needs at least as many nodes, with the same number of "
+            f"ranks on each; there are {plural(ranks, 'rank')} on {plural(nodes, 'node')}."
         )
     return Shape(nodes, per_node, None)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from glass_cnn.dataset import directory
 from glass_cnn.study import Study, load_study
-from hpc.commandline import Parser, plural
+from hpc.commandline import Parser, plural, shown
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, read_yaml, run_main
 from hpc.rundir import StudyDir, logs_root, make_directory, read_json, write_atomic
 from hpc.stages import Stage, Task
@@ -191,11 +191,6 @@ def start(args: argparse.Namespace, study: Study, place: StudyDir, todo: list[St
     if not args.dry_run:
         summarize(study, place, code)
     return code
-
-
-def shown(path: Path) -> Path:
-    """`path` as people would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def summarize(study: Study, place: StudyDir, code: int) -> None:

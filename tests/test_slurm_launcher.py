@@ -132,9 +132,9 @@ def test_gpus_are_for_training_only() -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"nodes": 1, "ranks_per_node": 2}, "do not fit"),
-        ({"nodes": 9, "ranks_per_node": 2}, "do not fit"),
-        ({"nodes": 3, "ranks_per_node": 2, "min_nodes": 1}, "spread evenly"),
+        ({"nodes": 1, "ranks_per_node": 2}, "cannot be spread over"),
+        ({"nodes": 9, "ranks_per_node": 2}, "cannot be spread over"),
+        ({"nodes": 3, "ranks_per_node": 2, "min_nodes": 1}, "same number of ranks on each"),
         ({"nodes": 2, "ranks_per_node": 2, "min_nodes": 3}, "min_nodes 3"),
     ],
 )
