@@ -140,18 +140,10 @@ class Parser(argparse.ArgumentParser):
 def parse_arguments() -> dict[str, Any]:
     """What the user asked for explicitly; what is not said stays as it was."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--gpu",
-        choices=["0", "1"],
-        default="",
-        help="1: TensorFlow and Horovod for NVIDIA GPUs",
-    )
-    parser.add_argument(
-        "--mpi", choices=["wheel", "site"], default="", help="site: the mpicc in PATH"
-    )
-    parser.add_argument(
-        "--python", default="", help="given: the environment must be of this interpreter"
-    )
+    gpu, mpi = "1: TensorFlow and Horovod for NVIDIA GPUs", "site: the mpicc in PATH"
+    parser.add_argument("--gpu", choices=["0", "1"], help=gpu)
+    parser.add_argument("--mpi", choices=["wheel", "site"], help=mpi)
+    parser.add_argument("--python", help="given: the environment must be of this interpreter")
     arguments = parser.parse_args()
     asked: dict[str, Any] = {}
     if arguments.gpu:
@@ -170,13 +162,16 @@ def set_up(asked: Mapping[str, Any]) -> None:
     if before and before["pins"] == pins_digest() and asked.items() <= before.items():
         STAMP.touch()
         return
+    if VENV.is_symlink():  # to another clone's, perhaps, whose stamp is not ours to remove
+        raise SetupError(f"{VENV} is a link to {VENV.resolve()}; remove it: set-up makes its own")
     wanted = {**before, **asked}
     options = Options(**{name: wanted[name] for name in asdict(Options()) if name in wanted})
     check_machine(options)
     started = time.monotonic()
     STAMP.unlink(missing_ok=True)
-    if not {**asdict(options), **asked}.items() <= (before or read_stamp(PACKAGES)).items():
-        make_venv()
+    needed, made = {**asdict(options), **asked}, before or read_stamp(PACKAGES)
+    if not needed.items() <= made.items():
+        make_venv(why_anew(needed, made))
     install(options)
     write_stamp(STAMP, options)
     say(f"ready: .venv after {minutes(time.monotonic() - started)}")
@@ -212,7 +207,7 @@ def write_stamp(path: Path, options: Options) -> None:
     python = output_of([str(PYTHON), "-c", code])
     stamp = {"root": str(ROOT), "python": python, "pins": pins_digest(), **asdict(options)}
     aside = path.with_name(path.name + ".new")
-    aside.write_text(json.dumps(stamp, indent=1) + "\n")
+    aside.write_text(json.dumps(stamp, indent=1, ensure_ascii=False) + "\n")  # make looks for root
     aside.replace(path)
 
 
@@ -233,11 +228,7 @@ def interpreter() -> str:
 
 
 def check_machine(options: Options) -> None:
-    """Name everything that is missing, with the commands that install it, before anything is done.
-
-    Raises:
-        SetupError: if something is missing.
-    """
+    """Raise SetupError naming all that is missing, with the commands that install it."""
     missing = [text for present, text in machine_needs(options) if not present]
     if missing:
         raise SetupError("this machine lacks:\n" + "\n".join(f"  - {text}" for text in missing))
@@ -266,19 +257,13 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
     yield bool(compiler("CXX", "c++")), f"a C++ compiler: {install_with('g++', 'gcc-c++')}"
     yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
     if options.mpi == "site":
-        yield (
-            bool(site_program("mpicc")),
-            "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel",
-        )
+        text = "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel"
+        yield bool(site_program("mpicc")), text
     if options.gpu:
-        yield (
-            bool(shutil.which("nvcc")),
-            "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module",
-        )
-    yield (
-        Path(sys.prefix) != VENV,
-        f"a Python outside {VENV}, which is about to be replaced: leave PYTHON out",
-    )
+        text = "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module"
+        yield bool(shutil.which("nvcc")), text
+    text = f"a Python outside {VENV}, which is about to be replaced: leave PYTHON out"
+    yield Path(sys.prefix) != VENV, text
 
 
 def install_with(debian: str, redhat: str) -> str:
@@ -291,10 +276,8 @@ def install_with(debian: str, redhat: str) -> str:
 
 def importable(module: str) -> bool:
     """Whether this interpreter finds a module (Debian leaves some of the standard library out)."""
-    return (
-        subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode
-        == 0
-    )
+    command = [sys.executable, "-c", f"import {module}"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def site_program(name: str) -> str | None:
@@ -311,11 +294,26 @@ def compiler(variable: str, default: str) -> str | None:
 # --- the steps ------------------------------------------------------------------------------------
 
 
-def make_venv() -> None:
+def why_anew(needed: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """What is wrong with an environment that is there, for people."""
+    changed = [
+        f"{key} {made[key]!r}, now {new!r}"
+        for key, new in needed.items()
+        if made and made[key] != new
+    ]
+    return (
+        "it was made with " + "; ".join(changed)
+        if made
+        else "it is incomplete or was made elsewhere"
+    )
+
+
+def make_venv(why: str) -> None:
     """An empty environment in place of whatever there was."""
-    say(f"Python {platform.python_version()} ({sys.executable}) -> .venv")
     if VENV.exists():
+        say(f"the present .venv is removed: {why}")
         shutil.rmtree(VENV)
+    say(f"Python {platform.python_version()} ({sys.executable}) -> .venv")
     VENV.mkdir()
     run([sys.executable, "-m", "venv", str(VENV)], "making the environment")
 
@@ -325,16 +323,9 @@ def install_packages(options: Options) -> None:
     files = ["base", "build", "dev", "gpu" if options.gpu else "cpu"]
     files += ["mpi"] if options.mpi == "wheel" else ["site"]
     say("packages from PyPI (about a minute; 400 MB the first time, with GPU=1 3 GB)")
-    arguments = [
-        argument for name in files for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))
-    ]
-    pip(
-        "install",
-        *arguments,
-        "-c",
-        str(REQUIREMENTS / "constraints.txt"),
-        step="installing packages",
-    )
+    pins = [f"--requirement={REQUIREMENTS / name}.txt" for name in files]
+    pins.append(f"--constraint={REQUIREMENTS / 'constraints.txt'}")
+    pip("install", *pins, step="installing packages")
 
 
 def compile_mpi4py() -> None:
@@ -377,10 +368,8 @@ def kept_wheel(home: Path) -> Path | None:
 
 def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
     """Compile into a directory aside, then move the wheel to its place."""
-    say(
-        f"Horovod {pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']} "
-        "(about three minutes)"
-    )
+    what = f"Horovod {pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']}"
+    say(f"{what} (about three minutes)")
     with tempfile.TemporaryDirectory(dir=home, prefix="build-") as aside:
         pip(
             *("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", aside),
@@ -432,12 +421,8 @@ def horovod_key(options: Options) -> dict[str, str]:
 def key_name(key: Mapping[str, str]) -> str:
     """A directory name that tells people what is in it and differs whenever the key does."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    words = [
-        key["python"].split()[0],
-        key["tensorflow"].replace(" ", "-"),
-        key["mpi"].split("\n")[0],
-    ]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))[-80:].strip("-") + "-" + digest
+    words = f"{key['python'].split()[0]}-{key['tensorflow']}-{key['mpi'].splitlines()[0]}"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", words)[-80:].strip("-") + "-" + digest
 
 
 def check_imports(options: Options) -> None:
@@ -462,11 +447,10 @@ def check_imports(options: Options) -> None:
 
 def pinned(package: str) -> str:
     """The pinned version of a package."""
+    line = re.compile(rf"^{re.escape(package)}(?:\[[\w-]+\])?==(\S+)", re.M | re.I)
     for path in sorted(REQUIREMENTS.glob("*.txt")):
-        if found := re.search(
-            rf"^{re.escape(package)}(?:\[[\w-]+\])?==(\S+)", path.read_text(), re.M | re.I
-        ):
-            return found.group(1)
+        if found := line.search(path.read_text()):
+            return found[1]
     raise SetupError(f"requirements/*.txt pin no {package}")
 
 
@@ -499,18 +483,14 @@ def vector_instructions() -> list[str]:
 
 def pip(*arguments: str, step: str, env: Mapping[str, str] | None = None) -> None:
     """Run the environment's pip."""
-    run(
-        [str(PYTHON), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments],
-        step,
-        env,
-    )
+    quiet = ("--no-input", "--disable-pip-version-check")
+    run([str(PYTHON), "-m", "pip", *quiet, *arguments], step, env)
 
 
 def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> None:
     """Run a command into the log, with a sign of life when it takes long.
 
-    Raises:
-        SetupError: if it fails; with what its log tells and, if it is known, the cause.
+    Raises SetupError if it fails, with what its log tells and, if it is known, the cause.
     """
     with LOG.open("a") as log:
         log.write(f"\n$ {' '.join(command)}\n")
@@ -523,12 +503,12 @@ def run(command: list[str], step: str, env: Mapping[str, str] | None = None) -> 
             stderr=log,
             env=environment(env or {}),
             cwd=ROOT,
+            close_fds=False,  # it holds the locks as well, should it outlive this script
         )
         wait(child, step)
     if child.returncode:
-        raise SetupError(
-            explain(step, child.returncode, LOG.read_text(errors="replace")[beginning:])
-        )
+        said = LOG.read_bytes()[beginning:].decode(errors="replace")
+        raise SetupError(explain(step, child.returncode, said))
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
@@ -538,7 +518,7 @@ def environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def wait(child: subprocess.Popen[bytes], step: str) -> None:
-    """Wait for a child, which never outlives this script."""
+    """Wait for a child, which outlives this script only if that is killed outright."""
     started = time.monotonic()
     try:
         while child.poll() is None:
@@ -576,8 +556,9 @@ def output_of(command: list[str]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, reason: str) -> Iterator[None]:
-    """Hold a lock file, which the system releases even if this process is killed."""
+    """Hold a lock file, which the system releases once this process and its children ended."""
     with path.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,9 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +69,11 @@ def clone(root: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def install(clone: Path) -> ModuleType:
     """The set-up script of that clone, as a module."""
+    return install_of(clone)
+
+
+def install_of(clone: Path) -> ModuleType:
+    """The set-up script of a clone, as a module."""
     spec = importlib.util.spec_from_file_location("install", clone / "requirements/install.py")
     assert spec is not None
     assert spec.loader is not None
@@ -199,7 +206,7 @@ def test_an_interrupted_set_up_goes_on_from_what_is_whole(
 
     (install.REQUIREMENTS / "base.txt").write_text("numpy==2.0.1\n")  # a reason to work
     anew: list[bool] = []
-    monkeypatch.setattr(install, "make_venv", lambda: anew.append(True))
+    monkeypatch.setattr(install, "make_venv", lambda _: anew.append(True))
     monkeypatch.setattr(install, "install_packages", lambda _: None)
     monkeypatch.setattr(install, "install_horovod", interrupt)
     if "packages" in interrupted:
@@ -243,6 +250,64 @@ def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -
         assert second.poll() is None
     assert second.wait(60) == install.EXIT_FAILED  # it goes on, and finds no mpicc in PATH
     second.stdout.close()
+
+
+def test_what_a_killed_set_up_left_running_keeps_the_next_one_waiting(
+    install: ModuleType, clone: Path
+) -> None:
+    """pip would write into the environment that the next set-up removes."""
+    install.VENV.mkdir()
+    script = (
+        "import sys; sys.path.insert(0, 'requirements'); import install\n"
+        "with install.locked(install.ROOT / 'lock', ''):\n"
+        "    install.run([sys.executable, '-c', 'import os, time;"
+        " print(os.getpid(), flush=True); time.sleep(60)'], 'sleeping')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=clone) as first:
+        while not (install.LOG.exists() and install.LOG.read_text().split()[-1].isdigit()):
+            time.sleep(0.02)
+        first.kill()
+    left = int(install.LOG.read_text().split()[-1])
+    with (clone / "lock").open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(left, signal.SIGKILL)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def test_a_link_to_the_environment_of_another_clone_is_refused(
+    install: ModuleType, complete: dict[str, Any], clone: Path
+) -> None:
+    stamp = install.STAMP.rename(clone / "stamp")
+    other = install.VENV.rename(clone / "other")
+    stamp.rename(other / ".ready")
+    install.VENV.symlink_to(other)
+    install.STAMP.write_text(json.dumps({**complete, "root": "/elsewhere"}))
+    with pytest.raises(install.SetupError, match=rf"is a link to {other}; remove it"):
+        install.set_up({})
+    assert (other / ".ready").exists()
+    install.STAMP.write_text(json.dumps(complete))
+    install.set_up({})  # a link to its own
+
+
+def test_why_an_environment_is_made_anew(
+    install: ModuleType, complete: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked in ({"gpu": True}, {"python": "3.10.1 /usr"}):
+        assert install.why_anew(asked, complete) in (
+            "it was made with gpu False, now True",
+            f"it was made with python {install.interpreter()!r}, now '3.10.1 /usr'",
+        )
+    assert "incomplete" in install.why_anew({"gpu": True}, {})
+
+
+def test_make_knows_a_clone_of_any_name(clone: Path, tmp_path: Path) -> None:
+    clone = clone.rename(tmp_path / "größe (2)")
+    install = install_of(clone)
+    install.PYTHON.parent.mkdir(parents=True)
+    install.PYTHON.symlink_to(sys.executable)
+    install.write_stamp(install.STAMP, install.Options())
+    assert "install.py" not in run("make", "--dry-run", "doctor", cwd=clone).stdout
 
 
 # --- what the machine lacks -----------------------------------------------------------------------
