@@ -109,7 +109,10 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
     left = len(runs) - len(shown)
     more = [f"… and {left} more; python -m jobs.status --all shows them"] if left else []
     if counts["damaged"]:
-        more += ["damaged: remove the directory of such a run, and make submit trains it again"]
+        more += [
+            "damaged: make submit mends a result.json; where that is not enough, remove the "
+            "directory of such a run, and make submit trains it again"
+        ]
     return Group(head, *map(Text, others), table(shown), *more, "")
 
 

@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from glass_cnn.dataset import directory
-from glass_cnn.study import Study, load_study
+from glass_cnn.records import Result, read_result
+from glass_cnn.study import Run, Study, load_study
 from hpc.commandline import Parser, plural, shown
 from hpc.config import EXIT_AGAIN, ConfigError, DataError, read_yaml, run_main
-from hpc.rundir import StudyDir, logs_root, make_directory, read_json, write_atomic
+from hpc.rundir import (
+    RunDir,
+    StudyDir,
+    logs_root,
+    make_directory,
+    storage_errors,
+    write_atomic,
+)
 from hpc.stages import Stage, Task
 
 SHOWN = 40
@@ -51,6 +59,11 @@ def main(argv: list[str]) -> int:
     study = load_study(args.config, sets, root)
     place = study.directory(root)
     chain = [*needed(study, root, sets), study]
+    for result in (result for each in chain for result in damaged(each, root)):
+        print(f"{shown(result)} is damaged: the run is finished again from its checkpoint.")
+        if not args.dry_run:
+            with storage_errors(result):
+                result.replace(result.with_name("result.json.damaged"))
     missing = [stage for each in chain for stage in stages(each, root)]
     if not missing:
         print(f"{study.name}: {all_of(study)} complete; nothing to do.")
@@ -91,6 +104,20 @@ def write_studies(chain: Sequence[Study], root: Path) -> None:
         make_directory(place.runs)
         write_atomic(place.study, study.to_yaml(after))
         after = place.study
+
+
+def result_of(run: Run, place: RunDir) -> Result | None:
+    """What a run ended with; None before its end, and for a result that is damaged or not its."""
+    with contextlib.suppress(DataError):
+        result = read_result(place.result)
+        return result if result is not None and result.seed == run.seed else None
+    return None
+
+
+def damaged(study: Study, root: Path) -> list[Path]:
+    """Files in the place of results that are none."""
+    runs = [(run, study.run_dir(root, run)) for run in study.runs]
+    return [at.result for run, at in runs if at.is_done() and result_of(run, at) is None]
 
 
 def stages(study: Study, root: Path) -> list[Stage]:
@@ -158,7 +185,7 @@ def _train_tasks(study: Study, root: Path) -> tuple[Task, ...]:
     tasks = []
     for run in study.runs:
         place = study.run_dir(root, run)
-        if not place.is_done():
+        if result_of(run, place) is None:
             words = (config, run.name, "--logs", str(root))
             train = run.point.settings.train
             tasks.append(
@@ -200,14 +227,15 @@ def summarize(study: Study, place: StudyDir, code: int) -> None:
     done = 0
     for run in study.runs:
         where = study.run_dir(root, run)
-        if not where.is_done():
+        result = result_of(run, where)
+        if result is None:
             continue
         done += 1
         if done <= SHOWN:
-            result = read_json(where.result)
-            ends = [result[end] for end in ("optimal", "final")]
-            shares = [e[f"{part}_accuracy"] for e in ends for part in ("validation", "test")]
-            rows.append((*(f"{share:.2%}" for share in shares), str(shown(where.path))))
+            ends = (result.optimal, result.final)
+            shares = (x for end in ends for x in (end.validation_accuracy, end.test_accuracy))
+            texts = ("" if share is None else f"{share:.2%}" for share in shares)
+            rows.append((*texts, str(shown(where.path))))
     if done:
         # Not a rich table: on a narrow terminal it would cut the numbers to make room for paths.
         print(*(" " + "  ".join(f"{x:7}" for x in row).rstrip() for row in rows), sep="\n")

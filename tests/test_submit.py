@@ -61,11 +61,9 @@ def test_only_what_is_missing_is_done(study: Path, tmp_path: Path, tiny_logs: Pa
     found = load_study(study)
     first, second = (found.run_dir(logs, run) for run in found.runs)
     assert planned(study, logs) == [f"train: {first.name} {second.name}", "aggregate: report"]
-    first.path.mkdir(parents=True)
-    first.result.write_text("{}")
+    synthetic.write_run(found.directory(logs), found.runs[0])
     assert planned(study, logs) == [f"train: {second.name}", "aggregate: report"]
-    second.path.mkdir(parents=True)
-    second.result.write_text("{}")
+    synthetic.write_run(found.directory(logs), found.runs[1])
     assert planned(study, logs) == ["aggregate: report"]
     found.directory(logs).report.write_text("")
     assert planned(study, logs) == []
@@ -74,6 +72,26 @@ def test_only_what_is_missing_is_done(study: Path, tmp_path: Path, tiny_logs: Pa
     (train, _) = planned(study, logs, "--set", "study.seeds=3")
     assert train.startswith("train: base-s2-")
     assert train.count("base") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "another seed"])
+def test_a_damaged_result_is_named_and_counts_as_none(
+    study: Path, tmp_path: Path, tiny_logs: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    found = load_study(study)
+    for run in found.runs:
+        synthetic.write_run(found.directory(logs), run)
+    place, other = (found.run_dir(logs, each) for each in found.runs)
+    place.result.write_text(other.result.read_text() if content == "another seed" else content)
+    before = tiny.fingerprint(logs)
+    words = [str(study), "--launcher", "local", "--logs", str(logs), "--dry-run"]
+    assert run_main(submit.main, words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{place.result} is damaged: the run is finished again")
+    assert f"{place.name} --logs" in said
+    assert other.name not in said
+    assert tiny.fingerprint(logs) == before
 
 
 def test_a_report_is_made_again_when_there_is_more_to_tell(
@@ -298,12 +316,14 @@ def test_a_study_from_nothing_to_its_report_and_on(study: Path, tmp_path: Path) 
     assert "all 2 runs are complete; nothing to do." in second.stdout
     assert tiny.fingerprint(logs) == before, "a second call changes nothing"
 
-    # One result is lost: that run alone is finished again from its last checkpoint.
-    runs[1].result.unlink()
+    # One result is damaged: that run alone is finished again from its last checkpoint.
+    os.truncate(runs[1].result, 50)
     kept = tiny.fingerprint(runs[0].path)
     third = start(study, logs)
     assert third.returncode == 0, third.stdout + third.stderr
+    assert f"{runs[1].result} is damaged: the run is finished again" in third.stdout
     assert "train: 1 to do" in third.stdout
+    assert tiny.starts(runs[1]) == [0, 12]
     assert read_json(runs[1].result)["weights_sha256"] == shas[1]
     assert tiny.fingerprint(runs[0].path) == kept
 
