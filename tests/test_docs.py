@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from glass_cnn.study import build_study
+from glass_cnn.study import build_study, load_study
 from hpc.config import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+STUDIES = ROOT / "docs" / "studies.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 STAGES = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
 
@@ -98,6 +99,18 @@ def test_named_files_exist(document: Path) -> None:
 def test_the_example_study_is_one() -> None:
     study = build_study(parse_yaml(blocks(README, "yaml")[0], "README.md"), "README.md")
     assert len(study.runs) == 24
+
+
+def test_the_example_with_all_keys_is_a_study(tmp_path: Path) -> None:
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    (tmp_path / "study.yaml").write_text(blocks(STUDIES, "yaml")[0])
+    assert len(load_study(tmp_path / "study.yaml").runs) == 2 * 3 * 2 * 12
+
+
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_every_study_file_is_named(size: str) -> None:
+    named = set(re.findall(r"`(\w+\.yaml)`", STUDIES.read_text()))
+    assert {path.name for path in (ROOT / "jobs" / size).glob("*.yaml")} == named
 
 
 @pytest.mark.parametrize("stage", STAGES)
