@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import numpy as np
 from PIL import Image as Pillow
@@ -34,6 +34,7 @@ FLAT = 0.1
 """largest spread of z of a two-dimensional configuration, σ"""
 SMALLEST_BOX = 2.0
 """shortest side of a box that can be drawn, σ"""
+CUT = "it ends in the middle of a frame"
 COORDINATES = {"": False, "s": True, "u": False, "su": True}
 """ending of a LAMMPS column x, xs, xu, xsu; whether it is in units of the box"""
 
@@ -81,7 +82,8 @@ def read_frames(path: Path) -> list[Frame]:
 
 
 def _open_text(path: Path) -> TextIO:
-    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+    open_it = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(TextIO, open_it(path, "rt", encoding="utf-8-sig"))
 
 
 # LAMMPS. ASE's reader refuses the dumps of two-dimensional systems that have no z column.
@@ -89,30 +91,52 @@ def _open_text(path: Path) -> TextIO:
 
 def _read_lammps(path: Path) -> Iterator[Frame]:
     with _open_text(path) as lines:
+        count, bounds, whole = 0, [], True
         for line in lines:
             if line.startswith("ITEM: NUMBER OF ATOMS"):
-                count = int(next(lines))
+                count = int(_rows(lines, 1)[0][0])
             elif line.startswith("ITEM: BOX BOUNDS"):
-                flags = line.split()[3:]
-                bounds = [next(lines).split() for _ in range(3)]
+                flags, bounds = line.split()[3:], _rows(lines, 3)
             elif line.startswith("ITEM: ATOMS"):
-                rows = [row.split() for row in itertools.islice(lines, count)]
-                columns = line.split()[2:]
-                if len(rows) != count or any(len(row) != len(columns) for row in rows):
-                    raise ValueError("it ends in the middle of a frame")
-                yield _lammps_frame(path, flags, bounds, columns, np.array(rows))
+                if count < 1 or not bounds:
+                    raise ValueError("a frame has no particles or no box")
+                columns, rows = line.split()[2:], _rows(lines, count)
+                yield _lammps_frame(path, flags, bounds, columns, rows)
+                whole = True
+            elif line.startswith("ITEM: "):  # the first item of a frame, and those without use
+                _rows(lines, 1)
+                if whole:
+                    count, bounds, whole = 0, [], False
+            elif line.strip():
+                raise ValueError(f"unexpected line {line.strip()!r:.60}")
+        if not whole:
+            raise ValueError(CUT)
+
+
+def _rows(lines: TextIO, count: int) -> list[list[str]]:
+    """The words of the next `count` lines; raises ValueError where the file ends before."""
+    rows = list(itertools.islice(lines, count))
+    if len(rows) != count or not all(row.endswith("\n") for row in rows):
+        raise ValueError(CUT)
+    return [row.split() for row in rows]
 
 
 def _lammps_frame(
-    path: Path, flags: list[str], bounds: list[list[str]], columns: list[str], rows: np.ndarray
+    path: Path,
+    flags: list[str],
+    bounds: list[list[str]],
+    columns: list[str],
+    rows: list[list[str]],
 ) -> Frame:
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError(CUT)
     tilts = [float(b[2]) for b in bounds if len(b) > 2]
     if "abc" in flags or any(tilts):
         raise DataError(f"{path}: the box is tilted; only boxes at right angles can be drawn.")
     if len(flags) >= 3 and any("p" not in flag for flag in flags[-3:-1]):
         raise DataError(f"{path}: the box is not periodic in x and y.")
     low, high = np.array([[float(b[0]), float(b[1])] for b in bounds]).T
-    table = dict(zip(columns, rows.T, strict=True))
+    table = dict(zip(columns, np.array(rows).T, strict=True))
     if "id" in table:
         order = np.argsort(table["id"].astype(int))
         table = {name: values[order] for name, values in table.items()}
@@ -135,7 +159,14 @@ def _read_xyz(path: Path) -> Iterator[Frame]:
     with _open_text(path) as file:
         # ASE would take the species for chemical elements, and there is no element A.
         text = re.sub(r"(Properties=\"?|:)species:S:1", r"\1kind:S:1", file.read())
-    for atoms in ase.io.read(io.StringIO(text), index=":", format="extxyz"):
+    try:
+        found = ase.io.read(io.StringIO(text), index=":", format="extxyz")
+    except KeyError as error:  # no such element
+        raise DataError(
+            f"{path}: has particles of type {error}, which is no element; the second line of a "
+            'frame must say Lattice="…" Properties=species:S:1:pos:R:3.'
+        ) from None
+    for atoms in found:
         cell = np.asarray(atoms.cell)
         if not cell.any():
             raise DataError(f"{path}: has no Lattice; the periodic box must be known.")
@@ -158,11 +189,11 @@ def _read_gsd(path: Path) -> Iterator[Frame]:
                     f"{path}: the box is tilted; only boxes at right angles can be drawn."
                 )
             particles = snapshot.particles
-            names = list(particles.types or [])
-            if not {name.upper() for name in names} <= {"A", "B"}:
+            names, last = list(particles.types or []), max(particles.typeid, default=0)
+            if last > 1:
+                raise DataError(f"{path}: has {last + 1} types; at most two fit.")
+            if last >= len(names) or not {name.upper() for name in names} <= {"A", "B"}:
                 names = ["A", "B"]  # other names: the first type is A, the second B
-            if particles.typeid.max() >= len(names):
-                raise DataError(f"{path}: has {particles.typeid.max() + 1} types; at most two fit.")
             species = np.array(names)[particles.typeid]
             yield _frame(path, particles.position, species, box[:2])
 
@@ -185,15 +216,18 @@ def _frame(path: Path, places: np.ndarray, species: np.ndarray, box: np.ndarray)
         )
     wrapped = (places[:, :2] % box).astype(np.float32)
     wrapped[wrapped >= box] = 0  # rounding up to the edge
+    if len(np.unique(wrapped, axis=0)) < len(wrapped):
+        raise DataError(f"{path}: has two particles at the same place.")
     return Frame(wrapped, _types(path, species), box)
 
 
 def _types(path: Path, species: np.ndarray) -> np.ndarray:
-    names = np.char.upper(np.asarray(species).astype(str))
+    given = np.asarray(species).astype(str)
+    names = np.char.upper(given)
     for first, second in (("A", "B"), ("1", "2")):
         if np.isin(names, (first, second)).all():
             return np.where(names == first, TYPE_A, TYPE_B).astype(np.uint8)
-    found = ", ".join(np.unique(names)[:6])
+    found = ", ".join(np.unique(given)[:6])
     raise DataError(f"{path}: has particles of type {found}; call them A and B, or 1 and 2.")
 
 

@@ -18,6 +18,7 @@ what follows the word names the trajectory: liquid_7.xyz and glass_7.xyz stay to
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +47,6 @@ from glass_cnn.store import Contents, Draw, draw_configurations, image_columns, 
 from hpc.commandline import plural
 from hpc.config import ConfigError, DataError
 from hpc.preempt import StopFlag
-from hpc.rundir import read_json
 from hpc.world import World
 
 LISTING = "metadata.json"
@@ -139,11 +139,6 @@ def read_listing(source: Path) -> list[Entry]:
     entries = _listed(source, listing) if listing.exists() else _named(source)
     if not entries:
         raise DataError(f"{listing}: is an empty list; there is nothing to import.")
-    twice = [key for key, n in Counter((e.path, e.frame) for e in entries).items() if n > 1]
-    if twice:
-        path, frame = twice[0]
-        which = path if frame is None else f"frame {frame} of {path}"
-        raise DataError(f"{listing}: {which} is listed twice; each may be listed once.")
     kinds = {suffix(Path(entry.path)) == IMAGE_SUFFIX for entry in entries}
     if len(kinds) > 1:
         raise DataError(f"{listing}: lists images and trajectory files; import one or the other.")
@@ -151,7 +146,12 @@ def read_listing(source: Path) -> list[Entry]:
 
 
 def _listed(source: Path, listing: Path) -> list[Entry]:
-    tree = read_json(listing)
+    try:
+        tree = json.loads(listing.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{listing}: is no JSON: {error}. Mend it and run again.") from None
     if not isinstance(tree, list):
         raise DataError(
             f"{listing}: holds {type(tree).__name__} where a list of entries is needed, for "
@@ -163,11 +163,10 @@ def _listed(source: Path, listing: Path) -> list[Entry]:
 def _entry(source: Path, where: str, item: Any) -> Entry:
     if not isinstance(item, dict) or not {"path", "label"} <= item.keys():
         raise DataError(f'{where}: {item!r:.80} must be a mapping with "path" and "label".')
-    path, label = item["path"], item["label"]
-    frame, trajectory = item.get("frame"), item.get("trajectory")
+    label, frame, trajectory = item["label"], item.get("frame"), item.get("trajectory")
     if label not in CLASSES:
         raise DataError(f"{where}: label {label!r:.40} is unknown; allowed: glass, liquid.")
-    _check_path(source, where, path)
+    path = _path(source, where, item["path"])
     if frame not in (None, "all") and type(frame) is not int:
         raise DataError(f'{where}: frame {frame!r:.40} must be a whole number or "all".')
     if trajectory is not None and type(trajectory) not in (int, str):
@@ -175,35 +174,53 @@ def _entry(source: Path, where: str, item: Any) -> Entry:
     return Entry(path, CLASSES.index(label), frame, None if trajectory is None else str(trajectory))
 
 
-def _check_path(source: Path, where: str, path: Any) -> None:
-    if not isinstance(path, str) or not path or "\0" in path:
+def _path(source: Path, where: str, path: Any) -> str:
+    """The path from `source`, free of links and detours, so that each file has one name."""
+    if not isinstance(path, str) or not path:
         raise DataError(f"{where}: path {path!r:.80} must be the name of a file.")
-    if not (source / path).resolve().is_relative_to(source.resolve()):
+    try:
+        real, top = (source / path).resolve(), source.resolve()
+        exists = real.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, no text
+        raise DataError(f"{where}: path {path!r:.80} names no file: {error}.") from None
+    if not real.is_relative_to(top):
         raise DataError(f"{where}: path {path!r:.80} leads out of {source}; that is not allowed.")
-    if suffix(Path(path)) not in SUFFIXES:
+    if suffix(real) not in SUFFIXES:
         raise DataError(
             f"{where}: {path!r:.80} is of no known kind; known endings: {', '.join(SUFFIXES)}, "
             "and .gz after all but .png and .gsd."
         )
-    if not (source / path).is_file():
+    if not exists:
         raise DataError(f"{where}: {source / path}: no such file.")
+    return str(real.relative_to(top))
 
 
 def _named(source: Path) -> list[Entry]:
     """Entries from file names, for trajectory files only."""
     entries = []
-    for path in sorted(source.iterdir()):
-        match = re.match(r"(liquid|glass)[ _.-]*(.*)", path.name, re.IGNORECASE)
+    try:
+        paths = sorted(source.iterdir())
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}.") from None
+    for path in paths:
+        stem = path.name.lower().removesuffix(".gz").removesuffix(suffix(path))
+        match = re.match(r"(liquid|glass)[ _.-]*(.*)", stem)
         if match and suffix(path) in SUFFIXES and suffix(path) != IMAGE_SUFFIX:
-            rest = match[2].lower().removesuffix(".gz").removesuffix(suffix(path))
-            label = CLASSES.index(match[1].lower())
-            entries.append(Entry(path.name, label, None, rest.rstrip(".") or path.name))
+            label = CLASSES.index(match[1])
+            entries.append(Entry(path.name, label, None, match[2] or path.name))
     if not entries:
         raise DataError(
             f"{source}: has neither {LISTING} nor trajectory files called liquid… and glass…; "
             f'write {LISTING}: [{{"path": "a.png", "label": "glass"}}, …].'
         )
     return entries
+
+
+def _check_once(source: Path, names: Sequence[str]) -> None:
+    """Raise DataError for what is listed twice: it might come to lie on both sides of the split."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{source / LISTING}: {name} is listed twice; each may be listed once.")
 
 
 def _are_images(entries: Sequence[Entry]) -> bool:
@@ -217,6 +234,7 @@ def _list_images(
     source: Path, entries: Sequence[Entry], settings: Render, record: dict[str, Any]
 ) -> Contents:
     """Columns of a data set of imported images; their sizes are checked here, once."""
+    _check_once(source, [entry.path for entry in entries])
     _check_sizes(source, entries, settings)
     alone = sum(entry.trajectory is None for entry in entries)
     if alone:
@@ -277,29 +295,31 @@ def _read_configurations(
     """Columns of a data set of imported configurations, from files of the field."""
     read = functools.lru_cache(maxsize=4)(read_frames)  # liquid and glass are often of one file
     found: list[tuple[Entry, Frame]] = []
+    names = []
     for entry in entries:
-        frames = _chosen(source / entry.path, read(source / entry.path), entry.frame)
-        for frame in frames:
-            _check_frame(source / entry.path, frame, found[0] if found else None, settings)
-            found.append((entry, frame))
+        frames = read(source / entry.path)
+        for index in _chosen(source / entry.path, len(frames), entry.frame):
+            _check_frame(source / entry.path, frames[index], found[0] if found else None, settings)
+            found.append((entry, frames[index]))
+            names.append(f"frame {index} of {entry.path}")
+    _check_once(source, names)
     configurations = _columns(found)
     return Contents(image_columns(configurations, settings), configurations, record)
 
 
-def _chosen(path: Path, frames: list[Frame], frame: int | str | None) -> list[Frame]:
+def _chosen(path: Path, count: int, frame: int | str | None) -> range:
+    """Indices of the frames of a file that an entry means."""
     if frame == "all":
-        return frames
-    if frame is None and len(frames) > 1:
+        return range(count)
+    if frame is None and count > 1:
         raise DataError(
-            f'{path}: has {len(frames)} frames; say which in {LISTING}: "frame" is a number '
+            f'{path}: has {count} frames; say which in {LISTING}: "frame" is a number '
             '(negative counts from the end) or "all".'
         )
-    try:
-        return [frames[int(frame or 0)]]
-    except IndexError:
-        raise DataError(
-            f"{path}: has {plural(len(frames), 'frame')}, and no frame {frame}."
-        ) from None
+    index = int(frame or 0)
+    if not -count <= index < count:
+        raise DataError(f"{path}: has {plural(count, 'frame')}, and no frame {frame}.")
+    return range(index % count, index % count + 1)
 
 
 def _check_frame(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -171,11 +172,20 @@ OTHER = {"path": "images/1.png", "label": "glass"}
         ([{**GOOD, "path": "/etc/passwd"}], "leads out of"),
         ([{**GOOD, "path": "outside.png"}], "leads out of"),
         ([{**GOOD, "path": 5}], "must be the name of a file"),
-        ([{**GOOD, "path": "a\0.png"}], "must be the name of a file"),
+        ([{**GOOD, "path": ""}], "must be the name of a file"),
+        ([{**GOOD, "path": float("nan")}], "must be the name of a file"),
+        ([{**GOOD, "path": "a\0.png"}], "names no file"),
+        ([{**GOOD, "path": "\ud800.png"}], "names no file"),
+        ([{**GOOD, "path": "loop.png"}], "names no file|no such file"),
+        ([{**GOOD, "path": "x" * 300 + ".png"}], "names no file|no such file"),
         ([{**GOOD, "path": "metadata.json"}], "no known kind; known endings: .png"),
         ([{**GOOD, "trajectory": [1]}], r"trajectory \[1\] must be"),
         ([{**GOOD, "frame": 1.5}], "frame 1.5 must be"),
+        ([{**GOOD, "frame": True}], "frame True must be"),
         ([GOOD, OTHER, GOOD], r"images/0\.png is listed twice"),
+        ([GOOD, OTHER, {**GOOD, "path": "./images/../images/0.png"}], "is listed twice"),
+        ([GOOD, OTHER, {**GOOD, "path": "again.png"}], "is listed twice"),
+        ([{**GOOD, "frame": 0}, OTHER, {**GOOD, "frame": 1}], "is listed twice"),
         ([GOOD], "all labelled liquid"),
         ([GOOD, OTHER, {**OTHER, "path": "a.xyz"}], "one or the other"),
     ],
@@ -184,6 +194,8 @@ def test_bad_lists(tmp_path: Path, entries: Any, message: str) -> None:
     source, _ = write_images(tmp_path / "in", count=4)
     (tmp_path / "secret.png").write_bytes(b"")
     (source / "outside.png").symlink_to(tmp_path / "secret.png")
+    (source / "loop.png").symlink_to("loop.png")
+    (source / "again.png").symlink_to("images/0.png")
     (source / "a.xyz").write_text("")
     write_list(source, entries)
     with pytest.raises(DataError, match=message):
@@ -194,8 +206,29 @@ def test_bad_lists(tmp_path: Path, entries: Any, message: str) -> None:
 def test_list_that_is_no_json(tmp_path: Path) -> None:
     source = write_list(tmp_path / "in", [])
     (source / "metadata.json").write_text('[{"path": ')
-    with pytest.raises(DataError, match=r"metadata\.json: is damaged"):
+    with pytest.raises(DataError, match=r"metadata\.json: is no JSON: .*Mend it") as error:
         store(source, tmp_path)
+    assert "remove" not in str(error.value)
+    (source / "metadata.json").unlink()
+    (source / "metadata.json").mkdir()
+    with pytest.raises(DataError, match=r"metadata\.json: cannot be read: Is a directory"):
+        store(source, tmp_path)
+
+
+def test_list_with_a_byte_order_mark_and_names_of_all_kinds(tmp_path: Path) -> None:
+    """As other systems' editors write it; endings in capitals, spaces, other alphabets."""
+    source = tmp_path / "in"
+    source.mkdir()
+    names = ["ein Bild.PNG", "стекло 1.png"]
+    for seed, name in enumerate(names):
+        Image.fromarray(picture(seed)).save(source / name, "PNG")
+    labels = ("liquid", "glass")
+    entries = [{"path": n, "label": k} for n, k in zip(names, labels, strict=True)]
+    text = json.dumps(entries, ensure_ascii=False)
+    (source / "metadata.json").write_text(text, encoding="utf-8-sig")
+    stored = store(source, tmp_path)
+    assert stored.column("images/path").tolist() == names
+    assert all((stored.images[i] == picture(i)[..., :3]).all() for i in range(2))
 
 
 def test_no_directory_and_nothing_to_import(tmp_path: Path) -> None:
@@ -216,7 +249,13 @@ def cut(path: Path) -> None:
         (lambda path: path.write_bytes(b"no image"), r"5\.png: is no PNG image"),
         (lambda path: path.write_bytes(b""), r"5\.png: is no PNG image"),
         (cut, r"5\.png: is a damaged PNG image"),
-        (lambda path: Image.new("L", (20, 20)).save(path), r"5\.png: is of mode L; RGB or RGBA"),
+        *(
+            (
+                lambda path, mode=mode: Image.new(mode, (20, 20)).save(path),
+                rf"5\.png: is of mode {mode}; RGB or RGBA",
+            )
+            for mode in ("L", "LA", "P", "1", "I;16")
+        ),
         (lambda path: Image.new("RGB", (20, 20)).save(path, "JPEG"), r"5\.png: is no PNG image"),
     ],
 )
@@ -327,6 +366,41 @@ def test_lammps_dumps(tmp_path: Path, columns: str, origin: float) -> None:
     check_frame(read_frames(plain)[0], 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("A.DUMP.GZ", dump_text(1)),
+        ("dump.7.GZ", dump_text(1)),
+        ("mark.dump", "\ufeff" + dump_text(1)),
+        ("lines.dump", dump_text(1).replace("\n", "\r\n")),
+        ("units.dump", "ITEM: UNITS\nlj\nITEM: TIME\n0.5\n" + dump_text(1)),
+        ("numbers.dump", dump_text(1).replace(" 6.0 ", " 6.0e+00 ")),
+        ("old.dump", dump_text(1, bounds="")),
+        ("right.dump", dump_text(1, bounds="xy xz yz pp pp pp", tilt="0.0")),
+        ("A.XYZ.Gz", xyz_text(1)),
+        ("mark.xyz", "\ufeff" + xyz_text(1)),
+    ],
+)
+def test_other_programs_write_them_otherwise(tmp_path: Path, name: str, text: str) -> None:
+    packed = name.lower().endswith(".gz")
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    [frame] = read_frames(tmp_path / name)
+    check_frame(frame, 1)
+
+
+def test_columns_of_extended_xyz_in_another_order(tmp_path: Path) -> None:
+    lattice = 'Lattice="6.0 0 0 0 6.0 0 0 0 1" Properties=id:I:1:pos:R:3:species:S:1 Time=3'
+    places, types = particles(1)
+    rows = [
+        f"{i} {x:e} {y:e} 0 {' AB'[t]}"
+        for i, ((x, y), t) in enumerate(zip(places, types, strict=True))
+    ]
+    (tmp_path / "a.xyz").write_text("\n".join(["30", lattice, *rows, ""]))
+    [frame] = read_frames(tmp_path / "a.xyz")
+    check_frame(frame, 1)
+
+
 @pytest.mark.parametrize("names", [("A", "B"), ("1", "2"), ("a", "b")])
 def test_extended_xyz(tmp_path: Path, names: tuple[str, str]) -> None:
     path = tmp_path / "a.xyz"
@@ -340,6 +414,10 @@ def test_gsd(tmp_path: Path, names: tuple[str, str]) -> None:
     write_gsd(tmp_path / "a.gsd", [1, 2], names)
     for seed, frame in zip((1, 2), read_frames(tmp_path / "a.gsd"), strict=True):
         check_frame(frame, seed, shift=(-3, -3))
+
+
+LINES = dump_text(1).splitlines(keepends=True)
+LATTICE = 'Lattice="6.0 0 0 0 6.0 0 0 0 1" Properties=species:S:1:pos:R:3'
 
 
 def no_lattice() -> str:
@@ -361,9 +439,21 @@ def tilted() -> str:
         ("a.dump", dump_text(1, z=0.2), "z spreads over"),
         ("a.dump", dump_text(1).replace(" 2 ", " 3 "), "type 1, 3; call them A and B"),
         ("a.dump", "", "holds no frames"),
-        ("a.dump", "nonsense\n" * 5, "holds no frames"),
+        ("a.dump", "nonsense\n" * 5, "unexpected line 'nonsense'"),
+        *(("a.dump", dump_text(1) + "".join(LINES[:k]), "middle of a frame") for k in range(1, 39)),
+        ("a.dump", dump_text(1)[:-1], "ends in the middle of a frame"),
+        ("a.dump", "".join(LINES[:2] + LINES[8:]), "no particles or no box"),
+        ("a.dump", "".join(LINES[8:]), "no particles or no box"),
+        ("a.dump", dump_text(1) + "".join(LINES[:4] + LINES[8:]), "no particles or no box"),
+        ("a.dump", dump_text(1).replace("\n30\n", "\n29\n"), "unexpected line '20 2 5.08"),
+        ("a.dump", dump_text(1).replace("\n30\n", "\n0\n"), "no particles or no box"),
+        ("a.dump", dump_text(1, bounds="abc origin pp pp pp"), "box is tilted"),
         ("a.dump.gz", "not compressed", "cannot be read"),
-        ("a.xyz", xyz_text(1, ("Ni", "P")), "type NI, P; call them A and B"),
+        ("a.xyz", xyz_text(1, ("Ni", "P")), "type Ni, P; call them A and B"),
+        ("a.xyz", xyz_text(1, head="a comment"), "'A', which is no element; .*Properties"),
+        ("a.xyz", xyz_text(1, head=LATTICE + ' pbc="F F F"'), "not periodic"),
+        ("a.xyz", xyz_text(1) + xyz_text(2)[:300], "cannot be read"),
+        ("a.xyz", re.sub(r"(\nA .*)\nA .*", r"\1\1", xyz_text(1), count=1), "the same place"),
         ("a.xyz", no_lattice(), "has no Lattice"),
         ("a.xyz", tilted(), "box is tilted"),
         ("a.xyz", xyz_text(1, z=1.0), "z spreads over"),
@@ -379,6 +469,52 @@ def test_bad_trajectory_files(tmp_path: Path, name: str, text: str, message: str
     with pytest.raises(DataError, match=message) as error:
         read_frames(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: setattr(frame.particles, "N", 0), "has no particles"),
+        (lambda frame: setattr(frame.particles, "position", None), "at the same place"),
+        (lambda frame: frame.particles.typeid.__setitem__(0, 2), "has 3 types; at most two"),
+        (lambda frame: setattr(frame.configuration, "box", [6, 6, 1, 0.1, 0, 0]), "is tilted"),
+        (lambda frame: setattr(frame.configuration, "box", [0] * 6), "box is 0 × 0"),
+    ],
+)
+def test_bad_gsd(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    write_gsd(tmp_path / "good.gsd", [1])
+    with gsd.hoomd.open(str(tmp_path / "good.gsd"), "r") as file:
+        frame = file[0]
+    change(frame)
+    if frame.particles.N == 0:
+        frame.particles = gsd.hoomd.ParticleData()
+    with gsd.hoomd.open(str(tmp_path / "bad.gsd"), "w") as file:
+        file.append(frame)
+    with pytest.raises(DataError, match=message):
+        read_frames(tmp_path / "bad.gsd")
+    (tmp_path / "cut.gsd").write_bytes((tmp_path / "good.gsd").read_bytes()[:-700])
+    with pytest.raises(DataError, match=r"cut\.gsd: cannot be read"):
+        read_frames(tmp_path / "cut.gsd")
+
+
+def test_gsd_that_names_too_few_types(tmp_path: Path) -> None:
+    write_gsd(tmp_path / "a.gsd", [1], ("A",))
+    check_frame(read_frames(tmp_path / "a.gsd")[0], 1, shift=(-3, -3))
+
+
+def test_a_frame_is_listed_once_and_files_have_one_name(tmp_path: Path) -> None:
+    """Under two names it would be in training and test, or be liquid and glass."""
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "ramp.dump").write_text(dump_text(1) + dump_text(2))
+    liquid = {"path": "ramp.dump", "label": "liquid"}
+    glass = {"path": "./ramp.dump", "label": "glass"}
+    for frames in ((0, -2), ("all", 1), (1, 1)):
+        entries = [{**e, "frame": f} for e, f in zip((liquid, glass), frames, strict=True)]
+        with pytest.raises(DataError, match=r"frame \d of ramp\.dump is listed twice"):
+            store(write_list(source, entries), tmp_path)
+    stored = store(write_list(source, [{**liquid, "frame": 0}, {**glass, "frame": 1}]), tmp_path)
+    assert stored.trajectories.tolist() == [0, 0]
 
 
 def test_trajectory_files_become_a_data_set(tmp_path: Path) -> None:
@@ -425,7 +561,8 @@ def test_windows_of_an_oblong_box(tmp_path: Path) -> None:
 def test_names_tell_labels_and_trajectories(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    for name in ("liquid_7.xyz", "Glass-7.xyz", "glass_8.extxyz", "liquid.9.dump.gz", "notes.xyz"):
+    names = ("liquid_7.xyz", "Glass-7.xyz", "glass_8.extxyz", "liquid.9.dump.gz", "liquid.xyz")
+    for name in (*names, "notes.xyz"):
         if name.endswith(".gz"):
             with gzip.open(source / name, "wt") as file:
                 file.write(dump_text(1))
@@ -437,8 +574,9 @@ def test_names_tell_labels_and_trajectories(tmp_path: Path) -> None:
         "Glass-7.xyz": (1, "7"),
         "glass_8.extxyz": (1, "8"),
         "liquid.9.dump.gz": (0, "9"),
+        "liquid.xyz": (0, "liquid.xyz"),
     }
-    assert len(store(source, tmp_path)) == 4
+    assert len(store(source, tmp_path)) == 5
 
 
 def test_several_frames_need_a_choice(tmp_path: Path) -> None:
