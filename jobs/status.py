@@ -97,7 +97,7 @@ def names(root: Path) -> list[str]:
 
 def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: int | None) -> Group:
     """Headline and table of one study."""
-    runs = sorted(states(study, place, rows), key=lambda run: run.order)
+    runs = sorted(states(study, place, rows), key=lambda run: run.order)  # else as in the study
     counts = Counter(run.state for run in runs)
     order = {state: number for number, state in enumerate(ORDER)}
     words = [
@@ -144,10 +144,9 @@ class Shown:
     """seconds to the end, if it is running"""
 
     @property
-    def order(self) -> tuple[int, str]:
+    def order(self) -> int:
         """Running ones first."""
-        known = self.state in ORDER
-        return (ORDER.index(self.state) if known else len(ORDER)), self.facts["run"]
+        return ORDER.index(self.state) if self.state in ORDER else len(ORDER)
 
 
 def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[Shown]:
