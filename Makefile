@@ -48,7 +48,7 @@ visualize: setup ## what a saved model sees: RUN=...
 	@$(JOB).visualize $${RUN:+"$$RUN"}
 
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
-	@$(JOB).import_data $${SOURCE:+"$$SOURCE"} $(STUDY) $(SETS)
+	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
 
 test: setup ## all tests
 	@$(IN_VENV) .venv/bin/python -m pytest

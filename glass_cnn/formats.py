@@ -241,9 +241,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, pixels: int) -> Image:
-    """The centre of a PNG, uint8 [pixels, pixels, 3]; alpha is dropped, as in 2017.
+    """The centre of a PNG that is large enough, uint8 [pixels, pixels, 3].
 
-    Raises DataError for a file that is no image, is damaged, too small, or neither RGB nor RGBA.
+    Alpha is dropped, as in 2017. Raises DataError for a file that is no image, is damaged, or
+    neither RGB nor RGBA.
     """
     with _open_image(path) as image:
         if image.mode not in ("RGB", "RGBA"):
@@ -256,11 +257,6 @@ def read_image(path: Path, pixels: int) -> Image:
         except (OSError, SyntaxError, ValueError, zlib.error) as error:
             raise DataError(f"{path}: is a damaged PNG image: {error}.") from None
     height, width = colours.shape[:2]
-    if min(height, width) < pixels:
-        raise DataError(
-            f"{path}: is {width} × {height} pixels, smaller than render.pixels {pixels}; images "
-            "are never enlarged."
-        )
     top, left = (height - pixels) // 2, (width - pixels) // 2
     return colours[top : top + pixels, left : left + pixels]
 

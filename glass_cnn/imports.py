@@ -256,7 +256,8 @@ def _check_sizes(source: Path, entries: Sequence[Entry], settings: Render) -> No
     if settings.window is not None:
         raise ConfigError("render.window has no meaning for imported images; leave it out.")
     pixels = settings.pixels
-    sizes = Counter(image_size(source / entry.path) for entry in entries)
+    size_of = {entry.path: image_size(source / entry.path) for entry in entries}
+    sizes = Counter(size_of.values())
     if set(sizes) == {(pixels, pixels)}:
         return
     text = ", ".join(f"{n} of {w} × {h}" for (w, h), n in sizes.most_common(4))
@@ -264,6 +265,12 @@ def _check_sizes(source: Path, entries: Sequence[Entry], settings: Render) -> No
         raise DataError(
             f"{source}: has images of other sizes than {pixels} × {pixels} pixels: {text}. Set "
             "render.pixels: the centre of each image of that size is then taken."
+        )
+    if too_small := [path for path, size in size_of.items() if min(size) < pixels]:
+        width, height = size_of[too_small[0]]
+        raise DataError(
+            f"{source / too_small[0]}: is {width} × {height} pixels, smaller than render.pixels "
+            f"{pixels}; images are never enlarged."
         )
     print(f"images: {text}; the centre {pixels} × {pixels} of each is taken", flush=True)
 

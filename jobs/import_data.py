@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = Parser("import_data", __doc__)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="directory to import")
+    parser.add_argument("source", metavar="SOURCE", type=directory, help="directory to import")
     parser.add_study()
     parser.add_settings()
     parser.add_logs()
     return parser.parse_args(argv)
+
+
+def directory(text: str) -> Path:
+    """SOURCE, which make passes on even where it is not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("is not given; it names the directory to import")
+    return Path(text)
 
 
 def main(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from hpc.commandline import Parser, assignments, plural
 from hpc.config import ConfigError
+from jobs import import_data
 from tests.conftest import ROOT, MpiRun
 
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
@@ -89,3 +91,38 @@ def test_nouns_follow_their_numbers() -> None:
     assert [plural(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
     assert plural(1000, "trajectory") == "1,000 trajectories"
     assert plural(1, "trajectory") == "1 trajectory"
+
+
+WORK = """
+import argparse
+from hpc.commandline import run_ranks
+def work(args, ranks, stop):
+    for number in range(3):
+        print("line", number, flush=True)
+    open(args.done, "w").close()
+    return 75
+def parse(argv):
+    return argparse.Namespace(done=argv[0])
+import sys
+sys.exit(run_ranks(work, parse, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("output", ["full", "pipe"])
+def test_work_goes_on_when_nobody_hears_of_it(tmp_path: Path, output: str) -> None:
+    words = [sys.executable, "-c", WORK, str(tmp_path / "done")]
+    end, pipe = os.pipe()
+    os.close(end)
+    with open("/dev/full", "w") as full:
+        heard = {"full": full.fileno(), "pipe": pipe}[output]
+        done = subprocess.run(words, stdout=heard, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (75, "")
+    assert (tmp_path / "done").exists()
+
+
+def test_a_missing_source_is_named_not_the_study() -> None:
+    """`make import CONFIG=x` passes an empty SOURCE."""
+    with pytest.raises(ConfigError, match="argument SOURCE: is not given"):
+        import_data.parse(["", "x.yaml"])
+    assert import_data.parse(["a b", "x.yaml"]).source == Path("a b")

@@ -107,10 +107,11 @@ def test_images_of_the_size_that_is_not_set(tmp_path: Path) -> None:
     assert store(source, tmp_path, UNSET_SIZE).images.shape == (2, 250, 250, 3)
 
 
-def test_smaller_images_are_refused(tmp_path: Path) -> None:
+def test_smaller_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, _ = write_images(tmp_path / "in", size=(20, 19))
     with pytest.raises(DataError, match=r"0\.png: is 20 × 19 pixels.*never enlarged"):
         store(source, tmp_path)
+    assert "is taken" not in capsys.readouterr().out
 
 
 def test_window_means_nothing_for_images(tmp_path: Path) -> None:

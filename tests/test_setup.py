@@ -470,6 +470,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
         (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),
+        (["import", "CONFIG=x"], ["jobs.import_data", "", "x"]),
         (
             ["import", "SOURCE=d", "CONFIG=x", "SET=a.b=1 c=2"],
             ["jobs.import_data", "d", "x", "--set", "a.b=1 c=2"],
