@@ -6,10 +6,12 @@ This room loads in no time: a job of many ranks catches signals before its slow 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -82,6 +84,45 @@ def assignments(text: str) -> list[str]:
     return re.split(r"\s+(?=[A-Za-z_][\w.-]*=)", text.strip())
 
 
+@contextlib.contextmanager
+def outliving_the_reader() -> Iterator[None]:
+    """Let work go on, unheard, when standard output goes away: pipe, terminal, or full disk."""
+    before: Any = sys.stdout
+    if before is not None:
+        sys.stdout = _Audience(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+class _Audience:
+    """A stream that is given up at the first error."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._or_nowhere():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._or_nowhere():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _or_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
 def run_ranks(
     work: Work,
     parse: Callable[[list[str]], argparse.Namespace],
@@ -107,7 +148,8 @@ def run_ranks(
     ranks.pin()
     ranks.check(mistake)
     try:
-        return int(work(args, ranks, stop) or EXIT_COMPLETE)
+        with outliving_the_reader():
+            return int(work(args, ranks, stop) or EXIT_COMPLETE)
     except UserError:
         raise
     except Exception:

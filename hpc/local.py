@@ -22,7 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from hpc.commandline import plural
+from hpc.commandline import outliving_the_reader, plural
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
 from hpc.preempt import STOP_SIGNALS, StopFlag
 from hpc.rundir import make_directory, read_records, storage_errors
@@ -37,8 +37,8 @@ GRACE = 120.0
 def launch(stages: Sequence[Stage], side_by_side: int = 0, dry_run: bool = False) -> int:
     """Run the stages one after the other; a failed task ends neither its stage nor the next.
 
-    `side_by_side` tasks at a time, 0 for as many as the cores hold. SIGINT, SIGTERM and SIGUSR2
-    are passed on as a request to checkpoint and stop.
+    `side_by_side` tasks at a time, 0 for as many as the cores hold. SIGINT, SIGTERM, SIGHUP
+    and SIGUSR2 are passed on as a request to checkpoint and stop.
 
     Returns:
         EXIT_COMPLETE when every task is done, EXIT_AGAIN when stopped on request, else the exit
@@ -48,7 +48,7 @@ def launch(stages: Sequence[Stage], side_by_side: int = 0, dry_run: bool = False
         _show(stages, side_by_side)
         return EXIT_COMPLETE
     failed = EXIT_COMPLETE
-    with _forwarding() as stop:
+    with outliving_the_reader(), _forwarding() as stop:
         for stage in stages:
             if failed and not stage.after_failures and stage.name != "train":
                 continue
@@ -95,7 +95,7 @@ def _shape(stage: Stage, side_by_side: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _forwarding() -> Iterator[StopFlag]:
     """A stop flag while tasks run; the former handlers afterwards."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)}
     try:
         yield StopFlag().install()
     finally:
@@ -200,6 +200,8 @@ class _Room:
                 self.free = sorted([*self.free, *run.cores])
             code = run.process.returncode
             code = EXIT_INTERNAL if code < 0 else code
+            if self.asked and run.task.done.exists() and not self.stage.after_failures:
+                code = EXIT_COMPLETE  # the request came when it had done its work, and ended it so
             self.codes.append(code)
             self._tell(run, code)
 

@@ -34,9 +34,11 @@ class StopFlag:
         self.error: UserError | None = None
 
     def install(self) -> StopFlag:
-        """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on; returns itself."""
+        """Catch STOP_SIGNALS from now on, and SIGHUP unless under nohup; returns itself."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
         return self
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

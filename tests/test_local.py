@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -202,9 +202,27 @@ sys.exit(local.launch([train, Stage("aggregate", (task("d"),), 1, 1, True)], sid
 """
 
 
+def wait_for_tasks(place: Path, count: int) -> None:
+    """Until so many ranks have begun."""
+    deadline = time.monotonic() + 60
+    while len(facts(place)) < count:
+        assert time.monotonic() < deadline, "the tasks did not begin"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def _not_under_nohup() -> Iterator[None]:
+    """What is started is not told to ignore SIGHUP, even if these tests were."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_not_under_nohup")
 @pytest.mark.requires("mpi")
 @pytest.mark.parametrize(
-    ("number", "ranks"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGUSR2, 1)]
+    ("number", "ranks"),
+    [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGUSR2, 1), (signal.SIGHUP, 1)],
 )
 def test_a_stop_reaches_every_task_and_waits_for_its_checkpoint(
     make_task: Callable[..., Task], tmp_path: Path, number: int, ranks: int
@@ -213,9 +231,7 @@ def test_a_stop_reaches_every_task_and_waits_for_its_checkpoint(
         [sys.executable, "-c", LAUNCH, tmp_path, str(ranks)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(facts(tmp_path)) < 2 * ranks and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_tasks(tmp_path, 2 * ranks)
     launcher.send_signal(number)
     said = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 75, said
@@ -228,6 +244,43 @@ def test_a_stop_reaches_every_task_and_waits_for_its_checkpoint(
         assert log.count("stopped at a checkpoint") == ranks
     for fact in found.values():
         assert not Path(f"/proc/{fact['pid']}").exists(), "a process is left"
+
+
+def test_nobody_listening_costs_no_run(make_task: Callable[..., Task], tmp_path: Path) -> None:
+    """`make submit | head -1`: the reader is gone after the first line, the tasks have begun."""
+    make_task("a")
+    script = LAUNCH.replace('"60"', '"0.5"')
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path, "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("train: 3 to do")
+    launcher.stdout.close()
+    assert launcher.stderr is not None
+    assert launcher.stderr.read() == ""
+    assert launcher.wait(timeout=60) == 0
+    assert {path.name for path in tmp_path.glob("*.done")} == {f"{name}.done" for name in "abcd"}
+
+
+def test_a_request_that_comes_after_the_work_makes_no_failure(
+    make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    """A task that is killed by the request while it shuts down has done what it was for."""
+    make_task("a")
+    ends = 'open(f"{place}/{name}.done", "w").close()\n    os.kill(os.getpid(), signal.SIGTERM)'
+    worker = WORKER.replace('print("stopped at a checkpoint")\n    sys.exit(75)', ends)
+    (tmp_path / "glass_test_worker.py").write_text(worker)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, tmp_path, "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
+    wait_for_tasks(tmp_path, 2)
+    launcher.send_signal(signal.SIGTERM)
+    said = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode == 75, "the third has not begun"
+    assert said.count("✓") == 2, said
+    assert "✗" not in said
 
 
 def test_a_log_that_cannot_be_written_is_a_message(

@@ -24,7 +24,7 @@ class Alone:
 
 @pytest.fixture
 def stop() -> Iterator[StopFlag]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)}
     yield StopFlag().install()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -57,6 +57,24 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "once 2\n"
     assert done.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(("program", "caught"), [((), "1"), (("nohup",), "0")])
+def test_a_lost_terminal_is_a_request_to_stop_but_under_nohup(
+    program: tuple[str, ...], caught: str
+) -> None:
+    script = (
+        "import os, signal\n"
+        "from hpc.preempt import StopFlag\n"
+        "stop = StopFlag().install()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print(stop.signal)\n"
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    command = [*program, sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    signal.signal(signal.SIGHUP, before)
+    assert done.stdout.strip() == caught
 
 
 def test_signals_are_named() -> None:

@@ -34,7 +34,7 @@ def planned(study: Path, logs: Path, *words: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _own_signals() -> Iterator[None]:
     """Jobs that run in this process catch signals; Ctrl-C must go on to end the tests."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
