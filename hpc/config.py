@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -437,6 +438,9 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     An error with a true attribute `told` was printed by another rank already. To have stopped on
     request is none.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no sign that a locale lacks may end a run
     try:
         return int(main(sys.argv[1:] if argv is None else argv) or EXIT_COMPLETE)
     except UserError as error:

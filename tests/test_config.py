@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from hpc import config
 from hpc.config import ConfigError, DataError, Name, Settings
+from tests.conftest import ROOT
 
 
 class Wheel(Settings):
@@ -328,3 +331,13 @@ def test_codes_of_jobs_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.run_main(lambda _: None, []) == 0
     monkeypatch.setattr(sys, "argv", ["job", "x"])
     assert config.run_main(lambda argv: len(argv)) == 1
+
+
+def test_signs_that_a_locale_lacks_are_replaced() -> None:
+    script = "from hpc.config import run_main; run_main(lambda _: print('✓ Grüße'), [])"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, cwd=ROOT
+    )
+    assert done.stdout.decode("latin-1") == "? Grüße\n"
+    assert done.returncode == 0, done.stderr
