@@ -53,9 +53,9 @@ def render(
     draw = _dots if settings.style == "scatter2017" else _discs
     reach = _reach(settings, scale)
     index, x, y = _visible(np.asarray(positions, np.float64) - corner, sides, window, reach / scale)
-    border = 2 * reach  # centres lie up to `reach` outside the image, their marks once more
+    border = 2 * reach + 1  # centres lie up to `reach` outside, to rounding, marks once more
     columns, rows = border + x * scale, border + settings.pixels - y * scale
-    cleared = np.ones((2, *[settings.pixels + 2 * border + 1] * 2), dtype=np.float32)
+    cleared = np.ones((2, *[settings.pixels + 2 * border] * 2), dtype=np.float32)
     draw(cleared, rows, columns, types[index], settings, scale)
     inside = slice(border, border + settings.pixels)
     return _blend(cleared[0, inside, inside], cleared[1, inside, inside])

@@ -156,6 +156,26 @@ def test_windows_are_crops_of_the_whole_box(style: Style, corner: tuple[int, int
     assert np.abs(image - crop.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("pixels", [80, 100])
+@pytest.mark.parametrize("style", ["scatter2017", "disc"])
+def test_a_mark_that_only_just_does_not_show(pixels: int, style: Style) -> None:
+    """It is as far outside as marks reach; with 9.1 σ rounding takes it a little further."""
+    settings = Render(style=style, pixels=pixels, dot_pixels=27, window=9.1)
+    scale = pixels / 9.1
+    reach = 3 if style == "scatter2017" else math.ceil(0.5 * scale)
+    place = np.array([[-reach / scale, 4.0]])
+    assert (render(place, np.array([TYPE_A]), 30.0, settings) == 255).all()
+    assert (render(place, np.array([TYPE_A]), 9.1, settings) < 255).any()
+
+
+def test_discs_of_like_particles_touch_at_contact() -> None:
+    """σ_AA = 1 and σ_BB = 0.88, from the published table."""
+    settings = Render(style="disc", pixels=250)
+    for kind, sigma, colour in ((TYPE_A, 1.0, ORANGE), (TYPE_B, 0.88, BLUE)):
+        image = render(np.array([[5.0, 5.0]]), np.array([kind]), BOX, settings)
+        assert ink(image, colour) == pytest.approx(math.pi * (12.5 * sigma) ** 2, rel=0.01)
+
+
 def test_positions_need_not_be_wrapped() -> None:
     positions, types = configuration(40)
     away = positions + BOX * np.random.default_rng(1).integers(-3, 4, positions.shape)
