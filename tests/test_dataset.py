@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,22 @@ def test_contents(tiny: data.Dataset, logs: Path) -> None:
     tiny.verify()
 
 
+def test_configurations_are_described_as_they_are(tiny: data.Dataset) -> None:
+    """Each column from its definition: 60 particles at density 1.2, cooled over 400 steps."""
+    column = {n: tiny.column(f"configurations/{n}") for n in ("box", "density", "psi6", "seeds")}
+    assert column["box"] == pytest.approx(np.full((18, 2), math.sqrt(60 / 1.2)))
+    assert column["density"] == pytest.approx(np.full(18, 1.2))
+    rate = tiny.column("configurations/cooling_rate")
+    assert rate == pytest.approx(np.full(18, (2.0 - 0.05) / (400 * 0.005)))
+    for i, positions in enumerate(tiny.column("configurations/positions")):
+        order = simulate.hexatic_order(positions, column["box"][i])
+        assert column["psi6"][i] == pytest.approx(order, rel=1e-4)
+        assert (column["seeds"][i] == simulate.trajectory_seeds(1, i // 2)).all()
+    assert (tiny.column("configurations/trajectory") == np.arange(18) // 2).all()
+    means = [column["psi6"][k::2].mean() for k in (0, 1)]
+    assert list(tiny.record["psi6"].values()) == pytest.approx(means, abs=1e-6)
+
+
 def test_images_are_what_render_draws(tiny: data.Dataset) -> None:
     columns = {n: tiny.column(f"configurations/{n}") for n in ("positions", "types", "box")}
     corners = tiny.column("images/corner")
@@ -109,6 +127,8 @@ def test_images_are_what_render_draws(tiny: data.Dataset) -> None:
         assert (tiny.images[i] == expected).all()
     assert (corners >= 0).all()
     assert (corners < columns["box"][0]).all()
+    assert (corners / columns["box"][0]).mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.04)
+    assert (corners / columns["box"][0]).max(axis=0) == pytest.approx([1, 1], abs=0.02)
     assert len(np.unique(corners, axis=0)) == len(corners)
 
 
@@ -131,6 +151,9 @@ def test_inherent_structures(tmp_path: Path) -> None:
     with h5py.File(simulate.product(settings, tmp_path)) as file:
         kept = file["inherent_positions"][:, [0, -1]].reshape(18, 60, 2)
     assert (inherent.column("configurations/positions") == kept).all()
+    box = math.sqrt(60 / 1.2)
+    expected = [simulate.hexatic_order(positions, box) for positions in kept]
+    assert inherent.column("configurations/psi6") == pytest.approx(expected, rel=1e-4)
 
 
 def test_same_settings_find_it_again(logs: Path) -> None:
@@ -201,10 +224,12 @@ def test_stop_leaves_nothing(copy: Path) -> None:
     assert [p.name for p in place.parent.iterdir()] == [f".{place.name}.lock"]
 
 
-def test_second_builder_waits_for_the_first(copy: Path) -> None:
-    """Two jobs that need the same data set at the same time."""
+@pytest.mark.parametrize("finished", [True, False])
+def test_second_builder_waits_for_the_first(copy: Path, finished: bool) -> None:
+    """Two jobs that need the same data set at the same time; the first makes it or is killed."""
     place = data.directory(SETTINGS, copy)
-    shutil.rmtree(place)
+    made = place.rename(copy / "made")
+    before = (made / "dataset.json").stat()
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, '.');"
         "from tests.test_dataset import SETTINGS; from glass_cnn import store;"
@@ -217,9 +242,12 @@ def test_second_builder_waits_for_the_first(copy: Path) -> None:
         assert second.stdout is not None
         assert "waiting" in second.stdout.readline()
         assert second.poll() is None
+        if finished:
+            made.rename(place)
         lock.close()
         assert second.wait(60) == 0
     data.load(SETTINGS, copy).verify()
+    assert ((place / "dataset.json").stat().st_ino == before.st_ino) == finished
 
 
 def test_no_trajectories(tmp_path: Path) -> None:
@@ -382,6 +410,7 @@ def test_split_keeps_trajectories_together(tiny: data.Dataset) -> None:
 def test_first_examples_of_a_part_are_a_fair_sample(tiny: data.Dataset) -> None:
     first = data.split(tiny, SETTINGS).validation[:80]
     assert 20 < tiny.labels[first].sum() < 60
+    assert min(np.unique(tiny.trajectories[first], return_counts=True)[1]) > 20, "of both"
 
 
 def test_split_does_not_depend_on_the_seed_of_the_run(tiny: data.Dataset) -> None:
@@ -452,6 +481,17 @@ def test_every_epoch_visits_every_sample_once(seed: int, batch: int, count: int)
     assert (data.order(seed, steps - 1, batch, count) == visited[-batch:]).all()
 
 
+def test_orders_far_along_are_those_of_their_epoch() -> None:
+    """Against the definition, permutation after permutation, at the end of a very long run."""
+    count, batch, step = 13, 8, 10**7
+    first = step * batch
+    epochs = range(first // count, (first + batch) // count + 1)
+    whole = [data.permutation(data.philox(data.Stream.ORDER, 5, e), count) for e in epochs]
+    start = first - epochs[0] * count
+    assert (data.order(5, step, batch, count) == np.concatenate(whole)[start:][:batch]).all()
+    assert len({tuple(order) for order in whole}) == len(whole)
+
+
 def test_orders_differ_between_seeds_and_epochs() -> None:
     first = data.order(1, 0, 100, 100)
     assert (first != data.order(2, 0, 100, 100)).any()
@@ -476,6 +516,25 @@ def test_augmentation_does_not_depend_on_the_batch_size() -> None:
     assert np.bincount(many.flip).tolist() == pytest.approx([2000] * 2, abs=150)
     assert many.shift_row.mean() == pytest.approx(2**31, rel=0.05)
     assert abs(np.corrcoef(many.shift_row, many.shift_column)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(("rotations", "flips"), [(True, True), (True, False), (False, True)])
+def test_each_symmetry_of_the_square_is_as_frequent_as_the_others(
+    rotations: bool, flips: bool
+) -> None:
+    """All eight, or the four turns, or the two of a mirror, of an image that has none itself."""
+    image = np.random.default_rng(2).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    count = 4000
+    settings = Augmentation(rotations=rotations, flips=flips)
+    seen = data.apply(np.stack([image] * count), data.augment(9, 3, count), settings)
+    turns = range(4 if rotations else 1)
+    allowed = {np.rot90(image, turn).tobytes() for turn in turns}
+    if flips:
+        allowed |= {np.rot90(image[:, ::-1], turn).tobytes() for turn in turns}
+    counts = Counter(picture.tobytes() for picture in seen)
+    assert counts.keys() == allowed
+    expected = count / len(allowed)
+    assert all(abs(n - expected) < 5 * math.sqrt(expected) for n in counts.values())
 
 
 @pytest.mark.parametrize(
