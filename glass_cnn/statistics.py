@@ -9,6 +9,7 @@ otherwise. The thresholds are `glass_cnn.settings.Analysis`.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import warnings
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from glass_cnn.settings import Analysis
 
@@ -44,6 +45,9 @@ ALPHA = 0.05
 
 POWER = 0.80
 """Probability with which a difference should be found before it is called detectable."""
+
+ENOUGH = 1000
+"""Runs an arm that tell 0 from 1 %, the finest that is asked; more are stated as if so many."""
 
 
 # --- what became of one run ------------------------------------------------------------------
@@ -118,21 +122,22 @@ def classify(run: Evaluations, analysis: Analysis, complete: bool = True) -> Cou
     """Outcome of a run, with the evaluations at which it learned and collapsed.
 
     A collapse that is not permanent (not at chance for `collapse_evaluations` up to the end) is
-    transient, also if the run ended before it had learned again (`relearned` tells). With
-    `complete` false the outcome is "incomplete" and the rest tells what was seen so far.
+    transient, also if the run ended before it had learned again (`relearned` tells). What comes
+    after a loss that is not finite is neither learning nor collapse. With `complete` false the
+    outcome is "incomplete" and the rest tells what was seen so far.
     """
     chance = at_chance(run.accuracy, run.glass_fraction, run.examples, run.glass, analysis)
-    good = (run.accuracy >= analysis.learned_accuracy) & ~chance
-    course = _follow(chance, streaks(good) >= analysis.learned_evaluations, good)
-    finite_until = len(run) if run.finite.all() else int(np.argmin(run.finite))
-    outcome = _outcome(course, chance, analysis, finite_until == len(run))
-    end = course["first_bad"] if course["first_bad"] is not None else finite_until - 1
-    return Course(outcome if complete else "incomplete", end=end if end >= 0 else None, **course)
-
-
-def outcome_so_far(run: Evaluations, analysis: Analysis) -> str:
-    """What the outcome would be if the run ended now."""
-    return classify(run, analysis).outcome
+    finite = np.logical_and.accumulate(run.finite)
+    good = (run.accuracy >= analysis.learned_accuracy) & ~chance & finite
+    course = _follow(chance & finite, streaks(good) >= analysis.learned_evaluations, good)
+    outcome = _outcome(course, chance, analysis, bool(finite.all()))
+    end = course["first_bad"] if course["first_bad"] is not None else int(finite.sum()) - 1
+    return Course(
+        outcome if complete else "incomplete",
+        chance_at_end=bool(chance[-1:].any()),
+        end=end if end >= 0 else None,
+        **course,
+    )
 
 
 def _follow(chance: Flags, learned: Flags, good: Flags) -> dict[str, Any]:
@@ -151,7 +156,6 @@ def _follow(chance: Flags, learned: Flags, good: Flags) -> dict[str, Any]:
         "first_bad": bad,
         "collapses": collapses,
         "relearned": again is not None,
-        "chance_at_end": bool(len(chance) and chance[-1]),
     }
 
 
@@ -252,7 +256,7 @@ def _rest(rates: Mapping[str, Rate], arm: str) -> Rate:
 
 
 class Survival(NamedTuple):
-    """Kaplan–Meier estimate at the times at which runs collapsed or were censored."""
+    """Kaplan–Meier estimate from 0 on, at the times at which runs collapsed or were censored."""
 
     time: Floats
     survival: Floats
@@ -275,25 +279,25 @@ def survival(time: ArrayLike, collapsed: ArrayLike, confidence: float = 0.95) ->
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # undefined ends are filled in below
         band = curve.confidence_interval(confidence, method="log-log")
-    at_risk = (times[:, None] >= curve.quantiles[None, :]).sum(axis=0)
-    low, high = _bounded(curve.probabilities, band.low, band.high, at_risk, confidence)
-    return Survival(curve.quantiles, curve.probabilities, low, high, at_risk)
+    moments = np.union1d(0, curve.quantiles)
+    value, low, high = (f.evaluate(moments) for f in (curve, band.low, band.high))
+    at_risk = (times[:, None] >= moments[None, :]).sum(axis=0)
+    return Survival(moments, value, *_bounded(value, low, high, at_risk, confidence), at_risk)
 
 
 def _bounded(
-    value: Floats, low: Any, high: Any, at_risk: NDArray[np.int64], confidence: float
+    value: Floats, low: Floats, high: Floats, at_risk: NDArray[np.int64], confidence: float
 ) -> tuple[Floats, Floats]:
     tail = (1 - confidence) / 2
     bound = tail ** (1 / at_risk)  # exact lower bound of a share seen in all of `at_risk`
-    lower = np.where(value >= 1, bound, np.where(value <= 0, 0, low.probabilities))
-    upper = np.where(value >= 1, 1, np.where(value <= 0, 1 - bound, high.probabilities))
+    lower = np.where(value >= 1, bound, np.where(value <= 0, 0, low))
+    upper = np.where(value >= 1, 1, np.where(value <= 0, 1 - bound, high))
     return np.minimum.accumulate(lower), np.minimum.accumulate(upper)
 
 
 def survival_at(curve: Survival, time: float) -> float:
-    """The estimate at one time; 1 before the first."""
-    index = int(np.searchsorted(curve.time, time, side="right"))
-    return float(curve.survival[index - 1]) if index else 1.0
+    """The estimate at one time, from 0 on."""
+    return float(curve.survival[np.searchsorted(curve.time, time, side="right") - 1])
 
 
 def median_time(curve: Survival) -> float | None:
@@ -316,7 +320,8 @@ def log_rank(times: Times) -> float | None:
         return None
     if len(arms) == 2:
         x, y = (stats.CensoredData.right_censored(t, ~np.asarray(e)) for t, e in arms.values())
-        value = float(stats.logrank(x, y).pvalue)
+        with np.errstate(invalid="ignore"):  # 0/0 where all runs at risk collapse together
+            value = float(stats.logrank(x, y).pvalue)
     else:
         from lifelines.statistics import multivariate_logrank_test  # slow to import
 
@@ -344,9 +349,11 @@ class Paired(NamedTuple):
     """seeds that collapse in b alone"""
     both: int
     mcnemar_p: float
+    """not a number if no seed learned in both"""
     accuracy_difference: float
     """mean of final accuracy, a − b"""
     accuracy_p: float
+    """not a number for fewer than two differences"""
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -394,9 +401,9 @@ def paired(a: str, b: str, runs_a: Ends, runs_b: Ends) -> Paired | None:
     only_a, only_b = fates.count((True, False)), fates.count((False, True))
     return Paired(
         *(a, b, len(seeds), len(fates), only_a, only_b, fates.count((True, True))),
-        mcnemar_p=mcnemar(only_a, only_b),
+        mcnemar_p=mcnemar(only_a, only_b) if fates else math.nan,
         accuracy_difference=float(gaps.mean()) if len(gaps) else math.nan,
-        accuracy_p=sign_flip(gaps) if len(gaps) > 1 else 1.0,
+        accuracy_p=sign_flip(gaps) if len(gaps) > 1 else math.nan,
     )
 
 
@@ -457,23 +464,30 @@ def zero_bound(n: int, confidence: float = 0.95) -> float:
     return rate(0, n, confidence).high
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def fisher_table(n: int) -> Floats:
     """Two-sided Fisher p-values of all (k₁, k₂) of n each, shape (n + 1, n + 1)."""
     table = np.ones((n + 1, n + 1))
+    ways = special.gammaln(n + 1) - special.gammaln(np.arange(n + 1) + 1)
+    ways -= special.gammaln(n - np.arange(n + 1) + 1)  # logarithm of n over k
     for total in range(2 * n + 1):
         first = np.arange(max(0, total - n), min(n, total) + 1)
-        mass = stats.hypergeom.pmf(first, 2 * n, n, total)
-        as_rare = mass[None, :] <= mass[:, None] * (1 + 1e-7)  # R's tolerance for ties
-        table[first, total - first] = np.minimum(as_rare @ mass, 1)
+        mass = special.softmax(ways[first] + ways[total - first])  # hypergeometric
+        rising = np.sort(mass)
+        as_rare = np.searchsorted(rising, mass * (1 + 1e-7), side="right")  # R's tolerance for ties
+        table[first, total - first] = np.minimum(rising.cumsum()[as_rare - 1], 1)
     return table
+
+
+@lru_cache(maxsize=8)
+def _found(n: int, alpha: float) -> Floats:
+    return (fisher_table(n) <= alpha).astype(float)
 
 
 def power(n: int, p: float, q: float, alpha: float = ALPHA) -> float:
     """Probability that Fisher's test tells rates p and q apart with n runs an arm (exact)."""
     k = np.arange(n + 1)
-    found = fisher_table(n) <= alpha
-    return float(stats.binom.pmf(k, n, p) @ found @ stats.binom.pmf(k, n, q))
+    return float(stats.binom.pmf(k, n, p) @ _found(n, alpha) @ stats.binom.pmf(k, n, q))
 
 
 def seeds_needed(p: float, q: float, alpha: float = ALPHA, limit: int = 400) -> int | None:
@@ -483,8 +497,9 @@ def seeds_needed(p: float, q: float, alpha: float = ALPHA, limit: int = 400) -> 
 
 def detectable(n: int, base: float = 0.0, alpha: float = ALPHA) -> float | None:
     """Smallest rate above `base` (to 1 %) told apart from it with a power of at least POWER."""
-    candidates = (c / 100 for c in range(math.floor(base * 100) + 1, 101))
-    return next((c for c in candidates if power(n, base, c, alpha) >= POWER), None)
+    candidates = range(math.floor(base * 100) + 1, 101)
+    place = bisect.bisect_left(candidates, POWER, key=lambda c: power(n, base, c / 100, alpha))
+    return candidates[place] / 100 if place < len(candidates) else None
 
 
 def what_seeds_show(n: int, confidence: float = 0.95, arms: int = 2) -> str:
@@ -493,28 +508,25 @@ def what_seeds_show(n: int, confidence: float = 0.95, arms: int = 2) -> str:
         return "There is an arm without a run that learned; nothing can be said of its collapses."
     bound = (
         f"With {n} run{'s' * (n > 1)} that learned in an arm, no collapse at all still allows a "
-        f"true rate of up to {100 * zero_bound(n, confidence):.0f} % "
-        f"({100 * confidence:.0f} % confidence)."
+        f"true rate of up to {100 * zero_bound(n, confidence):.2g} % "
+        f"({100 * confidence:g} % confidence)."
     )
     return f"{bound} {_what_differences_show(n)}" if arms > 1 else bound
 
 
 def _what_differences_show(n: int) -> str:
-    if fisher_table(n).min() > ALPHA:
-        return (
-            f"No difference between two arms can ever be significant at {ALPHA:g} with so few: "
-            "not even none against all."
-        )
+    n = min(n, ENOUGH)
     gap = detectable(n)
     if gap is None:
         return (
-            f"Even none against all would be found in less than {100 * POWER:.0f} % of such "
-            "studies."
+            f"No difference between two arms can ever be significant at {ALPHA:g} with so few: "
+            f"not even none against all. To tell rates of 20 % and 80 % apart in "
+            f"{100 * POWER:.0f} % of studies takes {seeds_needed(0.2, 0.8)} such runs an arm."
         )
     half = detectable(n, 0.5)
     above = f", and one of 50 % from at least {100 * half:.0f} %" if half else ""
     return (
         f"A rate of zero can be told from one of at least {100 * gap:.0f} %{above} "
-        f"(Fisher's exact test at {ALPHA:g}, found in {100 * POWER:.0f} % of such studies); "
-        "smaller differences will mostly be missed, so their absence here shows nothing."
+        f"(a single Fisher's exact test at {ALPHA:g}, found in {100 * POWER:.0f} % of such "
+        "studies); smaller differences will mostly be missed, so their absence here shows nothing."
     )

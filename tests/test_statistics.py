@@ -95,7 +95,6 @@ UP, DOWN, MIDDLE = 0.99, 0.5, 0.8
 def test_outcomes(curve: list[float], outcome: str) -> None:
     assert s.classify(run(curve), ANALYSIS).outcome == outcome
     assert s.classify(run(curve), ANALYSIS, complete=False).outcome == "incomplete"
-    assert s.outcome_so_far(run(curve), ANALYSIS) == outcome
 
 
 def test_a_loss_that_is_not_finite_is_no_collapse() -> None:
@@ -104,9 +103,23 @@ def test_a_loss_that_is_not_finite_is_no_collapse() -> None:
     assert course.outcome == "non_finite"
 
 
-def test_a_run_whose_loss_is_not_finite_is_watched_until_then() -> None:
-    course = s.classify(run([UP] * 8, finite=[True] * 5 + [False] * 3), ANALYSIS)
-    assert (course.outcome, course.end) == ("non_finite", 4)
+@pytest.mark.parametrize("after", [UP, DOWN, math.nan])
+def test_a_run_whose_loss_is_not_finite_is_watched_until_then(after: float) -> None:
+    # Weights that are not finite put every image into one class: chance, and no collapse.
+    course = s.classify(run([UP] * 5 + [after] * 3, finite=[True] * 5 + [False] * 3), ANALYSIS)
+    assert (course.outcome, course.learned, course.end) == ("non_finite", 2, 4)
+    assert (course.first_bad, course.collapses) == (None, 0)
+
+
+def test_a_collapse_before_the_loss_was_not_finite_ends_the_watch() -> None:
+    finite = [True] * 6 + [False] * 2
+    course = s.classify(run([UP] * 4 + [DOWN] * 4, finite=finite), ANALYSIS)
+    assert (course.outcome, course.first_bad, course.end) == ("non_finite", 4, 4)
+
+
+def test_nothing_is_learned_without_a_finite_loss() -> None:
+    course = s.classify(run([UP] * 8, finite=False), ANALYSIS)
+    assert (course.outcome, course.learned, course.end) == ("non_finite", None, None)
 
 
 def test_onset_is_bracketed_by_the_last_good_and_the_first_bad_evaluation() -> None:
@@ -254,29 +267,40 @@ def test_survival_is_lifelines_kaplan_meier(runs: list[tuple[int, bool]]) -> Non
 def test_survival_by_hand_with_ties() -> None:
     # 5 runs: two collapse at 10, one is censored at 10, one collapses at 30, one is censored at 40.
     curve = s.survival([10, 10, 10, 30, 40], [True, True, False, True, False])
-    assert curve.time.tolist() == [10, 30, 40]
-    assert curve.survival.tolist() == pytest.approx([3 / 5, 3 / 10, 3 / 10])
-    assert curve.at_risk.tolist() == [5, 2, 1]
+    assert curve.time.tolist() == [0, 10, 30, 40]
+    assert curve.survival.tolist() == pytest.approx([1, 3 / 5, 3 / 10, 3 / 10])
+    assert curve.at_risk.tolist() == [5, 5, 2, 1]
     assert s.median_time(curve) == 30
     assert s.survival_at(curve, 9) == 1
     # Greenwood on the log-log scale at t = 10: var = (1/ln S)²·d/(n(n − d)).
     spread = stats.norm.ppf(0.975) * math.sqrt(2 / (5 * 3)) / math.log(0.6)
-    assert (curve.low[0], curve.high[0]) == pytest.approx(
+    assert (curve.low[1], curve.high[1]) == pytest.approx(
         (0.6 ** math.exp(-spread), 0.6 ** math.exp(spread))
     )
+    # Before the first collapse all 5 runs hold: the exact interval of 5 of 5.
+    assert (curve.low[0], curve.high[0]) == pytest.approx((0.025 ** (1 / 5), 1))
 
 
 def test_survival_without_a_collapse_is_bounded_by_the_runs_at_risk() -> None:
     curve = s.survival([10, 20, 20], [False] * 3)
-    assert curve.survival.tolist() == [1, 1]
-    assert curve.low.tolist() == pytest.approx([0.025 ** (1 / 3), 0.025 ** (1 / 2)])
+    assert curve.survival.tolist() == [1, 1, 1]
+    assert curve.low.tolist() == pytest.approx(
+        [0.025 ** (1 / 3), 0.025 ** (1 / 3), 0.025 ** (1 / 2)]
+    )
     assert s.median_time(curve) is None
 
 
 def test_survival_of_nothing_and_of_one() -> None:
     assert len(s.survival([], []).time) == 0
-    assert s.survival([5], [True]).survival.tolist() == [0]
-    assert s.survival([5], [False]).survival.tolist() == [1]
+    assert s.survival([5], [True]).survival.tolist() == [1, 0]
+    assert s.survival([5], [False]).survival.tolist() == [1, 1]
+
+
+def test_a_run_that_learned_at_its_end_is_censored_at_once() -> None:
+    curve = s.survival([0, 20], [False, True])
+    assert curve.time.tolist() == [0, 20]
+    assert curve.survival.tolist() == [1, 0]
+    assert curve.at_risk.tolist() == [2, 1]
 
 
 @given(lives, lives)
@@ -368,7 +392,15 @@ def test_pairs_without_accuracies_do_not_fail() -> None:
     pair = s.paired("a", "b", ends, ends)
     assert pair is not None
     assert math.isnan(pair.accuracy_difference)
-    assert pair.accuracy_p == 1
+    assert math.isnan(pair.accuracy_p)
+
+
+def test_pairs_that_never_learned_have_no_test_of_collapses() -> None:
+    ends: s.Ends = {0: (None, 0.5), 1: (None, 0.5)}
+    pair = s.paired("a", "b", ends, ends)
+    assert pair is not None
+    assert math.isnan(pair.mcnemar_p)
+    assert (pair.both_learned, pair.accuracy_p) == (0, 1)
 
 
 # --- accuracies ------------------------------------------------------------------------------
@@ -435,6 +467,7 @@ def test_power_is_what_simulation_finds() -> None:
 def test_three_an_arm_can_never_be_significant() -> None:
     assert s.fisher_table(3).min() == pytest.approx(0.1)
     assert "can ever be significant" in s.what_seeds_show(3)
+    assert "takes 12 such runs an arm" in s.what_seeds_show(3)
     assert "can ever be significant" not in s.what_seeds_show(4)
 
 
@@ -444,6 +477,21 @@ def test_the_smallest_detectable_rate_is_detected_and_one_per_cent_less_is_not()
     assert s.power(12, 0, rate) >= 0.8 > s.power(12, 0, rate - 0.01)
     assert f"{100 * rate:.0f} %" in s.what_seeds_show(12)
     assert s.detectable(3) is None
+
+
+@pytest.mark.parametrize("base", [0.0, 0.5])
+@pytest.mark.parametrize("n", [2, 4, 9, 12, 25, 40])
+def test_no_smaller_rate_is_detectable(n: int, base: float) -> None:
+    enough = [
+        c / 100 for c in range(round(100 * base) + 1, 101) if s.power(n, base, c / 100) >= 0.8
+    ]
+    assert s.detectable(n, base) == (enough[0] if enough else None)
+
+
+def test_many_runs_are_told_at_once_and_to_a_tenth() -> None:
+    told = s.what_seeds_show(100_000)
+    assert "a true rate of up to 0.0037 %" in told
+    assert "zero can be told from one of at least 1 %" in told
 
 
 def test_no_runs_say_so() -> None:
