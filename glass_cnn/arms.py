@@ -66,6 +66,12 @@ class Arm:
         """Thresholds of its outcomes."""
         return self.point.settings.analysis
 
+    @property
+    def censored(self) -> tuple[list[float], list[float]]:
+        """Times at which runs ended uncollapsed, and the survival estimate then."""
+        times = [t for t, event in zip(self.times, self.events, strict=True) if not event]
+        return times, [statistics.survival_at(self.survival, t) for t in times]
+
     def profile(self, which: str) -> Profile:
         """Performance profile of the `final` or `optimal` validation accuracies."""
         values = [float("nan") if v is None else v for v in getattr(self, which)]

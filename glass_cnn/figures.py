@@ -23,7 +23,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 """Okabe and Ito's colours, which people with any colour vision tell apart; no yellow on white."""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""A study with more arms than colours goes on with the next dash."""
+"""Of lines that may lie on one another; with the colours, 28 arms are told apart."""
 
 
 def color(index: int) -> str:
@@ -33,7 +33,7 @@ def color(index: int) -> str:
 
 def dash(index: int) -> str:
     """Dash of arm number `index`."""
-    return DASHES[index // len(PALETTE) % len(DASHES)]
+    return DASHES[index % len(DASHES)]
 
 
 # --- curves ----------------------------------------------------------------------------------
@@ -91,6 +91,9 @@ STYLE = {
 }
 
 
+AXES = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy"}
+
+
 def save_svg(figure: Figure, path: Path) -> None:
     """Write a figure as SVG; equal figures give equal files. Raises StorageError."""
     text = io.StringIO()
@@ -112,7 +115,7 @@ def run_figure(metrics: Metrics, row: dict[str, Any], most: int = 600) -> Figure
                 values = metrics.series[f"{side}_{what}"][kept]
                 name = "training" if side == "train" else side
                 axes.plot(metrics.iteration[kept], values, color=tone, lw=0.9, label=name)
-            axes.set(xlabel="iteration", ylabel=what)
+            axes.set(xlabel="iteration", ylabel=AXES[what])
         accuracy.set_ylim(min(0.4, accuracy.get_ylim()[0]), 1.01)
         _mark_onset(loss, accuracy, row)
         loss.legend(loc="upper right")
@@ -133,13 +136,13 @@ def rates_figure(estimates: Estimates) -> Figure:
         axes = figure.subplots()
         for i, arm in enumerate(arms):
             rate = arm.collapsed
-            axes.plot([100 * rate.low, 100 * rate.high], [i, i], color=color(i), lw=1.6)
             if rate.n:
+                axes.plot([100 * rate.low, 100 * rate.high], [i, i], color=color(i), lw=1.6)
                 axes.plot([100 * rate.value], [i], "o", color=color(i), ms=5)
         names = [f"{a.label}  ({a.collapsed.k}/{a.collapsed.n})" for a in arms]
         axes.set_yticks(range(len(arms)), names)
-        axes.invert_yaxis()
-        axes.set(xlim=(-2, 102), xlabel="runs that collapsed, of those that learned (%)")
+        axes.set(ylim=(len(arms) - 0.5, -0.5), xlim=(-2, 102))
+        axes.set(xlabel="runs that collapsed, of those that learned (%)")
     return figure
 
 
@@ -153,15 +156,16 @@ def survival_figure(arms: Sequence[Arm]) -> Figure:
             curve = arm.survival
             if not len(curve.time):
                 continue
-            time = np.concatenate([[0], curve.time])
-            value = np.concatenate([[1], curve.survival])
             style = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash(i)]
-            axes.step(time, value, where="post", color=color(i), ls=style, label=arm.label)
-            low, high = (np.concatenate([[1], b]) for b in (curve.low, curve.high))
-            axes.fill_between(time, low, high, step="post", color=color(i), alpha=0.12, lw=0)
+            time, value, tone = curve.time, curve.survival, color(i)
+            axes.step(time, value, where="post", color=tone, ls=style, label=arm.label)
+            axes.fill_between(
+                time, curve.low, curve.high, step="post", color=tone, alpha=0.12, lw=0
+            )
+            axes.plot(*arm.censored, "|", color=tone, ms=5, mew=0.8)
         axes.set(ylim=(0, 1.02), xlabel="steps since learned", ylabel="share not yet collapsed")
         if axes.lines and few:
-            axes.legend(loc="lower left").set_in_layout(False)
+            axes.legend(loc="best").set_in_layout(False)
         elif axes.lines:
             figure.legend(loc="outside right upper", fontsize=7)
     return figure

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from glass_cnn import figures, statistics
+from glass_cnn import figures
 from glass_cnn.aggregate import Aggregation
 from glass_cnn.arms import TAU, Arm, Estimates
 from glass_cnn.records import Metrics, read_metrics
 from glass_cnn.statistics import Rate
-from glass_cnn.words import OUTCOME_WORDS, plain, setting
+from glass_cnn.words import OUTCOME_WORDS, interval, plain, setting
 from hpc.config import DataError
 from hpc.rundir import RunDir
 
@@ -115,16 +115,16 @@ def _bands(drawn: Sequence[Drawn], arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 def _survival(index: int, arm: Arm) -> dict[str, Any]:
     curve = arm.survival
-    censored = [t for t, event in zip(arm.times, arm.events, strict=True) if not event]
+    censored, censored_at = arm.censored
     return {
         "arm": index,
-        "time": [0, *curve.time.tolist()],
-        "survival": [1, *_short(curve.survival)],
-        "low": [_short(curve.low)[0] if curve.survival[0] == 1 else 1, *_short(curve.low)],
-        "high": [1, *_short(curve.high)],
-        "risk": [len(arm.times), *curve.at_risk.tolist()],
+        "time": curve.time.tolist(),
+        "survival": _short(curve.survival),
+        "low": _short(curve.low),
+        "high": _short(curve.high),
+        "risk": curve.at_risk.tolist(),
         "censored": censored,
-        "censored_at": [statistics.survival_at(curve, t) for t in censored],
+        "censored_at": censored_at,
     }
 
 
@@ -173,7 +173,7 @@ def _value(rate: Rate) -> float | None:
 def _cell(rate: Rate) -> str:
     if not rate.n:
         return ""
-    return f"{rate.k}/{rate.n}<br>{100 * rate.low:.0f}–{100 * rate.high:.0f} %"
+    return f"{rate.k}/{rate.n}<br>{interval(rate)}"
 
 
 def figure_data(

@@ -60,6 +60,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": words.percent,
+        "interval": words.interval,
+        "level": words.level,
         "number": words.number,
         "p": words.p_value,
         "p_is": words.p_is,
@@ -87,7 +89,7 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "seeds": _seeds(result.study.section.seed_list),
         "estimates": estimates,
         "answers": words.answers(estimates),
-        "confidence": estimates.arms[0].analysis.confidence,
+        "confidence": words.level(estimates.arms[0].analysis.confidence),
         "any_learned": any(arm.times for arm in estimates.arms),
         "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),
         "not_counted_total": len(aside),
@@ -170,13 +172,16 @@ def _caption(run: Drawn, arms: Sequence[Arm]) -> str:
 
 def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
     known = result.table.filter(pl.col("state").is_in(["complete", "unfinished"])).height
-    note = f"{plural(len(drawn), 'run')}, unfinished ones included"
+    note = plural(len(drawn), "run")
+    if unfinished := sum(run.row["state"] != "complete" for run in drawn):
+        note += f", {unfinished} of them unfinished"
     if len(drawn) < known:
         note += f", of {known}: the first seeds of every arm"
     longest = max((len(run.metrics) for run in drawn), default=0)
     if longest > max(40, pagedata.MOST_POINTS // max(1, len(drawn))):
         note += ". Long runs are thinned; their lowest and highest points are kept"
-    return note + "."
+    lengths = {point.settings.train.batches_per_iteration for point in result.study.points}
+    return f"{note}. An iteration is {' or '.join(map(str, sorted(lengths)))} steps."
 
 
 def _columns(result: Aggregation) -> list[tuple[str, str]]:
@@ -186,13 +191,13 @@ def _columns(result: Aggregation) -> list[tuple[str, str]]:
         ("Seed", "n"),
         *swept,
         ("Outcome", ""),
-        ("Learned at", "n"),
+        ("Learned at iteration", "n"),
         ("Onset (steps)", "n"),
-        ("Optimal", "n"),
-        ("at", "n"),
-        ("test", "n"),
-        ("Final", "n"),
-        ("test", "n"),
+        ("Optimal validation %", "n"),
+        ("at iteration", "n"),
+        ("Optimal test %", "n"),
+        ("Final validation %", "n"),
+        ("Final test %", "n"),
         ("Iterations", "n"),
         ("Restarts", "n"),
         ("Time", "n"),
@@ -236,7 +241,7 @@ def _cell_of(value: Any) -> tuple[str, Any, str]:
 
 
 def _percent_cell(value: float | None) -> tuple[str, Any, str]:
-    return words.percent(value, 2), "" if value is None else value, "n"
+    return words.percent(value, 2).removesuffix(" %"), "" if value is None else value, "n"
 
 
 def _time_cell(seconds: float | None) -> tuple[str, Any, str]:

@@ -7,13 +7,13 @@ from rich.table import Table
 
 from glass_cnn import statistics
 from glass_cnn.arms import Arm, Estimates
-from glass_cnn.words import percent
+from glass_cnn.words import interval, percent
 from hpc.commandline import plural
 
 
 def arms_table(name: str, estimates: Estimates) -> Table:
     """One line per arm."""
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=name, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
     for heading in ("runs", "learned", "collapsed", "interval", "perm/trans", "optimal", "final"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -24,13 +24,12 @@ def arms_table(name: str, estimates: Estimates) -> Table:
 
 def _cells(arm: Arm) -> list[str]:
     rate, outcomes = arm.collapsed, arm.outcomes
-    interval = f"{100 * rate.low:.0f}–{100 * rate.high:.0f} %" if rate.n else "–"
     return [
         arm.label,
         f"{arm.complete}/{arm.wanted}",
         f"{arm.learned.k}/{arm.learned.n}",
         f"{rate.k}/{rate.n}",
-        interval,
+        interval(rate),
         f"{outcomes.get('permanent_collapse', 0)}/{outcomes.get('transient_collapse', 0)}",
         percent(statistics.median(arm.optimal), 2),
         percent(statistics.median(arm.final), 2),

@@ -27,6 +27,17 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
+def level(value: float) -> str:
+    """A threshold or a level of confidence in per cent, with all its digits."""
+    return f"{number(100 * value)} %"
+
+
+def interval(rate: statistics.Rate) -> str:
+    """The interval of a rate in per cent; to a tenth where it is narrow; a dash without runs."""
+    digits = 0 if rate.high - rate.low > 0.05 else 1
+    return f"{100 * rate.low:.{digits}f}–{100 * rate.high:.{digits}f} %" if rate.n else "–"
+
+
 def describe_rate(settings: RunSettings) -> str:
     """The learning rate in words."""
     rate = to_tree(settings.train.learning_rate)
@@ -35,7 +46,7 @@ def describe_rate(settings: RunSettings) -> str:
         return f"learning rate {number(rate['initial'])}"
     levels = rate.pop("levels", [])
     parts = [f"{key.replace('_', ' ')} {_word(value)}" for key, value in rate.items()]
-    parts += [f"{number(lv['rate'])} above {percent(lv['above'], 0)}" for lv in levels]
+    parts += [f"{number(lv['rate'])} above {level(lv['above'])}" for lv in levels]
     return f"learning rate {kind.replace('_', ' ')} ({', '.join(parts)})"
 
 
@@ -136,7 +147,8 @@ def setting(name: str) -> str:
 def plain(value: Any) -> str:
     """Any value of a setting on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{setting(k)} {plain(v)}" for k, v in value.items())
+        told = (plain(v) if k == "kind" else f"{setting(k)} {plain(v)}" for k, v in value.items())
+        return ", ".join(told)
     if isinstance(value, list | tuple):
         return "; ".join(plain(v) for v in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -179,11 +191,10 @@ def _arm_answer(arm: Arm) -> str:
     if rate.n == 0:
         return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
     of = f"{plural(rate.n, 'run')} that learned"
-    level = percent(arm.analysis.confidence, 0)
-    interval = (
-        f"({percent(rate.value, 0)}, {level} interval {100 * rate.low:.0f}–{100 * rate.high:.0f} %)"
+    text = (
+        f"collapsed in {rate.k or 'none'} of the {of} "
+        f"({percent(rate.value, 0)}, {level(arm.analysis.confidence)} interval {interval(rate)})"
     )
-    text = f"collapsed in {rate.k or 'none'} of the {of} {interval}"
     if rate.k:
         permanent, transient = (
             count.get("permanent_collapse", 0),
@@ -220,13 +231,17 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
         ]
     said = []
     for test in found[:4]:
-        more, less = (test.a, test.b) if test.difference > 0 else (test.b, test.a)
-        low, high = sorted((abs(test.low), abs(test.high)))
+        more, less, low, high = (
+            (test.a, test.b, test.low, test.high)
+            if test.difference > 0
+            else (test.b, test.a, -test.high, -test.low)
+        )
+        span = f"{100 * low:.0f} to {100 * high:.0f}".replace("-", "−")
         said.append(
             (
                 more,
                 f"collapses more often than {less}: by {100 * abs(test.difference):.0f} percentage "
-                f"points ({100 * low:.0f}–{100 * high:.0f}; Fisher's exact test, adjusted "
+                f"points ({span}; Fisher's exact test, adjusted "
                 f"{p_is(test.adjusted)}).",
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from glass_cnn import figures, pagedata, report, words
+from glass_cnn import figures, pagedata, report, statistics, words
 from glass_cnn.aggregate import Aggregation, aggregate, write
 from glass_cnn.arms import estimate
 from glass_cnn.records import read_metrics
@@ -136,7 +137,7 @@ def test_every_part_is_there(large: Aggregation) -> None:
     for words_ in (
         "Kaplan–Meier", "Performance profiles", "Fisher p", "McNemar p", "Run by run",
         "parent-s0-01234567 at step 600", "resumed at step 300", "At least 99 % of the validation",
-        "Validation accuracy of at least 95.0 % in 3 evaluations", "0123456789ab", "node1, node2",
+        "Validation accuracy of at least 95 % in 3 evaluations", "0123456789ab", "node1, node2",
         "python 3.11.7", "is not named <label>-s<seed>-<hash>", "at iteration 30 of 60",
         "data set endpoint (thermal, 250 px), model swanson2017, batch size 80",
     ):  # fmt: skip
@@ -151,7 +152,7 @@ def test_the_results_log_has_dated_numbered_entries_with_figures(large: Aggregat
     assert len(linked) == 38
     for name in linked:
         assert (large.directory.path / name).read_text().startswith("<?xml")
-    assert "| constant-1e-3 | 12/12 | 12/12 | 10/12 (83 %, 55 % – 95 %) | 6 / 4 |" in log
+    assert "| constant-1e-3 | 12/12 | 12/12 | 10/12 (83 %, 55–95 %) | 6 / 4 |" in log
     assert "final 49.223 % (iteration 60; test" in log
 
 
@@ -184,8 +185,8 @@ def test_figures_are_drawn_again_only_where_a_run_changed(
                             "schedule_length": 550}},
          "learning rate linear (initial 0.001, final 0.0001, schedule length 550)"),
         ({"learning_rate": {"kind": "threshold", "initial": 1e-3,
-                            "levels": [{"above": 0.9, "rate": 1e-4}]}},
-         "learning rate threshold (initial 0.001, 0.0001 above 90 %)"),
+                            "levels": [{"above": 0.995, "rate": 1e-4}]}},
+         "learning rate threshold (initial 0.001, 0.0001 above 99.5 %)"),
         ({"optimizer": {"kind": "sgd", "momentum": 0.9}}, "SGD (momentum 0.9)"),
         ({"augmentation": {"rotations": True, "flips": True}},
          "augmentation by rotations and flips"),
@@ -193,6 +194,40 @@ def test_figures_are_drawn_again_only_where_a_run_changed(
 )  # fmt: skip
 def test_captions_name_all_hyperparameters(changes: dict[str, Any], told: str) -> None:
     assert told in words.describe(RunSettings.model_validate({"train": changes}))
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "told"),
+    [(3, 10, "11–60 %"), (0, 12, "0–26 %"), (0, 1000, "0.0–0.4 %"), (0, 0, "–")],
+)
+def test_intervals_are_told_as_finely_as_they_are(k: int, n: int, told: str) -> None:
+    assert words.interval(statistics.rate(k, n)) == told
+
+
+def test_arms_are_told_by_what_they_change(large: Aggregation) -> None:
+    threshold = large.study.points[2]
+    assert words.plain(threshold.changes["train.learning_rate"]) == (
+        "threshold, initial 0.001, levels above 0.9, rate 0.0001"
+    )
+
+
+def test_an_interval_across_zero_is_told_as_such(tmp_path: Path) -> None:
+    arms = {f"a{i}": {"train.dropout": 0.1 * i} for i in (1, 2)}
+    study = synthetic.study(seeds=8, arms=arms, analysis={"confidence": 0.999})
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        collapses = run.seed < {"a1": 1, "a2": 7}[run.point.label]
+        synthetic.write_run(place, run, "permanent_collapse" if collapses else "survived")
+    (_, first), _, (arm, text), *_ = words.answers(estimate(aggregate(study, place)))
+    assert "99.9 % interval" in first
+    page, log = pages(study, place)
+    assert text_of(page).count("99.9 %") > 5
+    assert "99.9 % intervals" in log
+    assert not re.search(r"\b100 % (interval|confidence|bootstrap)", text_of(page) + log)
+    assert arm == "a2"
+    assert text.startswith(
+        "collapses more often than a1: by 75 percentage points (−2 to 91; Fisher's exact test"
+    )
 
 
 # --- awkward studies -------------------------------------------------------------------------
@@ -399,12 +434,37 @@ def test_controls_change_the_curves(page: Page) -> None:
 
 
 @pytest.mark.requires("chromium")
+def test_legends_name_the_arms_in_the_order_of_the_study(page: Page) -> None:
+    for plot in ("survival-plot", "profiles-plot"):
+        page.wait_for_selector(f"#{plot} .legendtext")
+        assert page.locator(f"#{plot} .legendtext").all_text_contents() == list(ARMS)
+
+
+@pytest.mark.requires("chromium")
+def test_labels_of_neighbouring_panels_do_not_touch(page: Page) -> None:
+    boxes = page.evaluate(
+        """[...document.querySelectorAll("#curves-plot .xaxislayer-above text")].map(
+            t => t.getBoundingClientRect()).map(b => [b.left, b.right])"""
+    )
+    assert len(boxes) > 6
+    boxes.sort()
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.requires("chromium")
+def test_all_columns_of_the_tables_are_seen_at_once(page: Page) -> None:
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
+
+
+@pytest.mark.requires("chromium")
 def test_tables_sort_and_filter(page: Page) -> None:
     rows = page.locator("#runs-table tbody tr:visible")
     body = "document.querySelectorAll('#runs-table tbody tr')"
     finals = f"[...{body}].map(row => row.cells[8].dataset.key)"
     heading = page.locator("#runs-table thead th").nth(8)
-    assert heading.inner_text().strip() == "Final"
+    assert heading.inner_text().strip() == "Final validation %"
     heading.click()
     up = [float(x) for x in page.evaluate(finals) if x]
     assert up == sorted(up)

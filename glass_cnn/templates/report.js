@@ -14,12 +14,12 @@
 
   const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"], toImageButtonOptions: { format: "svg" } };
   const layout = (x, y, more = {}) => ({
-    margin: { l: 62, r: 16, t: 12, b: 48 },
+    margin: { l: 62, r: 24, t: 12, b: 48 },
     font: { family: "system-ui, 'DejaVu Sans', sans-serif", size: 12, color: "#1c1f23" },
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
     xaxis: { title: { text: x }, gridcolor: "#eceef1", linecolor: "#9aa2ab", ticks: "outside", zeroline: false, rangemode: "tozero" },
     yaxis: { title: { text: y }, gridcolor: "#eceef1", linecolor: "#9aa2ab", ticks: "outside", zeroline: false },
-    legend: data.arms.length <= 8 ? { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 } : { font: { size: 9 } },
+    legend: { traceorder: "normal", ...(data.arms.length <= 8 ? { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 } : { font: { size: 9 } }) },
     ...more,
   });
   const draw = (element, traces, shape) => {
@@ -34,17 +34,19 @@
   const chart = byId("curves-plot");
   const xs = (run) => (view.x === "iteration" ? run.iteration : run.step.map((s) => s * run.batch));
 
-  // One panel for each arm, side by side or in rows of four, with the same axes.
+  // One panel for each arm, side by side or in rows, with the same axes.
+  const acrossOf = () => Math.min(drawnArms.length, chart.clientWidth < 800 ? 3 : 4);
   const axesOf = (i) => ({ xaxis: i ? `x${i + 1}` : "x", yaxis: i ? `y${i + 1}` : "y" });
   const panels = (shape) => {
-    const across = Math.min(4, drawnArms.length);
+    const across = acrossOf();
     const down = Math.ceil(drawnArms.length / across);
+    const gap = 22 / chart.clientWidth;
     const { xaxis, yaxis } = shape;
     const size = down > 1 ? 11 : 12.5;
     shape.annotations = [];
     drawnArms.forEach((arm, i) => {
       const column = i % across, row = down - 1 - Math.floor(i / across);
-      const [left, right] = [column / across + (column ? 0.012 : 0), (column + 1) / across - 0.008];
+      const [left, right] = [column / across + (column ? gap / 2 : 0), (column + 1) / across - (column < across - 1 ? gap / 2 : 0)];
       const [bottom, top] = [row / down + (row ? 0.03 : 0), (row + 1) / down - 0.1 / down];
       const key = i ? String(i + 1) : "";
       shape[`xaxis${key}`] = { ...xaxis, domain: [left, right], anchor: `y${key}`, ...(i ? { matches: "x" } : {}) };
@@ -67,7 +69,7 @@
         x: xs(run), y: run.series[view.quantity], meta: run.name, mode: "lines", type: "scatter",
         name: safe(arm.label), legendgroup: arm.label, showlegend: first && view.mode === "runs", connectgaps: false,
         ...(view.mode === "panels" ? axesOf(drawnArms.indexOf(run.arm)) : {}),
-        line: { color: arm.color, dash: view.mode === "panels" ? "solid" : arm.dash, width: 1.2 }, opacity: 0.75,
+        line: { color: arm.color, width: 1.2 }, opacity: 0.75,
         hovertemplate: `<b>${safe(run.name)}</b><br>seed ${run.seed} · ${safe(run.outcome)}<br>${view.x} %{x}<br>${safe(data.quantities[view.quantity])} %{y:.5g}<extra></extra>`,
       };
     });
@@ -85,14 +87,15 @@
     ];
   });
   const curveLayout = () => {
-    const shape = layout(view.x === "iteration" ? "iteration" : "samples seen", data.quantities[view.quantity]);
+    const unit = /loss/.test(view.quantity) ? " (nats)" : "";
+    const shape = layout(view.x === "iteration" ? "iteration" : "samples seen", data.quantities[view.quantity] + unit);
     if (/loss|rate/.test(view.quantity)) shape.yaxis.type = "log";
     else shape.yaxis.rangemode = "normal";
     shape.uirevision = view.x + view.quantity + view.mode;
     return view.mode === "panels" ? panels(shape) : shape;
   };
   const resize = () => {
-    const rows = view.mode === "panels" ? Math.ceil(drawnArms.length / 4) : 1;
+    const rows = view.mode === "panels" ? Math.ceil(drawnArms.length / acrossOf()) : 1;
     chart.style.height = `${Math.max(460, 150 * rows)}px`;
   };
   const redraw = () => {
@@ -205,7 +208,7 @@
     for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) marks.push(Number(value.toPrecision(6)));
     return marks;
   };
-  const W = 300, H = 176, L = 38, R = 14, T = 20, B = 30;
+  const W = 236, H = 160, L = 34, R = 12, T = 20, B = 32;
   const panel = (run, what, left) => {
     const group = svg("g", { transform: `translate(${left} 0)` });
     const lines = [["train_", "#E69F00", "training"], ["validation_", "#0072B2", "validation"]];
@@ -240,8 +243,8 @@
     const place = figure.querySelector(".panels");
     if (place.firstChild) return;
     const run = data.runs[Number(figure.dataset.figure)];
-    const image = svg("svg", { viewBox: `0 0 ${2 * W + 20} ${H}`, role: "img", "aria-label": `Loss and accuracy of ${run.name}` });
-    image.append(panel(run, "loss", 0), panel(run, "accuracy", W + 20));
+    const image = svg("svg", { viewBox: `0 0 ${2 * W + 8} ${H}`, role: "img", "aria-label": `Loss and accuracy of ${run.name}` });
+    image.append(panel(run, "loss", 0), panel(run, "accuracy", W + 8));
     place.append(image);
   };
   const figures = [...document.querySelectorAll("figure[data-figure]")];
