@@ -96,7 +96,10 @@ def test_energies_are_the_published_ones() -> None:
 
 
 def test_set_temperatures_are_those_of_the_ramp(cooled: Cooled) -> None:
+    """And the mixture follows: one configuration's temperature scatters by T/√N = 5 %."""
     simulation, made = cooled
+    measured = np.mean([trajectory.kinetic_temperature for trajectory in made], axis=0)
+    np.testing.assert_allclose(measured, list(PUBLISHED), rtol=0.1)
     for trajectory in made:
         np.testing.assert_allclose(trajectory.temperature, list(PUBLISHED), atol=0.003)
         expected = [simulation.temperature(int(frame)) for frame in trajectory.frames]
@@ -136,6 +139,28 @@ def test_energies_are_the_sum_over_pairs(style: str) -> None:
             assert lammps.thermo("pe") == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("style", simulate.available_styles())
+def test_motion_is_newtons_with_unit_masses(style: str) -> None:
+    """One step of velocity Verlet from the start, which is at the first temperature exactly."""
+    simulation = Simulation()
+    with contextlib.closing(simulate.Lammps(style)) as lammps:
+
+        def gathered(name: str) -> np.ndarray:
+            return np.array(lammps._handle.gather_atoms(name, 1, 3)[:]).reshape(-1, 3)
+
+        simulate.start(lammps, simulation, trajectory_seeds(1, 0))
+        lammps.do("fix motion all nve", "run 0")
+        places, velocities, forces = (gathered(name) for name in "xvf")
+        assert (velocities**2).sum() == pytest.approx(2.0 * (2 * 400 - 2))
+        assert velocities.sum(axis=0) == pytest.approx([0, 0, 0], abs=1e-9)
+        lammps.run(1)
+        dt, box = 0.005, simulation.box
+        moved = (gathered("x") - places + box / 2) % box - box / 2
+        np.testing.assert_allclose(moved, velocities * dt + forces * dt**2 / 2, atol=1e-12)
+        kick = (forces + gathered("f")) * dt / 2
+        np.testing.assert_allclose(gathered("v"), velocities + kick, atol=1e-10)
+
+
 def test_stored_energies_are_those_of_the_stored_positions(cooled: Cooled) -> None:
     """To what rounding positions to float32 leaves."""
     _, made = cooled
@@ -146,6 +171,16 @@ def test_stored_energies_are_those_of_the_stored_positions(cooled: Cooled) -> No
             assert thermal == pytest.approx(t.potential_energy[row], rel=1e-5)
             inherent = pair_energy(t.inherent_positions[row], t.types, t.box)
             assert inherent == pytest.approx(t.inherent_energy[row], rel=1e-6)
+
+
+def test_order_is_that_of_the_stored_positions(cooled: Cooled) -> None:
+    _, made = cooled
+    for t in made:
+        assert t.inherent_positions is not None
+        for row in range(len(PUBLISHED)):
+            thermal = simulate.hexatic_order(t.positions[row], t.box)
+            inherent = simulate.hexatic_order(t.inherent_positions[row], t.box)
+            assert (t.psi6[row], t.inherent_psi6[row]) == pytest.approx((thermal, inherent), 1e-4)
 
 
 def test_inherent_structures_are_minima_below(cooled: Cooled) -> None:
@@ -211,6 +246,32 @@ def test_same_index_same_bits_other_index_other_bits() -> None:
     for other in others:
         assert not np.array_equal(first.positions, other.positions)
         assert not np.array_equal(first.types, other.types)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fraction_a": 0.5},
+        {"density": 1.1},
+        {"timestep": 0.004},
+        {"temperature_start": 1.9},
+        {"temperature_end": 0.06},
+        {"equilibration_steps": 201},
+        {"cooling_steps": 800},
+        {"damping": 0.4},
+    ],
+)
+def test_every_setting_matters(change: dict[str, Any]) -> None:
+    base = run_settings().simulation
+    another = Simulation(**{**base.model_dump(), **change})
+    one, other = (simulate.simulate(s, 3, (9,), False) for s in (base, another))
+    assert not np.array_equal(one.positions, other.positions)
+    assert np.bincount(other.types).tolist() == (
+        [0, 32, 32] if "fraction_a" in change else [0, 42, 22]
+    )
+    steps = change.get("cooling_steps", 400) * change.get("timestep", 0.005)
+    fall = change.get("temperature_start", 2.0) - change.get("temperature_end", 0.05)
+    assert other.cooling_rate == pytest.approx(fall / steps)
 
 
 def test_seeds_never_meet() -> None:
