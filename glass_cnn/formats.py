@@ -35,6 +35,8 @@ FLAT = 0.1
 SMALLEST_BOX = 2.0
 """shortest side of a box that can be drawn, σ"""
 CUT = "it ends in the middle of a frame"
+FEWEST = 7
+"""particles of a configuration: one and the six neighbours over which its order is measured"""
 COORDINATES = {"": False, "s": True, "u": False, "su": True}
 """ending of a LAMMPS column x, xs, xu, xsu; whether it is in units of the box"""
 
@@ -98,8 +100,8 @@ def _read_lammps(path: Path) -> Iterator[Frame]:
             elif line.startswith("ITEM: BOX BOUNDS"):
                 flags, bounds = line.split()[3:], _rows(lines, 3)
             elif line.startswith("ITEM: ATOMS"):
-                if count < 1 or not bounds:
-                    raise ValueError("a frame has no particles or no box")
+                if not bounds:
+                    raise ValueError("a frame has no BOX BOUNDS")
                 columns, rows = line.split()[2:], _rows(lines, count)
                 yield _lammps_frame(path, flags, bounds, columns, rows)
                 whole = True
@@ -136,7 +138,7 @@ def _lammps_frame(
     if len(flags) >= 3 and any("p" not in flag for flag in flags[-3:-1]):
         raise DataError(f"{path}: the box is not periodic in x and y.")
     low, high = np.array([[float(b[0]), float(b[1])] for b in bounds]).T
-    table = dict(zip(columns, np.array(rows).T, strict=True))
+    table = dict(zip(columns, np.array(rows).reshape(-1, len(columns)).T, strict=True))
     if "id" in table:
         order = np.argsort(table["id"].astype(int))
         table = {name: values[order] for name, values in table.items()}
@@ -200,8 +202,8 @@ def _read_gsd(path: Path) -> Iterator[Frame]:
 
 def _frame(path: Path, places: np.ndarray, species: np.ndarray, box: np.ndarray) -> Frame:
     """Check and wrap one configuration: `places` [N, 3] from any corner of the box."""
-    if len(places) == 0:
-        raise DataError(f"{path}: a frame has no particles.")
+    if len(places) < FEWEST:
+        raise DataError(f"{path}: a frame has {len(places)} particles; {FEWEST} are the fewest.")
     if not (np.isfinite(places).all() and np.isfinite(box).all()):
         raise DataError(f"{path}: holds positions that are not finite numbers.")
     if box.min() < SMALLEST_BOX:

@@ -274,6 +274,33 @@ def test_every_setting_matters(change: dict[str, Any]) -> None:
     assert other.cooling_rate == pytest.approx(fall / steps)
 
 
+def test_each_seed_has_a_purpose_of_its_own() -> None:
+    """Places, types, velocities."""
+
+    def started(seeds: tuple[int, int, int]) -> list[bytes]:
+        with contextlib.closing(simulate.Lammps("plain")) as lammps:
+            simulate.start(lammps, run_settings().simulation, np.array(seeds))
+            gathered = (lammps._handle.gather_atoms(name, 1, 3)[:] for name in "xv")
+            places, velocities = (np.array(values).tobytes() for values in gathered)
+            return [places, lammps.types().tobytes(), velocities]
+
+    base = started((1, 2, 3))
+    assert started((1, 2, 3)) == base
+    assert [a == b for a, b in zip(started((1, 2, 4)), base, strict=True)] == [True, True, False]
+    assert started((1, 9, 3))[1] != base[1]
+    assert started((9, 2, 3))[0] != base[0]
+
+
+def test_long_runs_ask_about_a_stop_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "CHUNK_PARTICLE_STEPS", 64 * 200)
+    asked: list[bool] = []
+    with contextlib.closing(simulate.Lammps("plain", lambda: asked.append(True))) as lammps:
+        simulate.start(lammps, run_settings().simulation, trajectory_seeds(1, 0))
+        lammps.do("fix motion all nve")
+        lammps.run(1000)
+    assert len(asked) == 5
+
+
 def test_seeds_never_meet() -> None:
     seeds = [tuple(trajectory_seeds(s, i).tolist()) for s in range(40) for i in range(500)]
     assert len(set(seeds)) == len(seeds)
