@@ -390,6 +390,16 @@ def test_other_programs_write_them_otherwise(tmp_path: Path, name: str, text: st
     check_frame(frame, 1)
 
 
+def test_what_rounds_up_to_the_edge_is_at_the_other(tmp_path: Path) -> None:
+    """A little below 0 is a little below the box in double precision, and the box in single."""
+    first = LINES[9].split()
+    rows = [*LINES[:9], f"{first[0]} {first[1]} -1e-9 6.000000001 0\n", *LINES[10:]]
+    (tmp_path / "a.dump").write_text("".join(rows))
+    [frame] = read_frames(tmp_path / "a.dump")
+    assert frame.positions[int(first[0]) - 1] == pytest.approx([0, 0], abs=1e-6)
+    assert (frame.positions < BOX).all()
+
+
 def test_columns_of_extended_xyz_in_another_order(tmp_path: Path) -> None:
     lattice = 'Lattice="6.0 0 0 0 6.0 0 0 0 1" Properties=id:I:1:pos:R:3:species:S:1 Time=3'
     places, types = particles(1)
