@@ -46,6 +46,9 @@ ALPHA = 0.05
 POWER = 0.80
 """Probability with which a difference should be found before it is called detectable."""
 
+REST = "the rest"
+"""Stands for all other arms together where these are one side of a comparison."""
+
 ENOUGH = 1000
 """Runs an arm that tell 0 from 1 %, the finest that is asked; more are stated as if so many."""
 
@@ -231,14 +234,14 @@ def compare_arms(
 ) -> list[Comparison]:
     """Exact tests between arms, adjusted for their number (Benjamini and Hochberg 1995).
 
-    Every pair for few arms; of more arms each against all others together (named "the rest").
+    Every pair for few arms; of more arms each against all others together (named REST).
     Arms without runs are left out.
     """
     counted = {arm: r for arm, r in rates.items() if r.n}
     if len(counted) <= pairwise_up_to:
         pairs = [(a, b, counted[a], counted[b]) for a, b in itertools.combinations(counted, 2)]
     else:
-        pairs = [(arm, "the rest", r, _rest(counted, arm)) for arm, r in counted.items()]
+        pairs = [(arm, REST, r, _rest(counted, arm)) for arm, r in counted.items()]
     values = [compare(x, y) for _, _, x, y in pairs]
     adjusted = stats.false_discovery_control(values) if values else []
     return [

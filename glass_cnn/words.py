@@ -191,9 +191,12 @@ def _arm_answer(arm: Arm) -> str:
     if rate.n == 0:
         return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
     of = f"{plural(rate.n, 'run')} that learned"
+    did = f"collapsed in {rate.k or 'none'} of the {of}"
+    if rate.n == 1:
+        did = f"{'collapsed' if rate.k else 'did not collapse'} in the only run that learned"
     text = (
-        f"collapsed in {rate.k or 'none'} of the {of} "
-        f"({percent(rate.value, 0)}, {level(arm.analysis.confidence)} interval {interval(rate)})"
+        f"{did} ({percent(rate.value, 0)}, "
+        f"{level(arm.analysis.confidence)} interval {interval(rate)})"
     )
     if rate.k:
         permanent, transient = (
@@ -222,13 +225,11 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
     if not tests:
         return []
     if not found:
-        return [
-            (
-                "",
-                "No two arms differ significantly in how often they collapse (smallest adjusted "
-                f"{p_is(min(t.adjusted for t in tests))}).",
-            )
-        ]
+        least = p_is(min(t.adjusted for t in tests))
+        text = "No two arms differ significantly in how often they collapse"
+        if tests[0].b == statistics.REST:
+            text = "No arm collapses significantly more or less often than all others together"
+        return [("", f"{text} (smallest adjusted {least}).")]
     said = []
     for test in found[:4]:
         more, less, low, high = (

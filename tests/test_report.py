@@ -230,6 +230,19 @@ def test_an_interval_across_zero_is_told_as_such(tmp_path: Path) -> None:
     )
 
 
+def test_many_arms_are_compared_with_all_others_together(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=1, grid={"train.batch_size": list(range(2, 15))})
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run)
+    said = words.answers(estimate(aggregate(study, place)))
+    assert said[0][1].startswith("did not collapse in the only run that learned (0 %, 95 %")
+    assert said[-2][1] == (
+        "No arm collapses significantly more or less often than all others together "
+        "(smallest adjusted p = 1)."
+    )
+
+
 # --- awkward studies -------------------------------------------------------------------------
 
 
@@ -449,6 +462,33 @@ def test_labels_of_neighbouring_panels_do_not_touch(page: Page) -> None:
     assert len(boxes) > 6
     boxes.sort()
     assert all(a[1] < b[0] for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.requires("chromium")
+def test_long_names_stay_over_their_panels(browser: Browser, tmp_path: Path) -> None:
+    arms = {f"{'long_name_' * 5}{i}": {"train.batch_size": i} for i in range(2, 9)}
+    study = synthetic.study(seeds=1, arms=arms)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run)
+    pages(study, place)
+    for width in (700, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(place.report.as_uri())
+        page.wait_for_selector("#curves-plot .annotation-text")
+        boxes = page.evaluate(
+            """[...document.querySelectorAll("#curves-plot .annotation-text")].map(
+                t => t.getBoundingClientRect()).map(b => [b.top, b.left, b.right])"""
+        )
+        assert len(boxes) == 7
+        for (top, _, right), (other, left, _) in itertools.pairwise(boxes):
+            assert abs(top - other) > 5 or right < left
+        ends = page.evaluate(
+            """[...document.querySelectorAll("#curves-plot .xaxislayer-above text")].filter(
+                t => t.textContent === "0").length"""
+        )
+        assert ends == (3 if width == 700 else 4)  # under the lowest panel of every column
+        page.close()
 
 
 @pytest.mark.requires("chromium")

@@ -35,6 +35,7 @@
   const xs = (run) => (view.x === "iteration" ? run.iteration : run.step.map((s) => s * run.batch));
 
   // One panel for each arm, side by side or in rows, with the same axes.
+  const fitting = (text, most) => (text.length <= most ? text : text.slice(0, most / 2) + "…" + text.slice(1 - most / 2));
   const acrossOf = () => Math.min(drawnArms.length, chart.clientWidth < 800 ? 3 : 4);
   const axesOf = (i) => ({ xaxis: i ? `x${i + 1}` : "x", yaxis: i ? `y${i + 1}` : "y" });
   const panels = (shape) => {
@@ -42,7 +43,7 @@
     const down = Math.ceil(drawnArms.length / across);
     const gap = 22 / chart.clientWidth;
     const { xaxis, yaxis } = shape;
-    const size = down > 1 ? 11 : 12.5;
+    const wide = (chart.clientWidth - 100) / across;
     shape.annotations = [];
     drawnArms.forEach((arm, i) => {
       const column = i % across, row = down - 1 - Math.floor(i / across);
@@ -53,8 +54,10 @@
       shape[`yaxis${key}`] = { ...yaxis, domain: [bottom, top], anchor: `x${key}`, ...(i ? { matches: "y" } : {}) };
       if (down > 1) shape[`yaxis${key}`].title = i === across * Math.floor(down / 2) ? yaxis.title : undefined;
       if (column) Object.assign(shape[`yaxis${key}`], { title: undefined, showticklabels: false, ticks: "" });
-      if (row) Object.assign(shape[`xaxis${key}`], { title: undefined, showticklabels: false });
-      shape.annotations.push({ text: `<b>${safe(data.arms[arm].label)}</b>`, font: { color: data.arms[arm].color, size }, showarrow: false, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" });
+      if (i + across < drawnArms.length) Object.assign(shape[`xaxis${key}`], { title: undefined, showticklabels: false });
+      const label = fitting(data.arms[arm].label, wide / 5);
+      const size = Math.min(down > 1 ? 11 : 12.5, wide / (0.7 * label.length));
+      shape.annotations.push({ text: `<b>${safe(label)}</b>`, font: { color: data.arms[arm].color, size }, showarrow: false, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" });
     });
     return shape;
   };
