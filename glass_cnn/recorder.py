@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from glass_cnn.engine import COUNTS
 from glass_cnn.settings import RunSettings
-from hpc.checkpoint import BEST, Checkpoint, Checkpoints, read
+from hpc.checkpoint import Checkpoints
 from hpc.commandline import plural
 from hpc.config import ConfigError, read_yaml, to_yaml, validate
 from hpc.rundir import (
@@ -48,17 +48,16 @@ class Recorder:
         self.lineage: dict[str, Any] | None = None
         make_directory(run.path)
         self._claim()
-        every = settings.checkpoint.milestone_iterations
-        steps = settings.train.batches_per_iteration * (every or 0)
+        self._saved: tuple[int, int] | None = None
+        self._ended = False
         self.checkpoints = Checkpoints(
             run.checkpoints,
             identity=settings.run_digest(),
-            keep=_kept(settings),
-            milestone=(lambda step: step % steps == 0) if every else None,
+            keep=settings.checkpoint.keep,
+            milestone=self._stays,
             ranks=ranks,
             on_event=self.event,
         )
-        self._saved: tuple[int, int] | None = None
         self._events: Any = None
         self._since = time.monotonic()
 
@@ -82,6 +81,24 @@ class Recorder:
                 )
         write_atomic(self.run.config, to_yaml(self.settings))
 
+    def _stays(self, step: int) -> bool:
+        """Whether a checkpoint is a milestone, or in reach of a rollback that is yet to come.
+
+        Those made by a request to stop are not: a rollback must not depend on interruptions.
+        """
+        batches, settings = self.settings.train.batches_per_iteration, self.settings.checkpoint
+        iteration, rest = divmod(step, batches)
+        if rest:
+            return False
+        if settings.milestone_iterations and iteration % settings.milestone_iterations == 0:
+            return True
+        rollback = self.settings.train.rollback
+        if not rollback.enabled or self._ended or iteration % settings.every_iterations:
+            return False
+        newest = self._saved[1] if self._saved else 0
+        back = rollback.back_iterations + rollback.chance_evaluations + settings.every_iterations
+        return iteration >= newest - back
+
     # -- log ------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
@@ -97,10 +114,6 @@ class Recorder:
         self.say(f"{event['event']}: {details}")
 
     # -- start ------------------------------------------------------------------------------------
-
-    def latest(self) -> Checkpoint | None:
-        """The newest valid checkpoint; raises NoValidCheckpoint."""
-        return self.checkpoints.latest()
 
     def started(self, job: Job, hosts: list[str], reason: str, start: dict[str, Any]) -> None:
         """Cut the records back to where the run stands and head this start's log."""
@@ -152,14 +165,17 @@ class Recorder:
         self.checkpoints.check()
 
     def evaluated(self, job: Job, record: dict[str, Any], improved: bool) -> None:
-        """Write one evaluation down; save the best model and the checkpoint when due."""
+        """Write one evaluation down; keep the best model for the next checkpoint."""
         append_record(self.run.metrics, record)
         self._plot(record)
         self._report(record)
         progress = job.progress
         if improved and self.settings.checkpoint.best:
             self.checkpoints.save_best(progress.step, job.engine.snapshot("model/"), job.meta())
-        if progress.evaluated % self.settings.checkpoint.every_iterations == 0:
+
+    def save_when_due(self, job: Job) -> None:
+        """A checkpoint every so many iterations."""
+        if job.progress.evaluated % self.settings.checkpoint.every_iterations == 0:
             self.save(job)
 
     def _report(self, record: dict[str, Any]) -> None:
@@ -227,22 +243,11 @@ class Recorder:
         """Starts of this run so far; the present one counts from `started` on."""
         return len(read_records(self.run.provenance))
 
-    def best(self) -> Checkpoint:
-        """The weights of the best validation accuracy; the final ones where none are kept."""
-        self.checkpoints.flush()
-        best = self.run.checkpoints / BEST
-        if not self.settings.checkpoint.best:
-            latest = self.checkpoints.latest()
-            assert latest is not None, "a final checkpoint was just written"
-            return latest
-        return read(best, self.settings.run_digest())
-
     def finished(
         self,
         job: Job,
         digest: str,
-        best: dict[str, Any],
-        optimal: np.ndarray,
+        optimal: np.ndarray | None,
         final: np.ndarray,
     ) -> None:
         """Write result.json: the run is complete; then remove what it needs no more."""
@@ -251,9 +256,9 @@ class Recorder:
             "seed": self.settings.seed,
             "steps": progress.step,
             "optimal": {
-                "iteration": best["best_iteration"],
-                "validation_accuracy": best["best_accuracy"],
-                "test_accuracy": _accuracy(optimal),
+                "iteration": progress.best_iteration,
+                "validation_accuracy": progress.best_accuracy,
+                "test_accuracy": None if optimal is None else _accuracy(optimal),
             },
             "final": {
                 "iteration": progress.evaluated,
@@ -269,12 +274,13 @@ class Recorder:
             "rollbacks": progress.rollbacks,
         }
         write_json(self.run.result, result)
+        self._ended = True
         self.checkpoints.retire(self.settings.checkpoint.after_end)
-        optimal_, final_ = result["optimal"], result["final"]
+        tested = "not kept for the" if optimal is None else f"{_accuracy(optimal):.2%}"
         self.say(
-            f"done: optimal {optimal_['validation_accuracy']:.2%} validation, "
-            f"{optimal_['test_accuracy']:.2%} test at iteration {optimal_['iteration']}; final "
-            f"{final_['validation_accuracy']:.2%} validation, {final_['test_accuracy']:.2%} test; "
+            f"done: optimal {progress.best_accuracy:.2%} validation, {tested} test at iteration "
+            f"{progress.best_iteration}; final {progress.accuracy:.2%} validation, "
+            f"{_accuracy(final):.2%} test; "
             f"{_duration(progress.seconds)}, {plural(result['restarts'], 'restart')}"
         )
 
@@ -289,15 +295,6 @@ def _event_errors(path: Path) -> Iterator[None]:
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             number = errno.ENOSPC if full else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _kept(settings: RunSettings) -> int:
-    """Checkpoints to keep: with rollbacks, enough to reach back before an onset."""
-    rollback = settings.train.rollback
-    if not rollback.enabled:
-        return settings.checkpoint.keep
-    back = rollback.back_iterations + rollback.chance_evaluations
-    return max(settings.checkpoint.keep, -(-back // settings.checkpoint.every_iterations) + 2)
 
 
 def _accuracy(sums: np.ndarray) -> float:

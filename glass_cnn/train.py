@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from glass_cnn.engine import COUNTS, Engine, StepResult, portions, set_up_tensor
 from glass_cnn.recorder import Recorder
 from glass_cnn.schedule import learning_rate
 from glass_cnn.settings import RunSettings
-from hpc.checkpoint import digest_tensors
+from hpc.checkpoint import Checkpoints, NoValidCheckpoint, digest_tensors
 from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, UserError
 from hpc.heartbeat import Heartbeat
 from hpc.preempt import StopFlag, signal_name
@@ -77,6 +77,8 @@ def train(
         UserError on every rank: data missing, disk full, settings that do not fit the run.
     """
     with Job(settings, run, root, world, stop) as job:
+        if world.broadcast(run.is_done()):  # by the process that this one has waited for
+            return EXIT_COMPLETE
         job.restore(start)
         while True:
             # All ranks: one answer, so that none waits in a collective that another never enters.
@@ -86,8 +88,9 @@ def train(
             if job.evaluation_due:
                 counts = job.evaluate(job.parts.validation, settings.train.evaluation_examples)
                 if counts is not None:  # None: somebody asked to stop in the middle
-                    job.record(counts)  # rank 0: metrics, best model, checkpoint
+                    job.record(counts)  # rank 0: metrics, best model
                     job.roll_back()  # all ranks, where the settings ask for it: after a collapse
+                    job.save()  # rank 0: a checkpoint, where one is due
                 continue
             if job.progress.step >= settings.train.steps:
                 return job.finish()
@@ -154,7 +157,7 @@ class Job:
         self.world.on_root(lambda: self.recorder.started(self, hosts, reason, start))
 
     def _restore_on_root(self) -> str:
-        checkpoint = self.recorder.latest()
+        checkpoint = self.recorder.checkpoints.latest()
         if checkpoint is not None:
             self.progress = Progress(**checkpoint.meta)
             self.engine.assign(checkpoint.tensors)
@@ -194,20 +197,18 @@ class Job:
     def _return_before(self, onset: int) -> None:
         """Rank 0: set the state of a checkpoint before iteration `onset`, and what is changed."""
         rollback, before = self.settings.train.rollback, self.progress
-        goal = max(onset - rollback.back_iterations, 0) * self.settings.train.batches_per_iteration
-        found = self.recorder.checkpoints.latest(at_most=goal)
+        # Of the regular checkpoints: those of interruptions would lead to other bits.
+        goal = max(onset - rollback.back_iterations, 0)
+        goal -= goal % self.settings.checkpoint.every_iterations
+        goal *= self.settings.train.batches_per_iteration
+        found = None
+        with contextlib.suppress(NoValidCheckpoint):  # newer ones may well be valid
+            found = self.recorder.checkpoints.latest(at_most=goal)
         if found is None:
-            before.rollbacks = [
-                *before.rollbacks,
-                onset,
-            ]  # counts as a try: it cannot succeed later
-            self.recorder.event(
-                {
-                    "event": "rollback_impossible",
-                    "iteration": onset,
-                    "reason": f"no checkpoint at or before step {goal} is kept",
-                }
-            )
+            before.rollbacks = [*before.rollbacks, onset]  # a try: it cannot succeed later
+            reason = f"no checkpoint at or before step {goal} can be used"
+            event = {"event": "rollback_impossible", "iteration": onset, "reason": reason}
+            self.recorder.event(event)
             return
         self.engine.assign(found.tensors)
         self.progress = dataclasses.replace(
@@ -345,6 +346,14 @@ class Job:
             }
             self._guard(lambda: self.recorder.evaluated(self, record, improved))
 
+    def save(self) -> None:
+        """Rank 0: a checkpoint after this evaluation, where one is due.
+
+        Last, so that a run resumed from it has no decision to make that was made already.
+        """
+        if self.world.is_root:
+            self._guard(lambda: self.recorder.save_when_due(self))
+
     def _tick(self) -> None:
         now = time.monotonic()
         self.progress.seconds += now - self.clock
@@ -375,21 +384,25 @@ class Job:
         self.world.on_root(lambda: self.recorder.save(self))
         digest = self._agreed_digest()
         final = self.evaluate(self.parts.test)
-        if final is not None:
-            best = self.world.on_root(self._assign_best) or {}
+        optimal = None
+        kept = final is not None and self.world.broadcast(self.world.on_root(self._assign_best))
+        if kept:
             self.engine.broadcast()
             optimal = self.evaluate(self.parts.test)
-        if final is None or optimal is None:
+        if final is None or (kept and optimal is None):
             # Everything but the test is on disk; the next start goes straight to it.
             return self.suspend(self.stop.agreed(self.world))
         self._tick()
-        self.world.on_root(lambda: self.recorder.finished(self, digest, best, optimal, final))
+        self.world.on_root(lambda: self.recorder.finished(self, digest, optimal, final))
         return EXIT_COMPLETE
 
-    def _assign_best(self) -> dict[str, Any]:
-        best = self.recorder.best()
+    def _assign_best(self) -> bool:
+        """Rank 0: set the optimal weights; False where `checkpoint.best` did not keep them."""
+        best = self.recorder.checkpoints.best()
+        if best is None or best.meta["best_iteration"] != self.progress.best_iteration:
+            return False
         self.engine.assign(best.tensors)
-        return best.meta
+        return True
 
     def _agreed_digest(self) -> str:
         """SHA-256 of the weights, the same on every rank or an error."""
@@ -401,9 +414,12 @@ class Job:
 
 
 def start_over(run: RunDir) -> None:
-    """Forget a run's checkpoints, metrics and result; its provenance and log stay."""
-    with storage_errors(run.path):
-        if run.checkpoints.exists():
-            shutil.rmtree(run.checkpoints)
-        for file in (run.result, run.metrics):
-            file.unlink(missing_ok=True)
+    """Forget a run's checkpoints, metrics and result; its provenance and log stay.
+
+    Raises DirectoryInUse while another process trains it.
+    """
+    with Checkpoints(run.checkpoints, "", 1, None, 1, on_event=print) as checkpoints:
+        checkpoints.clear()
+        with storage_errors(run.path):
+            for file in (run.result, run.metrics):
+                file.unlink(missing_ok=True)

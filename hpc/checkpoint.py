@@ -397,6 +397,13 @@ class Checkpoints:
                 self._show_best(found.best)
         return found
 
+    def best(self) -> Checkpoint | None:
+        """The optimal model up to now, verified; None without one. Raises InvalidCheckpoint."""
+        self.flush()
+        if self._best is None:
+            return None
+        return _read(self.directory / BEST, _best_manifest(self._best), self.identity)
+
     def drop_after(self, step: int) -> None:
         """Remove all checkpoints after `step`, for a run that goes back and takes another way.
 

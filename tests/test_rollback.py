@@ -9,9 +9,11 @@ import pytest
 
 from glass_cnn.rollback import onset
 from glass_cnn.settings import Analysis, Rollback
+from hpc.config import merge
 from hpc.rundir import read_json, read_records
 from tests import tiny
 from tests.conftest import MpiRun
+from tests.test_train import Plan, fault
 
 ANALYSIS = Analysis(learned_accuracy=0.9, learned_evaluations=2)
 
@@ -111,6 +113,68 @@ def test_a_collapsed_run_goes_back(tmp_path: Path, tiny_logs: Path, mpirun: MpiR
         left = {a["iteration"]: a["validation_loss"] for a in event["abandoned"]}
         redone = {r["iteration"]: r["validation_loss"] for r in metrics}
         assert any(redone[i] != loss for i, loss in left.items()), "went the same way again"
+
+
+@pytest.mark.slow
+@pytest.mark.requires("mpi")
+def test_an_interruption_changes_no_rollback(
+    tmp_path: Path, tiny_logs: Path, mpirun: MpiRun
+) -> None:
+    """Neither where it goes back to, nor whether it does, nor what becomes of it."""
+    plan = Plan(tmp_path, tiny_logs, 1)
+
+    def study(case: str, iterations: int = 16) -> None:
+        change: dict[str, Any] = {
+            "checkpoint": {"every_iterations": 2, "keep": 1},
+            "train": {
+                "iterations": iterations,
+                "learning_rate": {"kind": "constant", "initial": 3e-5},  # never far from chance
+                "rollback": {"back_iterations": 2, "chance_evaluations": 3},
+            },
+        }
+        plan.study(case, **merge(COLLAPSING, change))
+
+    study("undisturbed")
+    plan.add("undisturbed")
+    plan.carry_out(mpirun)
+    wanted = plan.run("undisturbed")
+    (back,) = [e for e in read_records(wanted.events) if e["event"] == "rollback"]
+    first, goal, onset = back["step"], (back["iteration"] - 2) * 3, back["iteration"] * 3
+    assert (first % 6, goal - first) == (0, 3), "the last regular checkpoint"
+    seen = back["abandoned"][-1]["iteration"]
+
+    # Stopped between the checkpoint that is gone back to and the onset, at every step.
+    study("interrupted")
+    for call in (first + 1, *[1] * (onset - first)):
+        plan.add("interrupted", fault(0, "step", call, "SIGTERM"))
+    plan.add("interrupted")
+
+    # Killed when it was about to go back, after its last evaluation.
+    for case in ("short", "killed"):
+        study(case, iterations=seen)
+    plan.add("short")
+
+    # Nothing to go back to: the checkpoints before the onset are damaged.
+    study("damaged")
+    plan.add("damaged", fault(0, "step", onset - 1, "SIGTERM"))
+    newest = f"checkpoints/step-{onset - 1:09}/manifest.json"
+    files = f"$(ls checkpoints/step-*/manifest.json | grep -v {newest})"
+    harm = f"truncate -s 9 {files} && [ -s {newest} ]"
+    plan.shell("bash", "-c", f"cd '{plan.logs('damaged')}'/tiny/runs/* && {harm}")
+    plan.add("damaged")
+
+    plan.add("killed", fault(0, "_return_before", 1, "SIGKILL"))
+    plan.carry_out(mpirun, code=None)
+    plan.add("killed")
+    plan.carry_out(mpirun)
+
+    assert tiny.outcome(plan.run("interrupted")) == tiny.outcome(wanted)
+    assert read_json(plan.run("short").result)["rollbacks"] == [back["iteration"]]
+    assert tiny.outcome(plan.run("killed")) == tiny.outcome(plan.run("short"))
+    assert plan.codes["damaged"] == [[75], [0]]
+    events = [e["event"] for e in read_records(plan.run("damaged").events)]
+    assert "rollback_impossible" in events
+    assert "rollback" not in events
 
 
 def test_thresholds_belong_to_a_run_that_rolls_back() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glass_cnn.study import load_study
 from hpc import checkpoint
 from hpc.rundir import RunDir, read_json, read_records
 from tests import tiny
@@ -146,6 +147,11 @@ def disturbances(ranks: int) -> dict[str, list[Fault]]:
             fault(last, "finish", 1, "SIGUSR1"),
             fault(0, "_agreed_digest", 1, "SIGTERM"),
         ],
+        "tests": [
+            fault(0, "_assign_best", 1, "SIGTERM"),
+            fault(last, "evaluate", 5, "SIGINT"),
+            fault(0, "evaluate", 10, "SIGUSR2"),
+        ],
     }
 
 
@@ -162,6 +168,7 @@ def plans(
             for each in faults:
                 plan.add(case, each)
             plan.add(case)
+        plan.add("too late", fault(0, "finished", 1, "SIGTERM"))
         plan.add("left", fault(0, "step", 8, "SIGTERM"))
         if before is not None:
             shutil.copytree(done[before].logs("left"), plan.logs("taken over"), symlinks=True)
@@ -218,6 +225,16 @@ def test_each_start_says_where_it_began_and_why(plans: dict[int, Plan], ranks: i
     assert moved == [each["call"] for each in disturbances(ranks)["steps"]]
     assert tiny.starts(plan.run("evaluation")) == [0, 3, 6]
     assert tiny.starts(plan.run("edges")) == [0, 0, 6, 12, 12]
+    assert tiny.starts(plan.run("tests")) == [0, 12, 12, 12]
+
+
+@every_size
+def test_a_stop_during_the_last_writes_comes_too_late(plans: dict[int, Plan], ranks: int) -> None:
+    plan = plans[ranks]
+    assert plan.codes["too late"] == [[0] * ranks]
+    run = plan.run("too late")
+    assert tiny.outcome(run) == tiny.outcome(plan.run("undisturbed"))
+    assert not run.events.exists(), "nothing was stopped"
 
 
 @every_size
@@ -377,6 +394,10 @@ def mishaps(
     plan.add("start over")
     plan.add("start over", None, "--start-over")
 
+    plan.add("no best", None, "--set", "checkpoint.best=false")
+    plan.add("late best", stop, "--set", "checkpoint.best=false")
+    plan.add("late best")
+
     plan.add("branch")
     for with_state in (True, False):
         plan.add("branch", config=branch(plan.place, with_state))
@@ -462,6 +483,19 @@ def test_starting_over_forgets_the_run_and_repeats_it(
     assert tiny.outcome(run) == tiny.outcome(plans[2].run("undisturbed"))
 
 
+@pytest.mark.parametrize("case", ["no best", "late best"])
+def test_an_optimal_model_that_was_not_kept_is_not_tested(
+    mishaps: Plan, plans: dict[int, Plan], case: str
+) -> None:
+    """Its accuracy on the test data is unknown then; that of the final weights is another."""
+    assert mishaps.codes[case][-1] == [0, 0]
+    run, wanted = mishaps.run(case), tiny.outcome(plans[2].run("undisturbed"))
+    assert wanted["result"]["optimal"]["iteration"] < 2, "before it was kept"
+    wanted["result"]["optimal"]["test_accuracy"] = None
+    assert tiny.outcome(run) == wanted
+    assert "not kept for the test" in run.log.read_text()
+
+
 def test_a_full_then_read_only_disk_costs_nothing_once_there_is_space(
     mishaps: Plan, plans: dict[int, Plan], disk: Path | None
 ) -> None:
@@ -498,6 +532,47 @@ def test_a_branch_starts_from_the_weights_of_another_run(
         "which": "latest",
         "optimizer_state": name == "with",
     }
+
+
+# Two processes for one run
+
+TRAINS = """
+import sys, time
+from pathlib import Path
+from hpc.checkpoint import Checkpoints
+run, go = Path(sys.argv[1]), Path(sys.argv[2])
+with Checkpoints(run / "checkpoints", "", 1, None, 1, print):
+    print("locked", flush=True)
+    while not go.exists():
+        time.sleep(0.05)
+    (run / "result.json").write_text("{}")
+"""
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tiny_logs: Path, tmp_path: Path) -> None:
+    """Neither begun anew under its hands, nor trained once more when it has just ended."""
+    plan = Plan(tmp_path, tiny_logs, 1)
+    study = plan.study("two", checkpoint={"after_end": "best"})
+    run = load_study(study).run_dir(plan.logs("two"), load_study(study).runs[0])
+    run.checkpoints.mkdir(parents=True)
+    words = [sys.executable, "-m", "jobs.train", str(study), "--logs", str(plan.logs("two"))]
+    options: Any = {"stdout": subprocess.PIPE, "text": True, "cwd": DRIVER.parents[2]}
+    go = tmp_path / "go"
+    with subprocess.Popen([sys.executable, "-c", TRAINS, run.path, go], **options) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        run.metrics.write_text("{}\n")
+        over = subprocess.run([*words, "--start-over"], stderr=subprocess.PIPE, **options)
+        assert over.returncode == 70
+        assert "is writing this run's checkpoints" in over.stderr
+        assert run.metrics.exists()
+        with subprocess.Popen(words, **options) as second:
+            while not run.config.exists():  # written just before it waits for the other
+                time.sleep(0.02)
+            go.touch()
+            assert second.wait(timeout=100) == 0
+    assert run.result.read_text() == "{}"
+    assert not run.provenance.exists()
 
 
 # Ranks that crash or hang

@@ -4,8 +4,8 @@ The plan (argv[1], JSON) is a list of items:
     {"train": [arguments of jobs.train], "fault": {...} or null}
     {"shell": [command]}                                   run by rank 0 between starts
 A fault is {"rank": 1, "before": "step" | "evaluate" | "restore" | …, "call": 3, "do": "SIGTERM"}:
-before that rank's call number 3 (from 1) of that method of Job or Engine it does this to itself;
-rank -1 is every rank, and "do" is a signal's name or "raise". Into the directory argv[2] go
+before that rank's call number 3 (from 1) of that method of Job, Engine or Recorder it does this to
+itself; rank -1 is every rank, and "do" is a signal's name or "raise". Into the directory argv[2] go
 codes.json, the exit codes of each start, rank by rank, and what each rank said at each start.
 """
 
@@ -35,10 +35,12 @@ def injected(fault: Fault | None) -> Iterator[None]:
         yield
         return
     from glass_cnn.engine import Engine
+    from glass_cnn.recorder import Recorder
     from glass_cnn.train import Job
 
-    # An evaluation goes through the engine many times; everything else is the job's.
-    owner: Any = Engine if fault["before"] == "evaluate" else Job
+    # An evaluation goes through the engine many times.
+    owners: dict[str, Any] = {"evaluate": Engine, "finished": Recorder}
+    owner = owners.get(fault["before"], Job)
     original = getattr(owner, fault["before"])
     setattr(owner, fault["before"], _counting(original, fault))
     try:
