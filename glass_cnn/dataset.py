@@ -265,8 +265,8 @@ def split(dataset: Dataset, settings: RunSettings) -> Parts:
         if not counts.all():
             raise DataError(
                 f"{dataset.path}: the {name} part of the split has {counts[0]} liquid and "
-                f"{counts[1]} glass images; each part needs both. More trajectories, other "
-                f"shares in 'split', or another split.seed (now {settings.split.seed})."
+                f"{counts[1]} glass images; each part needs both. More trajectories of the rarer "
+                "class, or other shares in 'split' (another seed changes nothing)."
             )
         shuffled = permutation(philox(Stream.EXAMPLES, settings.split.seed, k), len(index))
         chosen[name] = index[shuffled]

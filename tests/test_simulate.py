@@ -131,7 +131,7 @@ def test_what_rounds_up_to_the_edge_is_at_the_other() -> None:
     """A little below 0 is a little below the box in double precision, and the box in single."""
     for box in (6.0, Simulation().box):
         wrapped = simulate._wrap(np.array([[-1e-9, box], [box - 1e-9, -0.5]]), box)
-        np.testing.assert_allclose(wrapped, [[0, 0], [0, box - 0.5]], atol=1e-6)
+        np.testing.assert_allclose(wrapped, [[0.0, 0.0], [0.0, box - 0.5]], atol=1e-6)
         assert (wrapped < box).all()
 
 
