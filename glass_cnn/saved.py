@@ -69,6 +69,12 @@ def find_run(path: Path) -> tuple[RunDir, RunSettings]:
     return run, load_run(run.config)
 
 
+def outputs_of(run: RunDir) -> Path | None:
+    """The directory of all outputs that a run lies in; None for a run that was put elsewhere."""
+    above = run.path.parents
+    return above[2] if len(above) > 2 and above[0].name == "runs" else None
+
+
 def open_model(run: RunDir, settings: RunSettings, which: Which) -> SavedModel:
     """Read and verify a checkpoint of a run; raises DataError when there is none to be used."""
     saved = _saved(run, which)

@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from glass_cnn.dataset import load, split
-    from glass_cnn.saved import find_run, open_all, open_model
+    from glass_cnn.saved import find_run, open_all, open_model, outputs_of
 
     run, settings = find_run(args.run)
-    root = logs_root(args.logs or run.path.parents[2])
+    root = logs_root(args.logs or outputs_of(run))
     source = settings if args.data is None else other_data(args.data, root)
     data = load(source, root)
     parts = split(data, source)
@@ -103,15 +103,15 @@ def show(console: Console, which: str, model: SavedModel, found: dict[str, Evalu
     table.add_column("")
     for name in found:
         table.add_column(name, justify="right")
-    for heading, cells in rows(list(found.values())):
+    level = f"{100 * model.settings.analysis.confidence:g} % interval"
+    for heading, cells in rows(list(found.values()), level):
         table.add_row(heading, *cells)
     console.print(table)
     console.print(reliability(found))
 
 
-def rows(found: list[Evaluation]) -> list[tuple[str, list[str]]]:
+def rows(found: list[Evaluation], level: str) -> list[tuple[str, list[str]]]:
     """Lines of the first table."""
-    level = "interval"
     return [
         ("accuracy", [f"{e.accuracy.value:.3%} ({e.accuracy.k}/{e.examples})" for e in found]),
         (f"  {level}", [f"{e.accuracy.low:.2%} to {e.accuracy.high:.2%}" for e in found]),

@@ -32,12 +32,12 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from glass_cnn.dataset import load, split
-    from glass_cnn.saved import find_run, open_model
+    from glass_cnn.saved import find_run, open_model, outputs_of
     from glass_cnn.visualize import visualize
 
     run, settings = find_run(args.run)
     model = open_model(run, settings, args.which)
-    data = load(settings, logs_root(args.logs or run.path.parents[2]))
+    data = load(settings, logs_root(args.logs or outputs_of(run)))
     for path in visualize(run, model, args.which, data, split(data, settings)):
         Console().print(path, soft_wrap=True)
 

@@ -124,6 +124,7 @@ def test_evaluate_counts_what_the_result_says(
             correct = model[part]["correct"]
             assert np.trace(model[part]["confusion"]) == correct
             assert f"({correct}/{model[part]['examples']})" in shown
+        assert "95 % interval over trajectories" in shown
         assert model["step"] == result[word]["iteration"] * 3
         assert f"{word} model, iteration {result[word]['iteration']}" in shown
     metrics = tiny.outcome(run)["metrics"][-1]
@@ -160,6 +161,16 @@ def test_what_is_no_run_is_said(
     words = [str(untrained), "--logs", str(run.path.parents[2])]
     assert run_main(job.main, words) == EXIT_DATA
     assert "model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [("/a/logs/study/runs/x-s0", "/a/logs"), ("/tmp/x-s0", None), ("/x", None), ("/runs/x", None)],
+)
+def test_a_run_that_was_put_elsewhere_has_no_data_beside_it(path: str, root: str | None) -> None:
+    from glass_cnn.saved import outputs_of
+
+    assert outputs_of(RunDir(Path(path))) == (root and Path(root))
 
 
 class Page(HTMLParser):
