@@ -51,7 +51,7 @@ def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> 
 
 def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint:
     pattern = source.run.replace("{seed}", str(seed))
-    places = [Path(p) for p in sorted(glob.glob(str(root / pattern)))]
+    places = [Path(p) for p in sorted(glob.glob(str(Path(glob.escape(str(root))) / pattern)))]
     if len(places) != 1:
         what = "nothing is there" if not places else f"{len(places)} directories fit"
         raise ConfigError(

@@ -483,12 +483,23 @@ def active(logs: Path, rows: Sequence[Queued]) -> Active:
     for row in rows:
         file = files.get(row.job, row.file)
         if file not in keys:
-            ours = row.job in files or Path(file).parent.parent.parent.parent == logs
-            keys[file] = _task_keys(Path(file).read_text()) if ours and Path(file).exists() else []
+            keys[file] = _tasks_of(Path(file), logs)
         if row.index < len(keys[file]):
             name, done = keys[file][row.index]
             found[done] = (name, dataclasses.replace(row, file=file))
     return found
+
+
+def _tasks_of(file: Path, logs: Path) -> list[tuple[str, str]]:
+    """(name, done file) of a job file's tasks; none where it is not of a study under `logs`.
+
+    `logs` may have been called otherwise when they were submitted, by a link that leads to it.
+    """
+    then = file.parent.parent.parent.parent
+    if os.path.realpath(then) != os.path.realpath(logs) or not file.exists():
+        return []
+    tasks = _task_keys(file.read_text())
+    return [(name, str(logs / os.path.relpath(done, then))) for name, done in tasks]
 
 
 def active_in(study: StudyDir, rows: Sequence[Queued]) -> Active:
@@ -496,7 +507,7 @@ def active_in(study: StudyDir, rows: Sequence[Queued]) -> Active:
     return {
         done: (name, row)
         for done, (name, row) in active(study.path.parent, rows).items()
-        if study.path in Path(done).parents or study.jobs in Path(row.file).parents
+        if study.path in Path(done).parents or study.path.name == Path(row.file).parts[-4]
     }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 
@@ -61,8 +62,10 @@ def trains(process: psutil.Process, place: StudyDir) -> bool:
     """Whether this is a rank of one of the study's runs, not started by Slurm."""
     words = process.info["cmdline"] or []
     try:
-        ours = words[1:3] == ["-m", "jobs.train"] and str(place.study) in words
-        return ours and "SLURM_JOB_ID" not in process.environ()
+        ours = os.path.realpath(place.study) in map(os.path.realpath, words[3:])
+        return (
+            words[1:3] == ["-m", "jobs.train"] and ours and "SLURM_JOB_ID" not in process.environ()
+        )
     except psutil.Error:
         return False
 

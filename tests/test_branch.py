@@ -112,6 +112,13 @@ def test_an_absolute_path(logs: Path, engine: Engine) -> None:
     assert opened(settings, logs / "elsewhere", engine).lineage["step"] == 20
 
 
+def test_logs_with_a_name_that_looks_like_a_pattern(logs: Path, engine: Engine) -> None:
+    root = logs / "[a] *"
+    root.mkdir()
+    (logs / "old").rename(root / "old")
+    assert opened(branching("old/runs/base-s{seed}-*"), root, engine).lineage["step"] == 20
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(
     logs: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:

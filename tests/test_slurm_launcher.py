@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -274,6 +275,21 @@ def test_queue_is_matched_to_tasks_by_id_and_by_comment(tmp_path: Path) -> None:
     assert set(found) == {str(tasks[1].done), str(tasks[2].done)}
     assert slurm.active_in(study, rows) == found
     assert slurm.active_in(StudyDir(tmp_path / "other"), rows) == {}
+
+
+def test_a_link_to_the_logs_leads_to_the_same_tasks(tmp_path: Path) -> None:
+    """Nothing is submitted twice because LOGS was given by another name."""
+    study, link = StudyDir(tmp_path / "logs" / "study"), tmp_path / "link"
+    link.symlink_to("logs")
+    file = study.jobs / "20260102-030405" / "train-1.tsv"
+    file.parent.mkdir(parents=True)
+    run, data = task("r0", folder=study.path), study.path.parent / "datasets" / "dataset.json"
+    file.write_text(job_text(Site(), [run, dataclasses.replace(run, name="data", done=data)]))
+    rows = [Queued("17", i, "RUNNING", "None", "n1", str(file)) for i in range(2)]
+    wanted = {str(link / path.relative_to(study.path.parent)) for path in (run.done, data)}
+    assert set(active(link, rows)) == wanted
+    assert set(slurm.active_in(StudyDir(link / "study"), rows)) == wanted
+    assert slurm.active_in(StudyDir(link / "other"), rows) == {}
 
 
 def test_runs_that_another_study_submitted_are_known(tmp_path: Path) -> None:
