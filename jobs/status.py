@@ -179,7 +179,7 @@ def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tu
 def alive(run: RunDir) -> bool:
     """Whether rank 0 gave a sign of life a moment ago."""
     with contextlib.suppress(OSError):
-        return time.time() - os.stat(run.heartbeats / "rank-0.json").st_mtime < ALIVE
+        return abs(time.time() - os.stat(run.heartbeats / "rank-0.json").st_mtime) < ALIVE
     return False
 
 
