@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ from hpc.config import (
 from hpc.rundir import RunDir, StudyDir, run_name, study_dir
 
 Values = dict[str, list[Any]]
-MAX_SEEDS = 1_000_000
+MAX_RUNS = 200_000
+"""of one study; more is a slip of the pen, and would fill memory before anything is said"""
 MAX_NAME = 200
 """longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
 
@@ -51,7 +53,7 @@ class SeedRange(Settings):
 
     first: Seed = pydantic.Field(default=0, alias="from")
     """first seed"""
-    count: int = pydantic.Field(default=12, ge=1, le=MAX_SEEDS)
+    count: int = pydantic.Field(default=12, ge=1, le=MAX_RUNS)
     """number of seeds"""
 
 
@@ -63,12 +65,8 @@ def _form_of_seeds(value: Any) -> str:
 
 Seeds = Annotated[
     Annotated[SeedRange, pydantic.Tag("range")]
-    | Annotated[int, pydantic.Field(ge=1, le=MAX_SEEDS), pydantic.Tag("number")]
-    | Annotated[
-        list[Annotated[Seed, pydantic.Strict()]],
-        pydantic.Field(min_length=1),
-        pydantic.Tag("list"),
-    ],
+    | Annotated[int, pydantic.Field(ge=1, le=MAX_RUNS), pydantic.Tag("number")]
+    | Annotated[list[Annotated[Seed, pydantic.Strict()]], pydantic.Tag("list")],
     pydantic.Discriminator(_form_of_seeds),
 ]
 
@@ -100,6 +98,9 @@ class StudySection(Settings):
 
     @pydantic.model_validator(mode="after")
     def _sound(self) -> StudySection:
+        for name in ("seeds", "arms", "grid", "paired"):
+            if name in self.model_fields_set and getattr(self, name) in ([], {}):
+                raise ValueError(f"{name}: is empty; leave it out or give it something")
         for key, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid: {key} has no values; give a list of at least one")
@@ -114,6 +115,10 @@ class StudySection(Settings):
             _refuse_repeats("seeds", self.seeds)
         if self.seed_list[-1] > MAX_SEED:
             raise ValueError(f"seeds: {self.seed_list[-1]} is larger than {MAX_SEED}")
+        if self.run_count > MAX_RUNS:
+            raise ValueError(
+                f"asks for {self.run_count:,d} runs; at most {MAX_RUNS:,d} are allowed"
+            )
         keys = [*self.grid, *(key for group in self.paired for key in group)]
         for key in keys:
             if not is_key(key):
@@ -135,6 +140,12 @@ class StudySection(Settings):
         if isinstance(self.seeds, int):
             return list(range(self.seeds))
         return list(self.seeds)
+
+    @property
+    def run_count(self) -> int:
+        """Number of runs, without building them."""
+        axes = [*map(len, self.grid.values()), *(len(next(iter(g.values()))) for g in self.paired)]
+        return math.prod([len(self.arms) or 1, *axes, len(self.seed_list)])
 
 
 class _StudyFile(Settings):
@@ -273,7 +284,15 @@ class Study:
                 flat = {key: value for part in choice for key, value in part.items()}
                 words = [arm] if arm else []
                 words += [f"{_short(key)}_{_text(value)}" for key, value in flat.items()]
-                yield "-".join(words) or "base", {**changes, **flat}
+                label = "-".join(words) or "base"
+                named = [name for part in (changes, *choice) for name in _leaves(part)]
+                for name in named:
+                    if named.count(name) > 1:
+                        raise ConfigError(
+                            f"{self.source} ({label}): {name} is set twice; each setting may stand "
+                            "in one arm, grid or paired list only."
+                        )
+                yield label, {**changes, **flat}
 
     def _point(self, label: str, changes: dict[str, Any]) -> Point:
         for key in changes:
@@ -287,6 +306,15 @@ class Study:
         where = self.source if label == "base" else f"{self.source} ({label})"
         settings = build_run({**tree, "seed": self.section.seed_list[0]}, where)
         return Point(label, changes, settings, settings.point_digest())
+
+
+def _leaves(changes: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted names of all settings that some changes set."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{name}" for name in _leaves(value))
+        else:
+            yield key
 
 
 def _check_length(source: str, name: str) -> None:

@@ -181,13 +181,50 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
         ({"name": "s", "seeds": "three"}, 'study.seeds = "three": is text'),
         ({"name": "s", "seeds": True}, "study.seeds = true: is a truth value"),
         ({"name": "s", "seeds": None}, "study.seeds = null"),
-        ({"name": "s", "seeds": []}, "study.seeds = []"),
+        ({"name": "s", "seeds": []}, "seeds: is empty; leave it out or give it something"),
+        ({"name": "s", "grid": {}}, "grid: is empty; leave it out"),
+        ({"name": "s", "arms": {}}, "arms: is empty; leave it out"),
+        ({"name": "s", "paired": []}, "paired: is empty; leave it out"),
         ({"name": "s", "seeds": [1, "a"]}, 'study.seeds.1 = "a": must be a valid integer'),
         ({"name": "s", "seeds": [True]}, "study.seeds.0 = true"),
         ({"name": "s", "seeds": [-1]}, "study.seeds.0 = -1: must be greater than or equal to 0"),
         ({"name": "s", "seeds": [2**31]}, "study.seeds.0 = 2147483648"),
         ({"name": "s", "seeds": [3, 4, 3]}, "3 stands there twice"),
-        ({"name": "s", "seeds": 10**12}, "must be less than or equal to 1000000"),
+        ({"name": "s", "seeds": 10**12}, "must be less than or equal to 200000"),
+        (
+            {
+                "name": "s",
+                "arms": {"a": {}, "b": {}},
+                "grid": {"train.batch_size": [*range(2000)], "train.l2": [*range(1000)]},
+                "paired": [{"train.dropout": [0, 0.5], "train.iterations": [1, 2]}],
+                "seeds": [4, 5, 6],
+            },
+            "asks for 24,000,000 runs; at most 200,000 are allowed",
+        ),
+        (
+            {
+                "name": "s",
+                "arms": {"a": {"train.l2": 0.3, "train.dropout": 0}},
+                "grid": {"train.l2": [0.1, 0.2]},
+            },
+            "s.yaml (a-l2_0.1): train.l2 is set twice; each setting may stand in one",
+        ),
+        (
+            {
+                "name": "s",
+                "arms": {"a": {"train": {"l2": 0.3}}},
+                "paired": [{"train.l2": [0.1], "train.dropout": [0]}],
+            },
+            "train.l2 is set twice",
+        ),
+        (
+            {"name": "s", "grid": {"train": [{"l2": 0.3}], "train.l2": [0.1]}},
+            "train.l2 is set twice",
+        ),
+        (
+            {"name": "s", "arms": {"a": {"train.l2": 0.1, "train": {"l2": 0.2}}}},
+            "s.yaml (a): train.l2 is set twice",
+        ),
         (
             {"name": "s", "seeds": {"fron": 1}},
             "study.seeds.fron is no setting: did you mean 'from'?",
