@@ -1007,6 +1007,70 @@ def test_killed_between_any_two_file_operations(
     assert seen == possible
 
 
+def watch_durability(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """From now on nothing gets its final name, and nothing older goes, before it is on disk.
+
+    A kill leaves the page cache alone, so only the order of the calls can tell what a power cut
+    would leave. Returns the directories with names that are not on disk yet, up to date.
+    """
+    synced: set[int] = set()
+    loose: set[str] = set()
+    fsync = os.fsync
+
+    def noticed(descriptor: int) -> None:
+        fsync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        loose.discard(path)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def hook(event: str, args: Any) -> None:
+        if event == "os.rename":
+            source, target = Path(args[0]), Path(args[1])
+            files = (
+                [p for p in source.glob("*") if p.name != ".lock"] if source.is_dir() else [source]
+            )
+            if target.name.startswith(".tmp-removed"):
+                assert not loose, f"{source} goes before {loose} is on disk"
+            else:
+                assert {p.stat().st_ino for p in files} <= synced, f"{source} is not on disk"
+                assert not {str(source), str(target.parent)} & loose, f"{target} counts too soon"
+            loose.add(str(target.parent))
+        elif event == "os.mkdir" and not Path(args[0]).name.startswith(".tmp"):
+            loose.add(str(Path(args[0]).parent))
+        elif event == "os.remove" and Path(args[0]).is_absolute():
+            assert not loose, f"{args[0]} goes before {loose} is on disk"
+
+    monkeypatch.setattr(os, "fsync", noticed)
+    sys.addaudithook(hook)
+    return loose
+
+
+def begin(run: Run, checkpoints: Checkpoints) -> None:
+    checkpoints.clear()
+    run.save_with_best(checkpoints, 20)
+
+
+@pytest.mark.parametrize(
+    ("action", "keep"), [(begin, 1), (save_another, 1), (save_again, 1), (go_back, 2), (retire, 2)]
+)
+def test_everything_is_on_disk_before_it_counts(
+    run: Run,
+    action: Callable[[Run, Checkpoints], None],
+    keep: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with run.open() as checkpoints:
+        run.save_with_best(checkpoints, 10)
+
+    def child() -> None:
+        loose = watch_durability(monkeypatch)
+        with run.open(keep=keep) as checkpoints:
+            action(run, checkpoints)
+        assert not loose, f"names in {loose} are not on disk"
+
+    assert wait(fork(child)) == 0
+
+
 def test_killed_at_random_while_saving_in_a_loop(run: Run, tmp_path: Path) -> None:
     size, acknowledged = 100_000, tmp_path / "acknowledged"
     acknowledged.write_text("0\n")
