@@ -78,8 +78,11 @@ class InvalidCheckpoint(DataError):
     """A checkpoint that cannot be used; `reason` says why."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is no usable checkpoint: {reason}.")
+        super().__init__(path, reason)  # what it is built from again on other ranks
         self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is no usable checkpoint: {self.reason}."
 
 
 class NoValidCheckpoint(DataError):
