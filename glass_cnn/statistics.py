@@ -370,11 +370,8 @@ def sign_flip(differences: ArrayLike, seed: int = 0, resamples: int = 9999) -> f
 
     Exact (all sign patterns) where these are at most `resamples`, else seeded random ones.
     """
-    values = np.asarray(differences, float)
-    if not np.any(values):
-        return 1.0
     result = stats.permutation_test(
-        (values,),
+        (np.asarray(differences, float),),
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,

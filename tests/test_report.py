@@ -535,6 +535,10 @@ def test_screenshot_and_print(page: Page, tmp_path: Path) -> None:
     assert len(picture) > 50_000
     assert page.locator("figure svg path").count() == 36 * 4
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 900})  # A4 less its margins, at 96 px an inch
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF")
     assert page.locator("text=alert(1)").count() >= 2

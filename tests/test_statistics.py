@@ -117,9 +117,25 @@ def test_a_collapse_before_the_loss_was_not_finite_ends_the_watch() -> None:
     assert (course.outcome, course.first_bad, course.end) == ("non_finite", 4, 4)
 
 
-def test_nothing_is_learned_without_a_finite_loss() -> None:
-    course = s.classify(run([UP] * 8, finite=False), ANALYSIS)
-    assert (course.outcome, course.learned, course.end) == ("non_finite", None, None)
+@pytest.mark.parametrize("finite", [False, [True] * 2 + [False] + [True] * 5])
+def test_nothing_is_learned_without_a_finite_loss(finite: Any) -> None:
+    course = s.classify(run([UP] * 8, finite=finite), ANALYSIS)
+    assert (course.outcome, course.learned) == ("non_finite", None)
+    assert course.end == (1 if finite else None)
+
+
+def test_one_class_for_all_is_no_learning_however_accurate() -> None:
+    # 97 % of the examples are glass: to call all of them glass is right as often, and chance.
+    count = 5
+    evaluations = s.Evaluations(
+        step=np.arange(count),
+        accuracy=np.full(count, 0.97),
+        glass_fraction=np.ones(count),
+        examples=np.full(count, 1000.0),
+        glass=np.full(count, 970.0),
+        finite=np.ones(count, bool),
+    )
+    assert s.classify(evaluations, ANALYSIS).outcome == "never_learned"
 
 
 def test_onset_is_bracketed_by_the_last_good_and_the_first_bad_evaluation() -> None:
@@ -279,6 +295,11 @@ def test_survival_by_hand_with_ties() -> None:
     )
     # Before the first collapse all 5 runs hold: the exact interval of 5 of 5.
     assert (curve.low[0], curve.high[0]) == pytest.approx((0.025 ** (1 / 5), 1))
+
+
+def test_the_median_time_is_the_first_by_which_half_have_collapsed() -> None:
+    assert s.median_time(s.survival([10, 20], [True, True])) == 10
+    assert s.median_time(s.survival([10, 20, 30], [True, True, True])) == 20
 
 
 def test_survival_without_a_collapse_is_bounded_by_the_runs_at_risk() -> None:
