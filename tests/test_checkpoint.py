@@ -353,6 +353,17 @@ def test_best_is_replaced(run: Run) -> None:
     assert read(run.path / "best").step == 30
 
 
+def test_the_best_up_to_now_is_waited_for(run: Run) -> None:
+    with run.open() as checkpoints:
+        assert checkpoints.best() is None
+        for step in (10, 20):
+            run.save_with_best(checkpoints, step)
+            found = checkpoints.best()
+            assert found is not None
+            assert found.step == step
+            assert belongs(found)
+
+
 def test_best_is_written_with_the_next_checkpoint_and_no_earlier(run: Run) -> None:
     with run.open() as checkpoints:
         tensors = state(10)

@@ -36,6 +36,7 @@ end = time.monotonic() + seconds
 while time.monotonic() < end and not stopped:
     time.sleep(0.02)
 if stopped:
+    time.sleep(0.5 * (name == "b"))  # not all at the same time
     print("stopped at a checkpoint")
     sys.exit(75)
 fact["ended"] = time.monotonic()
@@ -228,11 +229,11 @@ def test_a_stop_reaches_every_task_and_waits_for_its_checkpoint(
     make_task: Callable[..., Task], tmp_path: Path, number: int, ranks: int
 ) -> None:
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, tmp_path, str(ranks)],
+        [sys.executable, "-c", LAUNCH, tmp_path, str(ranks)], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     )  # fmt: skip
     wait_for_tasks(tmp_path, 2 * ranks)
-    launcher.send_signal(number)
+    os.killpg(launcher.pid, number)  # as a terminal does
     said = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 75, said
     found = facts(tmp_path)

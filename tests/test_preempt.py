@@ -37,6 +37,15 @@ def test_a_signal_sets_the_flag_and_nothing_else(stop: StopFlag, number: int) ->
     assert stop.agreed(Alone()) == number
 
 
+def test_what_another_rank_has_caught_counts(stop: StopFlag) -> None:
+    class Two(Alone):
+        def agree(self, flag: int) -> int:
+            return max(flag, signal.SIGUSR2)
+
+    assert stop.agreed(Two()) == signal.SIGUSR2
+    assert stop.signal == 0
+
+
 def test_a_failure_outranks_every_signal(stop: StopFlag) -> None:
     stop.fail(DataError("no"))
     os.kill(os.getpid(), signal.SIGTERM)
@@ -49,6 +58,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
         "import os, signal\n"
         "from hpc.preempt import StopFlag\n"
         "stop = StopFlag().install()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "print('once', stop.signal, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"

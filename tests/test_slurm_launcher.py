@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from hpc import requeue, slurm
 from hpc.config import ConfigError
 from hpc.requeue import JobState, decide, newest_step
 from hpc.rundir import StudyDir, read_records, write_json
-from hpc.slurm import Queued, Site, active, job_text, load_site, plan, resources, seconds
+from hpc.slurm import (
+    Queued,
+    Site,
+    SlurmError,
+    active,
+    job_text,
+    load_site,
+    plan,
+    resources,
+    seconds,
+)
 from hpc.stages import Stage, Task
 
 GOLDEN = Path(__file__).parent / "slurm" / "golden"
@@ -340,6 +351,8 @@ OVER = JobState("COMPLETING", run_seconds=3601, limit_seconds=3600)
         (75, NEAR_LIMIT, {"asked": True}, "time limit at step 40"),
         (75, RUNNING, {"asked": True}, "asked to stop at step 40"),
         (75, OVER, {"asked": True}, "time limit at step 40"),
+        (75, JobState("RUNNING", 3420, 3600), {"asked": True}, "time limit at step 40"),
+        (75, JobState("RUNNING", 3419, 3600), {"asked": True}, "asked to stop at step 40"),
         (143, PREEMPTED, {}, "preempted at step 40"),
         (137, RUNNING, {}, "ranks were killed (exit code 137) at step 40"),
         (255, RUNNING, {}, "ranks were killed (exit code 255) at step 40"),
@@ -411,3 +424,71 @@ def test_starts_and_decisions_are_recorded_with_reasons(
     assert [r["event"] for r in records] == ["job_start", "no_requeue", "job_start"]
     assert {r["job"] for r in records} == {"7_3"}
     assert [r["step"] for r in records] == [40, 40, 40]
+
+
+SCONTROL = """#!/bin/sh
+cd "$(dirname "$0")" || exit
+[ "$1" = requeue ] || exec cat job
+echo "$2" >>requeued
+mv after job 2>/dev/null
+[ -e works ] || { echo "slurm_requeue: Requested operation is presently disabled" >&2; exit 1; }
+"""
+
+
+def job_line(state: str, preempted: str = "None") -> str:
+    """What `scontrol --oneliner show job` says."""
+    return (
+        f"JobId=7 JobName=a b JobState={state} Reason=None Requeue=1 Restarts=0 RunTime=00:01:40 "
+        f"TimeLimit=01:00:00 PreemptTime={preempted} StartTime=2026-01-02T03:04:05\n"
+    )
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """`ended(name)`: a start of a task of job 7, its end with 75, and the records of both.
+
+    Against a program that answers as scontrol does, from the file `job`; requeueing fails unless
+    there is a file `works`, and leads to the state in the file `after`.
+    """
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    (tmp_path / "job").write_text(job_line("RUNNING"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def end(name: str, *more: str) -> list[dict[str, Any]]:
+        words = ["--job", "7", "--name", name, "--log", str(tmp_path / "output.log"), *more]
+        requeue.main(["begin", *words])
+        requeue.main(["end", *words, "--status", "75", "--asked", "USR2"])
+        return read_records(tmp_path / "events.jsonl")[-2:]
+
+    return end
+
+
+def test_a_job_requeues_itself_as_often_as_it_may(
+    ended: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    (tmp_path / "works").touch()
+    (tmp_path / "job").write_text(job_line("RUNNING", "2026-01-02T03:05:05"))
+    assert ended("a", "--bound", "1")[-1]["reason"] == "preempted"
+    (tmp_path / "job").write_text(job_line("RUNNING"))
+    assert ended("b", "--bound", "1")[-1]["reason"] == "asked to stop", "another task"
+    last = ended("a", "--bound", "1")
+    assert [record["event"] for record in last] == ["job_start", "no_requeue"]
+    assert last[0]["reason"] == "preempted", "why the last start ended"
+    assert last[1]["reason"] == "requeued 1 time already (max_requeues); submit again"
+    assert (tmp_path / "requeued").read_text() == "7\n7\n"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "CANCELLED"])
+def test_a_requeue_that_fails_is_no_error_where_slurm_was_faster(
+    ended: Callable[..., list[dict[str, Any]]], tmp_path: Path, state: str
+) -> None:
+    (tmp_path / "after").write_text(job_line(state))
+    if state == "PENDING":
+        assert ended("a")[-1]["event"] == "requeue"
+        return
+    with pytest.raises(SlurmError, match="presently disabled"):
+        ended("a")
+    last = read_records(tmp_path / "events.jsonl")[-1]
+    assert last["event"] == "no_requeue"
+    assert "presently disabled" in last["reason"]
