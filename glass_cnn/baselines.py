@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from glass_cnn.dataset import Dataset
+from glass_cnn.dataset import CLASSES, Dataset
 from glass_cnn.evaluation import auc, auc_interval
 from hpc.commandline import plural
 from hpc.config import DataError
@@ -51,20 +51,17 @@ class Baseline(NamedTuple):
 def baselines(dataset: Dataset, confidence: float = 0.95) -> list[Baseline]:
     """Every measure that the data set allows; imported images have no configurations.
 
-    Raises DataError when there are fewer trajectories than FOLDS.
+    Raises DataError when there are fewer trajectories than FOLDS, or fewer than two of a class.
     """
-    groups = len(np.unique(dataset.trajectories))
-    if groups < FOLDS:
-        raise DataError(
-            f"{dataset.path}: has {plural(groups, 'trajectory')}; {FOLDS} are needed, one for "
-            "each fold."
-        )
-    rows = slice(0, MOST)
+    _check_trajectories(dataset)
+    rows = some_of(len(dataset.labels))
     spectra = np.stack([power_spectrum(image) for image in dataset.images[rows]])
     labels, trajectories = dataset.labels[rows], dataset.trajectories[rows]
     found = [score("image power spectrum", spectra, labels, trajectories, confidence)]
     if dataset.record["psi6"]:
-        labels = dataset.column("configurations/label")[rows]
+        labels = dataset.column("configurations/label")
+        rows = some_of(len(labels))
+        labels = labels[rows]
         trajectories = dataset.column("configurations/trajectory")[rows]
         measures = configuration_measures(dataset, rows)
         found = [
@@ -74,7 +71,31 @@ def baselines(dataset: Dataset, confidence: float = 0.95) -> list[Baseline]:
     return found
 
 
-def configuration_measures(dataset: Dataset, rows: slice) -> dict[str, Floats]:
+def some_of(count: int) -> NDArray[np.intp]:
+    """Rows of `count` that are measured: all, or MOST of them at random, always the same.
+
+    Not the first ones: a data set may hold one class, or one trajectory, after the other.
+    """
+    return np.sort(np.random.default_rng(0).permutation(count)[:MOST])
+
+
+def _check_trajectories(dataset: Dataset) -> None:
+    """Every fold must have both classes to learn from."""
+    groups = len(np.unique(dataset.trajectories))
+    if groups < FOLDS:
+        raise DataError(
+            f"{dataset.path}: has {plural(groups, 'trajectory')}; {FOLDS} are needed, one for "
+            "each fold."
+        )
+    for label, name in enumerate(CLASSES):
+        if len(np.unique(dataset.trajectories[dataset.labels == label])) < 2:
+            raise DataError(
+                f"{dataset.path}: all its {name} images are of one trajectory; 2 are needed, to "
+                "learn from one what the other is."
+            )
+
+
+def configuration_measures(dataset: Dataset, rows: NDArray[np.intp]) -> dict[str, Floats]:
     """Features [configurations, n] of each measure."""
     columns = ("positions", "types", "box", "potential_energy", "psi6")
     positions, types, box, energy, psi6 = (

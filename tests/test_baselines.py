@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glass_cnn import baselines
-from glass_cnn.dataset import load
-from hpc.config import EXIT_COMPLETE, EXIT_DATA, run_main
+from glass_cnn.dataset import Dataset, load
+from hpc.config import EXIT_COMPLETE, EXIT_DATA, DataError, run_main
 from hpc.rundir import read_json
 from jobs import baselines as job
 from tests import tiny
@@ -82,10 +83,42 @@ def test_a_real_data_set(
 
 def test_measures_are_those_of_the_simulation(tiny_logs: Path) -> None:
     dataset = load(tiny.settings(), tiny_logs)
-    measures = baselines.configuration_measures(dataset, slice(0, 6))
+    measures = baselines.configuration_measures(dataset, np.arange(6))
     assert {len(values) for values in measures.values()} == {6}
     smallest = measures["smallest distance / σ"]
     assert ((smallest > 0.6) & (smallest < 1.1)).all()
+
+
+def by_class(dataset: Dataset) -> Dataset:
+    """The images without their configurations, liquids before glasses, as imports may be."""
+    order = np.argsort(dataset.labels, kind="stable")
+    return dataclasses.replace(
+        dataset,
+        images=dataset.images[order],
+        labels=dataset.labels[order],
+        trajectories=dataset.trajectories[order],
+        record={**dataset.record, "psi6": None},
+    )
+
+
+def test_some_of_many_images_are_of_both_classes(
+    tiny_logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "MOST", 100)
+    (found,) = baselines.baselines(by_class(load(tiny.settings(), tiny_logs)))
+    assert (found.name, found.examples) == ("image power spectrum", 100)
+    assert found.auc > 0.5
+    chosen = baselines.some_of(280)
+    assert (np.diff(chosen) > 0).all()
+    assert np.array_equal(chosen, baselines.some_of(280))
+    assert baselines.some_of(100).tolist() == list(range(100))
+
+
+def test_a_class_of_one_trajectory_is_refused(tiny_logs: Path) -> None:
+    dataset = by_class(load(tiny.settings(), tiny_logs))
+    one = np.where(dataset.labels == 1, 0, dataset.trajectories)
+    with pytest.raises(DataError, match="all its glass images are of one trajectory; 2 are"):
+        baselines.baselines(dataclasses.replace(dataset, trajectories=one))
 
 
 def test_too_few_trajectories_are_refused(
