@@ -163,7 +163,10 @@ def test_only_complete_runs_of_the_study_are_counted(
 def test_of_copies_the_well_named_one_counts_and_else_the_complete_one(
     study: Study, place: StudyDir
 ) -> None:
-    first, second = study.runs[:2]
+    first, second, third = study.runs[:3]
+    folder = synthetic.write_run(place, third)
+    folder.path.rename(place.runs / "high-s2-00000000")
+    synthetic.write_run(place, third, done=False)
     folder = synthetic.write_run(place, first)
     shutil.copytree(folder.path, place.runs / "high-s0-00000000")
     folder = synthetic.write_run(place, second, done=False)
@@ -175,6 +178,8 @@ def test_of_copies_the_well_named_one_counts_and_else_the_complete_one(
         "high-s0-00000000": "duplicate",
         "high-s1-00000000": "duplicate",
         "high-s1-11111111": "complete",
+        third.name: "unfinished",
+        "high-s2-00000000": "duplicate",
     }
 
 
@@ -211,6 +216,26 @@ def test_other_seeds_within_are_damage(study: Study, place: StudyDir) -> None:
     assert only(aggregate(study, place), folder.name)["state"] == "damaged"
 
 
+def test_an_unfinished_run_under_another_seeds_name_is_damage(
+    study: Study, place: StudyDir
+) -> None:
+    folder = synthetic.write_run(place, study.runs[0], done=False, count=20)
+    other = folder.path.rename(place.runs / study.runs[1].name)
+    found = only(aggregate(study, place), other.name)
+    assert found["state"] == "damaged"
+    assert found["reason"] == "the name says seed 1, config.yaml says 0"
+
+
+def test_the_best_accuracy_so_far_is_one_that_is_known(study: Study, place: StudyDir) -> None:
+    folder = synthetic.write_run(place, study.runs[0], done=False, count=3)
+    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for record, accuracy in zip(records, [0.5, None, 0.4], strict=True):
+        record["validation_accuracy"] = accuracy
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = only(aggregate(study, place), folder.name)
+    assert (found["optimal_iteration"], found["optimal_validation_accuracy"]) == (1, 0.5)
+
+
 def test_a_result_without_its_metrics_is_damage(study: Study, place: StudyDir) -> None:
     folder = synthetic.write_run(place, study.runs[0])
     lines = folder.metrics.read_text().splitlines(keepends=True)
@@ -239,7 +264,7 @@ def test_lines_cut_short_by_a_crash_are_counted_and_left_out(tmp_path: Path) -> 
     records = synthetic.evaluations(synthetic.Course(), 5, 0, study.points[0].settings)
     lines = [json.dumps(r) for r in records]
     path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join([*lines[:2], lines[2][:99], *lines[3:], ""]))
+    path.write_text("\n".join([*lines[:2], lines[2][:99], "", *lines[3:], ""]))
     metrics = read_metrics(path)
     assert metrics.iteration.tolist() == [1, 2, 4, 5]
     assert metrics.torn == 1
@@ -254,6 +279,30 @@ def test_where_a_run_went_back_the_later_evaluation_counts(tmp_path: Path) -> No
     metrics = read_metrics(path)
     assert metrics.iteration.tolist() == list(range(1, 9))
     assert metrics.series["validation_accuracy"][3] == again[0]["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"train_loss": None}, {"validation_loss": None}, {"finite": False}]
+)
+def test_each_sign_of_a_loss_that_is_not_finite_counts(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = synthetic.study().points[0].settings
+    records = synthetic.evaluations(synthetic.Course(), 3, 0, settings)
+    records[1].update(change)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read_metrics(path).finite.tolist() == [True, False, True]
+
+
+def test_an_evaluation_that_was_repeated_counts_once(tmp_path: Path) -> None:
+    settings = synthetic.study().points[0].settings
+    records = synthetic.evaluations(synthetic.Course(), 3, 0, settings)
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(record) + "\n" for record in [records[0], *records[1:2] * 2, records[2]]]
+    path.write_text("\n".join(lines))
+    metrics = read_metrics(path)
+    assert (metrics.step.tolist(), metrics.torn) == ([10, 20, 30], 0)
 
 
 def test_missing_metrics_are_no_evaluations(tmp_path: Path) -> None:
@@ -376,6 +425,33 @@ def test_a_written_summary_is_used_only_for_the_state_it_was_made_of(
     assert set(aggregate(fewer, place).counted["seed"]) <= {0, 1}
 
 
+def test_a_summary_of_another_form_of_the_study_is_not_used(
+    study: Study, place: StudyDir, reads: list[str]
+) -> None:
+    for run in study.runs[:3]:
+        synthetic.write_run(place, run)
+    write(aggregate(study, place))
+    fewer = synthetic.study(seeds=2, arms=ARMS)
+    assert aggregate(fewer, place).counted["seed"].to_list() == [0, 1]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_another_version_of_the_code_found_is_not_used(
+    study: Study,
+    place: StudyDir,
+    reads: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    written: bool,
+) -> None:
+    synthetic.write_run(place, study.runs[0])
+    result = aggregate(study, place)
+    if written:
+        write(result)
+    monkeypatch.setattr(module, "_code", lambda: "another")
+    aggregate(study, place)
+    assert len(reads) == 2
+
+
 def test_directories_that_come_and_go(study: Study, place: StudyDir, reads: list[str]) -> None:
     folders = [synthetic.write_run(place, run) for run in study.runs[:3]]
     aggregate(study, place)
@@ -478,7 +554,7 @@ def test_a_study_without_runs_has_only_missing_ones(study: Study, tmp_path: Path
 
 
 def test_a_run_of_two_studies_is_counted_once(study: Study, place: StudyDir) -> None:
-    other = synthetic.study("other", seeds=2, arms={"high": ARMS["high"], "x": {"train.l2": 0.1}})
+    other = synthetic.study("other", seeds=2, arms={"same": ARMS["high"], "x": {"train.l2": 0.1}})
     there = synthetic.directory(other, place.path.parent)
     for run in study.runs[:2]:
         synthetic.write_run(place, run)
