@@ -53,8 +53,10 @@ def logs_root(logs: str | Path | None = None) -> Path:
     Raises ConfigError for a name that job scripts or file lists cannot carry.
     """
     root = Path(logs or os.environ.get("GLASS_LOGS") or "logs").expanduser().absolute()
-    if any(ord(c) < 32 for c in str(root)):
-        raise ConfigError(f"LOGS={str(root)!r}: a path with control characters is not allowed.")
+    if not str(root).isprintable():
+        raise ConfigError(
+            f"LOGS={str(root)!r}: control characters and bytes that are no text are not allowed."
+        )
     if root.exists() and not root.is_dir():
         raise ConfigError(f"LOGS={root}: is a file; name a directory.")
     return root

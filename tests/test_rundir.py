@@ -191,8 +191,9 @@ def test_logs_come_from_the_argument_the_environment_or_here(
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file; name a directory"):
         rundir.logs_root("file")
-    with pytest.raises(ConfigError, match="control characters"):
-        rundir.logs_root("a\nb")
+    for name in (b"a\nb", b"a\xffb"):
+        with pytest.raises(ConfigError, match="control characters and bytes that are no text"):
+            rundir.logs_root(os.fsdecode(name))
 
 
 def test_a_run_is_done_when_its_result_exists(tmp_path: Path) -> None:
