@@ -12,7 +12,7 @@ import numpy as np
 
 from glass_cnn.settings import RestartFrom, RunSettings
 from hpc import checkpoint
-from hpc.config import ConfigError
+from hpc.config import ConfigError, DataError
 from hpc.rundir import RunDir
 
 
@@ -31,7 +31,7 @@ def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> 
     """Read what `train.restart_from` names, None where it names nothing.
 
     Raises ConfigError when it is not there or its tensors do not fit `state` (name → variable),
-    InvalidCheckpoint when it is damaged.
+    DataError when it is damaged.
     """
     source = settings.train.restart_from
     if source is None:
@@ -61,10 +61,10 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
         )
     place = places[0]
     if (place / checkpoint.MANIFEST).exists():
-        return checkpoint.read(place)
+        return _read(place)
     run = RunDir(place)
     if source.which == "best":
-        return checkpoint.read(run.checkpoints / checkpoint.BEST)
+        return _read(run.checkpoints / checkpoint.BEST)
     newest = checkpoint.newest(run.checkpoints, None, lambda refused: print(refused, flush=True))
     if newest is None:
         raise ConfigError(
@@ -72,6 +72,15 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
             "first, or take which: best (checkpoint.after_end: best keeps no other)."
         )
     return newest
+
+
+def _read(path: Path) -> checkpoint.Checkpoint:
+    try:
+        return checkpoint.read(path)
+    except checkpoint.InvalidCheckpoint as damage:
+        raise DataError(
+            f"train.restart_from: {damage} Train that run, or name another run or checkpoint."
+        ) from None
 
 
 def _run_of(path: Path) -> Path:

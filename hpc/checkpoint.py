@@ -213,7 +213,8 @@ def newest(
     `on_refused` it is raised. None if there is no checkpoint at all; raises NoValidCheckpoint if
     there are, but none can be used.
     """
-    return _newest(directory, lambda path: read(path, identity), on_refused, at_most)
+    remedy = "Train that run again, or use another one."
+    return _newest(directory, lambda path: read(path, identity), on_refused, at_most, remedy)
 
 
 def _newest(
@@ -221,6 +222,7 @@ def _newest(
     read_one: Callable[[Path], Checkpoint],
     on_refused: Callable[[InvalidCheckpoint], None] | None,
     at_most: int | None,
+    remedy: str,
 ) -> Checkpoint | None:
     reasons = []
     for entry in _listing(directory, at_most=at_most)[::-1]:
@@ -237,8 +239,7 @@ def _newest(
     if not reasons:
         return None
     raise NoValidCheckpoint(
-        f"{directory}: none of the checkpoints can be used ({'; '.join(reasons)}). Remove that "
-        "directory, or pass --start-over, to begin again from step 0."
+        f"{directory}: none of the checkpoints can be used ({'; '.join(reasons)}). {remedy}"
     )
 
 
@@ -393,7 +394,8 @@ class Checkpoints:
         NoValidCheckpoint if there are checkpoints but none can be used.
         """
         self.flush()
-        found = _newest(self.directory, self._read_with_best, self._refuse, at_most)
+        remedy = "Remove that directory, or pass --start-over, to begin again from step 0."
+        found = _newest(self.directory, self._read_with_best, self._refuse, at_most, remedy)
         if found is not None:
             self._best, self._held = found.best, None
             with storage_errors(self.directory):

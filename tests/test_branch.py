@@ -16,8 +16,8 @@ from glass_cnn.branch import Branch, open_branch
 from glass_cnn.engine import Engine
 from glass_cnn.recorder import Recorder
 from glass_cnn.settings import RunSettings
-from hpc.checkpoint import Checkpoints, InvalidCheckpoint
-from hpc.config import ConfigError
+from hpc.checkpoint import Checkpoints
+from hpc.config import ConfigError, DataError
 from hpc.rundir import StorageError, StudyDir, read_records
 from hpc.world import world
 from tests import tiny
@@ -127,8 +127,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert opened(branching("old/runs/base-s3-*"), logs, engine).lineage["step"] == 10
     assert "step-000000020 is no usable checkpoint" in capsys.readouterr().out
     assert newest.is_dir(), "another run's files are not touched"
-    with pytest.raises(InvalidCheckpoint, match=r"manifest\.json is damaged"):  # on every rank
-        world().on_root(lambda: open_branch(branching(str(newest)), logs, engine.state()))
+    (newest.with_name("step-000000010") / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"none of .* can be used .*Train that run again, or use"):
+        open_branch(branching("old/runs/base-s3-*"), logs, engine.state())
+    with pytest.raises(DataError, match=r"manifest\.json is damaged\. .*name another run"):
+        open_branch(branching(str(newest)), logs, engine.state())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import json
 import os
+import pickle
 import random
 import re
 import resource
@@ -653,6 +654,13 @@ def test_the_next_older_one_is_used(run: Run, harm: str) -> None:
     assert len(run.events) == 1  # marked: not looked at again
     run.write(20)
     assert run.latest().step == 20
+
+
+def test_the_error_is_the_same_on_other_ranks(run: Run) -> None:
+    with pytest.raises(InvalidCheckpoint, match="there is no such directory") as caught:
+        read(run.path / "step-000000001")
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (str(sent), sent.path) == (str(caught.value), run.path / "step-000000001")
 
 
 def test_none_valid_stops_the_run_until_told_otherwise(run: Run) -> None:
