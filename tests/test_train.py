@@ -590,6 +590,16 @@ def test_a_crash_of_one_rank_ends_all_and_is_kept(
     assert "rank 1: internal error" in plan.said["crash"][0][1]
 
 
+def test_ranks_that_end_with_different_weights_do_not_complete_a_run(
+    mpirun: Callable[..., Any], tiny_logs: Path, tmp_path: Path
+) -> None:
+    plan = Plan(tmp_path, tiny_logs, 2)
+    plan.add("flip", fault(1, "step", 4, "flip"))
+    plan.carry_out(mpirun, code=70)
+    assert "ranks ended with different weights" in plan.said["flip"][0][0]
+    assert not plan.run("flip").is_done()
+
+
 def test_a_rank_that_hangs_is_named_and_nothing_is_left(
     mpirun: Callable[..., Any], tiny_logs: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ The plan (argv[1], JSON) is a list of items:
     {"shell": [command]}                                   run by rank 0 between starts
 A fault is {"rank": 1, "before": "step" | "evaluate" | "restore" | …, "call": 3, "do": "SIGTERM"}:
 before that rank's call number 3 (from 1) of that method of Job, Engine or Recorder it does this to
-itself; rank -1 is every rank, and "do" is a signal's name or "raise". Into the directory argv[2] go
+itself; rank -1 is every rank, and "do" is a signal's name, "raise", or "flip" (a bit of a weight;
+before methods of Job). Into the directory argv[2] go
 codes.json, the exit codes of each start, rank by rank, and what each rank said at each start.
 """
 
@@ -58,10 +59,21 @@ def _counting(original: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
         if calls == fault["call"]:
             if fault["do"] == "raise":
                 raise RuntimeError("injected")
-            os.kill(os.getpid(), getattr(signal, fault["do"]))
+            if fault["do"] == "flip":
+                flip_a_bit(args[0].engine)
+            else:
+                os.kill(os.getpid(), getattr(signal, fault["do"]))
         return original(*args, **named)
 
     return method
+
+
+def flip_a_bit(engine: Any) -> None:
+    """The lowest bit of one weight, as bad memory does."""
+    name, values = next(iter(engine.snapshot("model/").items()))
+    flipped = values.copy()
+    flipped.view("uint32").ravel()[0] ^= 1
+    engine.assign({name: flipped})
 
 
 @contextmanager
