@@ -352,6 +352,6 @@ def _day(started: str | None) -> str:
     except ValueError:
         try:
             moment = datetime.datetime.fromtimestamp(float(str(started)), datetime.timezone.utc)
-        except ValueError:
+        except (ValueError, OverflowError):
             return "Without a date"
     return f"{moment.day} {moment:%B %Y}"

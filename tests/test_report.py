@@ -340,6 +340,25 @@ def test_a_large_study_gives_a_small_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert "the first seeds of every arm" in text_of(place.report.read_text())
 
 
+@pytest.mark.parametrize(
+    ("time", "day"),
+    [
+        ("2017-11-26T14:03:00Z", "26 November 2017"),
+        (1511704980.5, "26 November 2017"),
+        ("Sunday", "Without a date"),
+        (1e300, "Without a date"),
+        (None, "Without a date"),
+    ],
+)
+def test_entries_stand_under_the_day_on_which_they_started(
+    tmp_path: Path, time: Any, day: str
+) -> None:
+    study = synthetic.study(seeds=1)
+    place = synthetic.directory(study, tmp_path)
+    synthetic.write_run(place, study.runs[0], start={"time": time})
+    assert f"## {day}\n" in pages(study, place)[1]
+
+
 def test_a_run_that_is_damaged_meanwhile_is_left_out(tmp_path: Path) -> None:
     study = synthetic.study(seeds=2)
     place = synthetic.directory(study, tmp_path)

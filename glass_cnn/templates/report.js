@@ -11,6 +11,7 @@
   const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   const faint = (color) => color + "24";
   const plots = [];
+  const PAGE = 680; // width of a plot on paper
 
   const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"], toImageButtonOptions: { format: "svg" } };
   const layout = (x, y, more = {}) => ({
@@ -41,7 +42,7 @@
   const panels = (shape) => {
     const across = acrossOf();
     const down = Math.ceil(drawnArms.length / across);
-    const gap = 22 / chart.clientWidth;
+    const gap = 24 / Math.min(chart.clientWidth, PAGE);
     const { xaxis, yaxis } = shape;
     const wide = (chart.clientWidth - 100) / across;
     shape.annotations = [];
@@ -314,11 +315,10 @@
   });
 
   // --- print: everything drawn, at the width of the page ------------------------------------
-  const PAGE = 680;
   addEventListener("beforeprint", () => {
     figures.forEach(drawFigure);
-    plots.forEach((plot) => Plotly.relayout(plot, { width: PAGE }));
+    plots.forEach((plot) => Plotly.relayout(plot, { width: PAGE, height: 0.8 * plot.clientHeight }));
   });
-  addEventListener("afterprint", () => plots.forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true })));
+  addEventListener("afterprint", () => plots.forEach((plot) => Plotly.relayout(plot, { width: null, height: null, autosize: true })));
   document.documentElement.dataset.ready = "true";
 })();
