@@ -297,9 +297,9 @@ def compiler(variable: str, default: str) -> str | None:
 def why_anew(needed: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     """What is wrong with an environment that is there, for people."""
     changed = [
-        f"{key} {made[key]!r}, now {new!r}"
+        f"{key} {made.get(key)!r}, now {new!r}"
         for key, new in needed.items()
-        if made and made[key] != new
+        if made and made.get(key) != new
     ]
     return (
         "it was made with " + "; ".join(changed)
