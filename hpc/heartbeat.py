@@ -3,7 +3,8 @@
 Every rank counts its beats and writes the count into a small file of its own about once a second
 (the one thing that ranks other than 0 write; MPI itself is of no use when a rank is stuck in it).
 A rank whose count stands still for too long looks at the others' files, names those with the
-lowest count, and ends; the launcher then ends the rest.
+lowest count, and ends; the launcher then ends the rest. Time in which a rank's own watcher did not
+run does not count: a job that was suspended as a whole and goes on has not hung.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ class Heartbeat:
         self.limit = limit
         self._count = 0
         self._where = "starting"
-        self._time = time.monotonic()
         self._closed = threading.Event()
         make_directory(directory)
         self._write()
@@ -52,7 +52,6 @@ class Heartbeat:
         """Say that this rank is alive and about to do `where`; every rank beats in step."""
         self._count += 1
         self._where = where
-        self._time = time.monotonic()
 
     def close(self) -> None:
         """Stop watching."""
@@ -84,12 +83,14 @@ class Heartbeat:
             os.replace(aside, self._file(self.rank))
 
     def _watch(self) -> None:
-        written = -1
-        while not self._closed.wait(min(WRITE_EVERY, self.limit / 4)):
+        every = min(WRITE_EVERY, self.limit / 4)
+        written, silent, looked = -1, 0.0, time.monotonic()
+        while not self._closed.wait(every):
+            before, looked = looked, time.monotonic()
+            silent += min(looked - before, 2 * every)  # a leap: this process was stopped itself
             if self._count != written:
-                written = self._count
+                written, silent = self._count, 0.0
                 self._write()
-            silent = time.monotonic() - self._time
             if silent > self.limit:
                 self._end(silent)
 
@@ -104,8 +105,9 @@ class Heartbeat:
                 f"last seen {beats[r]['where']})"
                 for r in behind
             )
+            what = "fell behind the others" if len(behind) < self.size else "came no further"
             print(
-                f"error: no progress for {silent:.0f} s: {names} fell behind the others. The run "
+                f"error: no progress for {silent:.0f} s: {names} {what}. The run "
                 "ends; start it again to go on from its newest checkpoint. If a step can really "
                 f"take so long, raise launch.hang_seconds (now {self.limit:g}).",
                 file=sys.stderr,

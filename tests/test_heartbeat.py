@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,28 +20,39 @@ import sys, time
 from pathlib import Path
 from hpc.heartbeat import Heartbeat
 rank, beats, pause = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-with Heartbeat(Path(sys.argv[1]), rank, 3, limit=6.0) as heart:
+with Heartbeat(Path(sys.argv[1]), rank, int(sys.argv[6]), limit=6.0) as heart:
     for number in range(beats):
         heart.beat(f"before step {number}")
-        time.sleep(pause)
+        for _ in range(round(pause / 0.1)):  # a process that was stopped sleeps on
+            time.sleep(0.1)
     time.sleep(float(sys.argv[5]))
 """
 
+Kind = tuple[int, float, float]
 
-def ranks(place: Path, *kinds: tuple[int, float, float]) -> list[tuple[int, str]]:
-    """Exit code and words of three ranks of (beats, seconds between them, seconds of silence)."""
-    started = [
+
+def start(place: Path, size: int, kinds: tuple[Kind, ...]) -> list[subprocess.Popen[str]]:
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, place, str(rank), *map(str, kind)],
+            [sys.executable, "-c", RANK, place, str(rank), *map(str, kind), str(size)],
             stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )
         for rank, kind in enumerate(kinds)
     ]  # fmt: skip
+
+
+def end(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit code and words of each."""
     ended = []
     for process in started:
         words = process.communicate(timeout=60)[1]
         ended.append((process.returncode, words))
     return ended
+
+
+def ranks(place: Path, *kinds: Kind) -> list[tuple[int, str]]:
+    """Exit code and words of three ranks of (beats, seconds between them, seconds of silence)."""
+    return end(start(place, 3, kinds))
 
 
 def test_the_rank_that_fell_behind_is_named_once(tmp_path: Path) -> None:
@@ -66,6 +79,28 @@ def test_all_ranks_may_be_slow_within_the_limit(tmp_path: Path) -> None:
     ended = ranks(tmp_path, (14, 0.5, 0), (14, 0.5, 0), (14, 0.5, 0))
     assert ended == [(0, "")] * 3
     assert not list(tmp_path.iterdir()), "files of ranks that ended are removed"
+
+
+def test_a_job_that_was_suspended_goes_on(tmp_path: Path) -> None:
+    """All ranks are stopped for longer than the limit, as by a batch system, and go on."""
+    started = start(tmp_path, 3, ((2, 4, 0),) * 3)
+    while len(list(tmp_path.glob("rank-*.json"))) < 3:
+        time.sleep(0.05)
+    time.sleep(1)
+    for process in started:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    for process in started:
+        process.send_signal(signal.SIGCONT)
+    assert end(started) == [(0, "")] * 3
+
+
+def test_a_rank_alone_that_stands_still_says_where(tmp_path: Path) -> None:
+    ((code, words),) = end(start(tmp_path, 1, ((3, 0.0, 60),)))
+    assert code == 70
+    assert re.search(
+        r"rank 0 \(process \d+ on \S+, last seen before step 2\) came no further\.", words
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{"])
