@@ -596,7 +596,7 @@ def test_ranks_that_end_with_different_weights_do_not_complete_a_run(
     plan = Plan(tmp_path, tiny_logs, 2)
     plan.add("flip", fault(1, "step", 4, "flip"))
     plan.carry_out(mpirun, code=70)
-    assert "ranks ended with different weights" in plan.said["flip"][0][0]
+    assert "ranks ended with different weights" in "".join(plan.said["flip"][0])  # one is first
     assert not plan.run("flip").is_done()
 
 
