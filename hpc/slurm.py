@@ -496,7 +496,7 @@ def _tasks_of(file: Path, logs: Path) -> list[tuple[str, str]]:
     `logs` may have been called otherwise when they were submitted, by a link that leads to it.
     """
     then = file.parent.parent.parent.parent
-    if os.path.realpath(then) != os.path.realpath(logs) or not file.exists():
+    if os.path.realpath(then) != os.path.realpath(logs) or not file.is_file():
         return []
     tasks = _task_keys(file.read_text())
     return [(name, str(logs / os.path.relpath(done, then))) for name, done in tasks]

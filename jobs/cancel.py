@@ -62,10 +62,10 @@ def trains(process: psutil.Process, place: StudyDir) -> bool:
     """Whether this is a rank of one of the study's runs, not started by Slurm."""
     words = process.info["cmdline"] or []
     try:
+        if words[1:3] != ["-m", "jobs.train"]:  # other people's arguments are not looked up
+            return False
         ours = os.path.realpath(place.study) in map(os.path.realpath, words[3:])
-        return (
-            words[1:3] == ["-m", "jobs.train"] and ours and "SLURM_JOB_ID" not in process.environ()
-        )
+        return ours and "SLURM_JOB_ID" not in process.environ()
     except psutil.Error:
         return False
 

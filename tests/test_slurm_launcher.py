@@ -288,6 +288,12 @@ def test_queue_is_matched_to_tasks_by_id_and_by_comment(tmp_path: Path) -> None:
     assert slurm.active_in(StudyDir(tmp_path / "other"), rows) == {}
 
 
+def test_a_job_without_a_file_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of somebody else; also where we stand in the logs themselves, which its "" might mean."""
+    monkeypatch.chdir(tmp_path)
+    assert active(tmp_path, [Queued("19", 0, "PENDING", "Resources", "", "")]) == {}
+
+
 def test_a_link_to_the_logs_leads_to_the_same_tasks(tmp_path: Path) -> None:
     """Nothing is submitted twice because LOGS was given by another name."""
     study, link = StudyDir(tmp_path / "logs" / "study"), tmp_path / "link"

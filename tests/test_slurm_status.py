@@ -120,6 +120,15 @@ def test_table_is_readable_and_long_ones_are_cut(
     assert [run.name in text for run in study.runs] == [False, True, False, False, True, False]
 
 
+def test_runs_of_one_state_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=11)
+    place = synthetic.directory(study, tmp_path)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(status.study_part(study, place, [], None))
+    lines = [line.split()[0] for line in console.export_text().splitlines() if "waiting  " in line]
+    assert lines == [run.name for run in study.runs], "seed 10 after seed 9"
+
+
 def test_runs_of_a_hand_submitted_job_are_named_or_numbered(study: Study) -> None:
     assert choose(study, study.runs[2].name[:8], None) == study.runs[2]
     assert choose(study, None, "3") == study.runs[3]
