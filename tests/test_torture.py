@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -196,6 +197,9 @@ def test_what_is_started_is_found_and_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-c", child]
     start = faults.Start(command, "time", RunDir(tmp_path), tmp_path / "console.log", ROOT)
     assert start.wait(30) == 0
+    deadline = time.monotonic() + 30
+    while not start.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)  # for an instant after exec, a process has no environment
     (orphan,) = start.alive()
     assert start.survivors(0.2) == [orphan.pid]
     assert start.alive() == []
