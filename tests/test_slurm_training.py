@@ -102,6 +102,11 @@ class Study:
         """Task name -> where it is in the queue."""
         return dict(slurm.active_in(self.place, slurm.queue()).values())
 
+    def is_pending(self) -> bool:
+        """Whether its only run waits in the queue; a job that goes back is not always listed."""
+        row = self.rows().get(self.run.name)
+        return row is not None and row.state == "PENDING"
+
     def signal(self) -> None:
         """What Slurm does before a time limit."""
         slurm.call("scancel", "--batch", "--signal=USR2", self.rows()[self.run.name].target)
@@ -247,7 +252,7 @@ def a_node_dies(stage: Stage) -> None:
         tell(survivors, signal.SIGCONT)
         until(lambda: gone(survivors), "end of the rank on the other node", [study.run])
         made = read_records(study.run.metrics)[-1]["step"]
-        until(lambda: study.rows()[study.run.name].state == "PENDING", "requeue", [study.run])
+        until(study.is_pending, "requeue", [study.run])
     finally:
         stage.cluster.do("node", "2")
     stage.assert_as_undisturbed(study)
