@@ -135,7 +135,9 @@ def test_study_through_arrays_to_the_report(study: Callable[..., Study]) -> None
     it.submit()
     first = {name: row.target for name, row in it.rows().items()}
     it.submit()
-    assert {name: row.target for name, row in it.rows().items()} == first
+    now = {name: row.target for name, row in it.rows().items()}
+    assert now.items() <= first.items(), "the same jobs, less what may have ended"
+    assert "report" in now
     assert len({row.partition("_")[0] for row in first.values()}) == 3, "two chunks and a report"
     until(it.place.report.exists, "report", [*good, bad])
     for run in good:
