@@ -74,9 +74,13 @@ def test_batches_are_the_same_after_a_restart(answers: dict[int, Answer], batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", ["24", "25"])
+@pytest.mark.parametrize("batch", ["24", "25", "clipped"])
 def test_gradients_are_those_of_one_rank(answers: dict[int, Answer], batch: str) -> None:
-    """With dropout: masks that differed would show. Uneven shares (25) included."""
+    """With dropout: masks that differed would show. Uneven shares (25) included.
+
+    What is clipped is the norm of the whole batch's gradient.
+    """
+    assert any(name.startswith(f"{batch}/gradient/") for name in answers[1].arrays)
     for ranks in (2, 3, 4):
         for name, alone in answers[1].arrays.items():
             if name.startswith(f"{batch}/gradient/"):
@@ -142,6 +146,8 @@ def test_ranks_agree_on_flags_errors_and_values(answers: dict[int, Answer]) -> N
             assert found["sum"] == [size * (size - 1) // 2, size]
             assert found["local_rank"] == rank
             assert found["hosts"] == size
+            same = rank == size - 1 - rank  # ranks in the opposite order
+            assert ("built for another MPI" in found["other_order"]) == (not same)
 
 
 @dataclass(frozen=True)

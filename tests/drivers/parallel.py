@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from glass_cnn import dataset as data
 from glass_cnn.engine import COUNTS, Engine, portions, set_up_tensorflow
+from glass_cnn.parallel import DataParallel
 from glass_cnn.settings import RunSettings
 from hpc.config import ConfigError, DataError, UserError
 from hpc.world import World, world
 from tests import tiny
 
 STEPS = 6
+CLIPPED = {"kind": "adam", "clip_norm": 0.1}
 AGAIN = 10
 """steps after which two runs of the same process are compared: time for a race to show"""
 
@@ -53,6 +56,8 @@ def global_batches(opened: data.Dataset, settings: RunSettings, ranks: World, fi
 def steps(opened: data.Dataset, settings: RunSettings, ranks: World, count: int) -> dict:
     """Train for a few steps; results of each, first gradients, last weights."""
     engine = Engine(settings, ranks)
+    if not ranks.is_root:  # else all begin alike, and a broadcast has nothing to do
+        engine.assign({name: np.zeros_like(v) for name, v in engine.snapshot().items()})
     engine.broadcast()
     batches = feed(opened, settings, engine.share)
     losses, corrects = [], []
@@ -123,15 +128,29 @@ def agreements(ranks: World) -> dict[str, Any]:
         "sum": ranks.sum(np.array([ranks.rank, 1], dtype=np.int64)).tolist(),
         "local_rank": ranks.local_rank,
         "hosts": len(ranks.hosts),
+        "other_order": other_order(ranks),
     }
     ranks.barrier()
     return found
+
+
+def other_order(ranks: World) -> str:
+    """What is said when Horovod numbers the ranks otherwise than the world does."""
+    reversed_ranks = MPI.Intracomm(ranks.comm.Split(key=-ranks.rank))
+    try:
+        DataParallel(World(reversed_ranks))
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def compare(opened: data.Dataset, ranks: World) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Everything that is compared between numbers of ranks."""
     answer: dict[str, Any] = {"world": ranks.comm.allgather(agreements(ranks))}
     arrays: dict[str, np.ndarray] = {}
+    clipped = tiny.settings(train={"batch_size": 25, "optimizer": CLIPPED})
+    first = steps(opened, clipped, ranks, 1)["first"]
+    arrays |= {f"clipped/gradient/{k}": v for k, v in first.items()}
     for batch in (24, 25):
         settings = tiny.settings(train={"batch_size": batch})
         done = steps(opened, settings, ranks, STEPS)
