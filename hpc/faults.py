@@ -154,14 +154,17 @@ class Start:
         self.wait_until(lambda: False, seconds)
         return self.process.poll()
 
-    def kill(self) -> None:
-        """End whatever is left of it."""
+    def kill(self, seconds: float = 10.0) -> None:
+        """End whatever is left of it, and wait that long for the last of it to be gone."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.process.wait()
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def survivors(self, seconds: float = 10.0) -> list[int]:
         """Processes that outlive it by more than `seconds`; they are ended then."""
