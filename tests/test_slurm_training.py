@@ -27,6 +27,7 @@ from hpc.world import world
 from tests import tiny
 from tests.slurm.cluster import (
     Cluster,
+    assert_nothing_twice,
     development_cluster,
     evaluating,
     events,
@@ -38,6 +39,7 @@ from tests.slurm.cluster import (
     saved,
     starting,
     starts,
+    targets,
     tell,
     until,
     until_done,
@@ -151,13 +153,10 @@ def a_study_from_simulation_to_report(stage: Stage) -> None:
     """Arrays; a failing run beside good ones; submitting it again at once and afterwards."""
     study = stage.undisturbed
     study.submit()
-    queued = study.rows()
+    queued = targets(study.place)
     assert len(queued) == 1 + 3 + 1
     assert "0 jobs submitted" in study.submit()
-    first = {name: row.target for name, row in queued.items()}
-    now = {name: row.target for name, row in study.rows().items()}
-    assert now.items() <= first.items(), "the same jobs, less what may have ended"
-    assert "report" in now
+    assert_nothing_twice(study.place, queued)
     wrong = study.runs["wrong"]
     good = [run for run in study.runs.values() if run is not wrong]
     until(study.place.report.exists, "report", list(study.runs.values()))

@@ -18,7 +18,7 @@ import pytest
 from hpc import slurm
 from hpc.preempt import STOP_SIGNALS
 from hpc.requeue import newest_step
-from hpc.rundir import RunDir, read_json, read_records
+from hpc.rundir import RunDir, StudyDir, read_json, read_records
 
 Ranks = list[psutil.Process]
 Moment = Callable[[Ranks], object]
@@ -134,6 +134,23 @@ def until(
 
 def until_done(*runs: RunDir) -> None:
     until(lambda: all(run.is_done() for run in runs), "end of all runs", runs)
+
+
+# -- the queue -------------------------------------------------------------------------------------
+
+
+def targets(study: StudyDir) -> dict[str, str]:
+    """Done file of each of a study's tasks in the queue -> the job or array task that it is."""
+    found = slurm.active_in(study, slurm.queue())
+    return {done: row.target for done, (_, row) in found.items()}
+
+
+def assert_nothing_twice(study: StudyDir, before: dict[str, str]) -> None:
+    """The same tasks are the same jobs still, but for those that have ended well meanwhile."""
+    now = targets(study)
+    assert now.items() <= before.items(), "submitted again"
+    lost = [done for done in before.keys() - now.keys() if not Path(done).exists()]
+    assert not lost, "no more in the queue"
 
 
 # -- what a run has left ---------------------------------------------------------------------------
