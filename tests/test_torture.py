@@ -20,8 +20,8 @@ import pytest
 from hpc import faults
 from hpc.checkpoint import Checkpoints
 from hpc.rundir import RunDir
+from tests.checkpoints import IDENTITY, Run, state
 from tests.conftest import ROOT
-from tests.test_checkpoint import IDENTITY, Run, state
 
 COUNT = 10
 
