@@ -61,7 +61,7 @@ bench: setup ## benchmarks, each against a peer measured in the same run
 	    name=$$(basename "$$file" .py); echo "== $$name"; python -m "benchmarks.$$name" || exit; done
 
 torture: setup ## faults injected into real runs until COUNT of them are survived
-	@$(JOB).torture $${COUNT:+--count "$$COUNT"}
+	@$(IN_VENV) .venv/bin/python -m tests.torture $${COUNT:+--count "$$COUNT"}
 
 slurm-up: ## a real Slurm of several nodes on this machine
 	@bash slurm/cluster.sh up

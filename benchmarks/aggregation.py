@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from glass_cnn.aggregate import aggregate, write
+from glass_cnn.analysis.table import aggregate, write
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
 from hpc.config import to_yaml
-from hpc.rundir import RunDir, StudyDir
 from tests import synthetic
 from tests.synthetic import Course
 

@@ -40,10 +40,10 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
-from glass_cnn.engine import Engine, portions, set_up_tensorflow
 from glass_cnn.settings import RunSettings, build_run
+from glass_cnn.training.engine import Engine, portions, set_up_tensorflow
 from hpc.checkpoint import Checkpoints
-from hpc.commandline import plural
+from hpc.words import plural
 from hpc.world import World, world
 
 Tensors = dict[str, np.ndarray]

@@ -32,10 +32,11 @@ from pathlib import Path
 
 import psutil
 
+from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import slurm
+from hpc.files import read_json, read_records
 from hpc.requeue import newest_step
-from hpc.rundir import RunDir, read_json, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """

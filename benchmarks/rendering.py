@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import EllipseCollection
 
-from glass_cnn.render import RADII, TYPE_A, TYPE_B, render
+from glass_cnn.data.render import RADII, TYPE_A, TYPE_B, render
 from glass_cnn.settings import Render
 
 DENSITY = 1.2

@@ -18,9 +18,9 @@ import time
 
 import numpy as np
 
+from glass_cnn.data.simulate import SKIN, Lammps, available_styles, choose_style, simulate, start
+from glass_cnn.data.simulate import trajectory_seeds as seeds_of
 from glass_cnn.settings import Simulation
-from glass_cnn.simulate import SKIN, Lammps, available_styles, choose_style, simulate, start
-from glass_cnn.simulate import trajectory_seeds as seeds_of
 from hpc.world import World, world
 
 # Inherent-structure energy per particle at a temperature; the glass after 2·10⁵ steps.

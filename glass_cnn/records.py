@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from glass_cnn.statistics import Evaluations
-from hpc.config import DataError
+from glass_cnn.outcomes import Evaluations
+from hpc.errors import DataError
 
 CHUNK = 4 << 20
 """Bytes of a record file that are parsed at a time, so that a huge one stays out of memory."""

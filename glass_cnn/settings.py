@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from hpc.config import ConfigError, Name, Settings, digest, load, to_tree, validate
+from hpc.config import Name, Settings, digest, load, to_tree, validate
+from hpc.errors import ConfigError
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]

@@ -24,20 +24,11 @@ from typing import Annotated, Any
 
 import pydantic
 
+from glass_cnn.paths import RunDir, StudyDir, run_name, study_dir
 from glass_cnn.settings import MAX_SEED, RunSettings, Seed, build_run
-from hpc.config import (
-    ConfigError,
-    Name,
-    Settings,
-    digest,
-    is_key,
-    merge,
-    read_tree,
-    to_yaml,
-    unflatten,
-    validate,
-)
-from hpc.rundir import RunDir, StudyDir, run_name, study_dir
+from hpc.config import Name, Settings, digest, to_yaml, validate
+from hpc.errors import ConfigError
+from hpc.yaml_files import is_key, merge, read_tree, unflatten
 
 Values = dict[str, list[Any]]
 MAX_RUNS = 200_000

@@ -41,14 +41,8 @@ import numpy as np
 import xxhash
 
 from hpc import tensorfile
-from hpc.config import DataError
-from hpc.rundir import (
-    StorageError,
-    fsync_directory,
-    make_directory,
-    storage_errors,
-    write_atomic,
-)
+from hpc.errors import DataError, StorageError
+from hpc.files import fsync_directory, make_directory, storage_errors, write_atomic
 from hpc.tensorfile import digest_tensors
 
 __all__ = [

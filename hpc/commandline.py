@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
 from hpc.preempt import StopFlag
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """A mistake in the command line is told, and ends, like one in a settings file."""
-        from hpc.config import ConfigError
-
         raise ConfigError(f"{message}; see {self.prog} --help.")
 
     def add_study(self, **options: Any) -> None:
@@ -63,17 +63,6 @@ class Parser(argparse.ArgumentParser):
     def add_logs(self, default: str = "$GLASS_LOGS or logs") -> None:
         """--logs, the directory of all outputs."""
         self.add_argument("--logs", help=f"directory of all outputs (default: {default})")
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 run`, `2 runs`, `1,000 trajectories`."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else many}"
-
-
-def shown(path: Path) -> Path:
-    """`path` as people would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def assignments(text: str) -> list[str]:
@@ -135,8 +124,6 @@ def run_ranks(
     they would wait in vain for this one. `stop` is given by who has installed it already.
     """
     stop = stop or StopFlag().install()  # before the slow imports: no signal kills the start
-    from hpc.config import EXIT_COMPLETE, EXIT_INTERNAL, UserError
-
     args, mistake = argparse.Namespace(), None
     try:
         args = parse(argv)  # before MPI: --help needs no ranks
@@ -157,3 +144,30 @@ def run_ranks(
         print(text, file=sys.stderr, flush=True)
         ranks.abort(EXIT_INTERNAL)
         raise
+
+
+def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Call a job's `main` and turn a UserError into its one message and exit code; so too a file
+    that may not be read.
+
+    An error with a true attribute `told` was printed by another rank already. To have stopped on
+    request is none.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no sign that a locale lacks may end a run
+    try:
+        return int(main(sys.argv[1:] if argv is None else argv) or EXIT_COMPLETE)
+    except UserError as error:
+        if not error.told and error.exit_code == EXIT_AGAIN:
+            print(error, flush=True)
+        elif not error.told:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except PermissionError as error:
+        remedy = "ask its owner for access, or choose another place (LOGS=dir for outputs)"
+        print(f"error: {error.filename}: permission denied; {remedy}.", file=sys.stderr, flush=True)
+        return EXIT_INTERNAL
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_COMPLETE

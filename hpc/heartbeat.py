@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from hpc.config import EXIT_INTERNAL
-from hpc.rundir import make_directory
+from hpc.errors import EXIT_INTERNAL
+from hpc.files import make_directory
 
 WRITE_EVERY = 1.0
 

@@ -22,11 +22,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from hpc.commandline import outliving_the_reader, plural
-from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
+from hpc.commandline import outliving_the_reader
+from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
+from hpc.files import make_directory, read_records, storage_errors
 from hpc.preempt import STOP_SIGNALS, StopFlag
-from hpc.rundir import make_directory, read_records, storage_errors
 from hpc.stages import Stage, Task
+from hpc.words import plural
 
 PLAIN_EVERY = 15.0
 """seconds between lines on the state of running tasks where there is no terminal"""

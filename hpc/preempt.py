@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # this room must load in no time: signals may come at once
-    from hpc.config import UserError
+    from hpc.errors import UserError
 
 FAILED = 1 << 16
 """Flag of a rank that cannot go on: larger than any signal, so that it wins the agreement."""

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from hpc import slurm
-from hpc.commandline import plural
-from hpc.config import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL, run_main
-from hpc.rundir import append_record, read_records
+from hpc.commandline import run_main
+from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
+from hpc.files import append_record, read_records
 from hpc.slurm import SlurmError
+from hpc.words import plural
 
 KILLED = 128
 """exit codes from here on: ranks were killed from outside (128 + signal; mpiexec says 255)"""

@@ -29,25 +29,20 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from hpc.commandline import plural, shown
-from hpc.config import (
-    EXIT_COMPLETE,
-    ConfigError,
-    Settings,
-    UserError,
-    merge,
-    read_tree,
-    to_tree,
-    validate,
-)
-from hpc.rundir import RunDir, StudyDir, make_directory, read_json, write_atomic, write_json
+from hpc.config import Settings, to_tree, validate
+from hpc.errors import EXIT_COMPLETE, ConfigError, UserError
+from hpc.files import make_directory, read_json, write_atomic, write_json
 from hpc.stages import Stage, Task
+from hpc.words import plural, shown
+from hpc.yaml_files import merge, read_tree
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVELOPMENT = PROJECT / ".slurm-dev" / "slurm.conf"
 """configuration of the development cluster while it is up (`make slurm-up`)"""
 MAX_ARRAY_SIZE = 1001
 """Slurm's default, taken where Slurm cannot be asked; indices run up to one less"""
+JOBS = "jobs"
+"""directory of a study's submissions: job files, job ids, job logs"""
 SHOWN_TASKS = 3
 """tasks of each job file that a dry run shows"""
 
@@ -344,7 +339,7 @@ def job_text(site: Site, tasks: Sequence[Task], shape: Shape | None = None) -> s
 
 
 def _task_fields(task: Task) -> tuple[str, ...]:
-    checkpoints = str(RunDir(task.records.parent).checkpoints) if task.records else ""
+    checkpoints = str(task.checkpoints or "")
     return ("task", task.name, checkpoints, str(task.done), str(task.log), task.module, *task.args)
 
 
@@ -502,12 +497,12 @@ def _tasks_of(file: Path, logs: Path) -> list[tuple[str, str]]:
     return [(name, str(logs / os.path.relpath(done, then))) for name, done in tasks]
 
 
-def active_in(study: StudyDir, rows: Sequence[Queued]) -> Active:
+def active_in(study: Path, rows: Sequence[Queued]) -> Active:
     """The tasks of one study: those it submitted, and its runs whoever submitted them."""
     return {
         done: (name, row)
-        for done, (name, row) in active(study.path.parent, rows).items()
-        if study.path in Path(done).parents or study.path.name == Path(row.file).parts[-4]
+        for done, (name, row) in active(study.parent, rows).items()
+        if study in Path(done).parents or study.name == Path(row.file).parts[-4]
     }
 
 
@@ -518,7 +513,7 @@ def _records(logs: Path) -> list[dict[str, Any]]:
 
 def launch(
     stages: Sequence[Stage],
-    study: StudyDir,
+    study: Path,
     site_name: str,
     over: Mapping[str, Any],
     *,
@@ -530,13 +525,13 @@ def launch(
     ConfigError, SlurmError; what was submitted before an error is recorded and stays.
     """
     site = load_site(site_name, over)
-    folder = study.jobs / time.strftime("%Y%m%d-%H%M%S")
+    folder = study / JOBS / time.strftime("%Y%m%d-%H%M%S")
     if dry_run:
         limit = _array_limit() if answers() else MAX_ARRAY_SIZE
-        _show(plan(stages, folder, site, limit), study.path.name)
+        _show(plan(stages, folder, site, limit), study.name)
         return EXIT_COMPLETE
     with _lock(study):
-        queued = active(study.path.parent, queue())
+        queued = active(study.parent, queue())
         _recall(stages, queued)
         jobs = plan([_missing(stage, queued) for stage in stages], folder, site, _array_limit())
         _submit(stages, jobs, study, queued)
@@ -544,14 +539,14 @@ def launch(
 
 
 @contextlib.contextmanager
-def _lock(study: StudyDir) -> Iterator[None]:
+def _lock(study: Path) -> Iterator[None]:
     """One submission of a study at a time."""
-    make_directory(study.jobs)
-    with (study.jobs / ".lock").open("w") as file:
+    make_directory(study / JOBS)
+    with (study / JOBS / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SlurmError(f"{study.path.name} is being submitted by another process.") from None
+            raise SlurmError(f"{study.name} is being submitted by another process.") from None
         yield
 
 
@@ -572,10 +567,10 @@ def _recall(stages: Sequence[Stage], queued: Active) -> None:
 def _submit(
     stages: Sequence[Stage],
     jobs: Sequence[Sequence[Job]],
-    study: StudyDir,
+    study: Path,
     queued: Active,
 ) -> None:
-    record: dict[str, Any] = {"study": study.path.name, "jobs": []}
+    record: dict[str, Any] = {"study": study.name, "jobs": []}
     before: list[str] = []
     for stage, chunks in zip(stages, jobs, strict=True):
         rows = [queued[str(t.done)][1] for t in stage.tasks if str(t.done) in queued]
@@ -587,14 +582,14 @@ def _submit(
         for job in chunks:
             ids.append(_submit_one(job, study, before, record))
         before = ids or before
-    print(f"{plural(len(record['jobs']), 'job')} submitted; make status CONFIG={study.path.name}")
+    print(f"{plural(len(record['jobs']), 'job')} submitted; make status CONFIG={study.name}")
 
 
-def _submit_one(job: Job, study: StudyDir, before: Sequence[str], record: dict[str, Any]) -> str:
+def _submit_one(job: Job, study: Path, before: Sequence[str], record: dict[str, Any]) -> str:
     """Write the job file, submit it, record its id; returns the id."""
     folder = make_directory(job.file.parent)
     write_atomic(job.file, job.text)
-    answer = call(*command(job, study.path.name, before))
+    answer = call(*command(job, study.name, before))
     name = answer.strip().split(";")[0]  # "id" or "id;cluster"
     entry = {"id": name, "stage": job.stage.name, "tasks": len(job.stage.tasks)}
     record["jobs"].append({**entry, "file": str(job.file)})
@@ -628,7 +623,7 @@ def _show_job_file(job: Job) -> None:
         print(f"#   … and {plural(left, 'task')} more")
 
 
-def cancel(study: StudyDir) -> tuple[int, int]:
+def cancel(study: Path) -> tuple[int, int]:
     """Stop a study: pending jobs go, running ones checkpoint and are not requeued.
 
     Returns how many were pending and how many running. Raises SlurmError.

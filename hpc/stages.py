@@ -24,6 +24,8 @@ class Task:
     """file whose existence means that there is nothing left to do"""
     log: Path
     """file that collects what the task says, appended over restarts"""
+    checkpoints: Path | None = None
+    """directory of its checkpoints"""
     records: Path | None = None
     """record file that shows how far it is (metrics.jsonl: one record an iteration)"""
     total: int = 0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from mpi4py import MPI
 
-from hpc.config import UserError
+from hpc.errors import UserError
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 class World:
     """A communicator and the few collective operations this project needs on the host.
 
-    Gradients do not pass here; `glass_cnn.parallel` gives those to Horovod.
+    Gradients do not pass here; `glass_cnn.training.division` gives those to Horovod.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:

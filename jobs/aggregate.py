@@ -11,12 +11,11 @@ import sys
 
 from rich.console import Console
 
-from glass_cnn.aggregate import aggregate, combine, find_study, write, write_table
-from glass_cnn.arms import estimate
-from glass_cnn.terminal import arms_table, counted
-from hpc.commandline import Parser
-from hpc.config import run_main
-from hpc.rundir import logs_root
+from glass_cnn.analysis.arms import estimate
+from glass_cnn.analysis.table import aggregate, combine, find_study, write, write_table
+from glass_cnn.paths import logs_root
+from glass_cnn.report.terminal import arms_table, counted
+from hpc.commandline import Parser, run_main
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -12,12 +12,12 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from glass_cnn.baselines import Baseline, baselines
-from glass_cnn.dataset import Dataset, load
+from glass_cnn.analysis.baselines import Baseline, baselines
+from glass_cnn.data.dataset import Dataset, load
+from glass_cnn.paths import logs_root
 from glass_cnn.study import load_study
-from hpc.commandline import Parser
-from hpc.config import run_main
-from hpc.rundir import logs_root, make_directory, write_json
+from hpc.commandline import Parser, run_main
+from hpc.files import make_directory, write_json
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

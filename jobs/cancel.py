@@ -12,11 +12,11 @@ import sys
 
 import psutil
 
-from glass_cnn.aggregate import find_study
+from glass_cnn.analysis.table import find_study
+from glass_cnn.paths import StudyDir, logs_root
 from hpc import slurm
-from hpc.commandline import Parser, plural
-from hpc.config import run_main
-from hpc.rundir import StudyDir, logs_root
+from hpc.commandline import Parser, run_main
+from hpc.words import plural
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     root = logs_root(args.logs)
     study, place = find_study(args.config, root=root)
-    waiting, running = slurm.cancel(place) if slurm.answers() else (0, 0)
+    waiting, running = slurm.cancel(place.path) if slurm.answers() else (0, 0)
     here = stop_here(place)
     if not waiting + running + here:
         print(f"{study.name}: nothing of it waits or runs.")

@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
 
 def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Simulate and render what is missing of each data set, and say what is there."""
-    from glass_cnn import dataset, simulate, store
-    from hpc.rundir import logs_root
+    from glass_cnn.data import dataset, simulate, store
+    from glass_cnn.paths import logs_root
 
     root, wanted = ranks.broadcast(ranks.on_root(lambda: (logs_root(args.logs), choose(args))))
     for settings in wanted:
@@ -52,10 +52,10 @@ def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
 
 def choose(args: argparse.Namespace) -> list[RunSettings]:
     """Settings of each data set that is asked for."""
-    from glass_cnn import dataset
+    from glass_cnn.data import dataset
+    from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
-    from hpc.config import ConfigError
-    from hpc.rundir import logs_root
+    from hpc.errors import ConfigError
 
     found = load_study(args.config, args.set, logs_root(args.logs)).datasets
     names = {dataset.directory(settings, Path()).name: settings for settings in found}
@@ -68,13 +68,13 @@ def choose(args: argparse.Namespace) -> list[RunSettings]:
 
 def describe(settings: RunSettings, root: Path) -> None:
     """Print what the data set holds and how it is split."""
-    from glass_cnn import dataset
+    from glass_cnn.data import dataset
 
     data = dataset.load(settings, root)
     print(f"{data.describe()}\n{dataset.split(data, settings).describe()}", flush=True)
 
 
 if __name__ == "__main__":
-    from hpc.config import run_main
+    from hpc.commandline import run_main
 
     sys.exit(run_main(main))

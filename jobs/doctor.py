@@ -23,10 +23,10 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from glass_cnn.paths import logs_root
 from hpc import slurm
-from hpc.commandline import Parser
-from hpc.config import EXIT_INTERNAL, UserError, run_main
-from hpc.rundir import logs_root
+from hpc.commandline import Parser, run_main
+from hpc.errors import EXIT_INTERNAL, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = 2
@@ -108,7 +108,7 @@ def be_a_rank() -> int:
     """What each rank of the probe does: rank 0 says what it sees of the world."""
     import tensorflow as tf
 
-    from glass_cnn.parallel import DataParallel
+    from glass_cnn.training.division import DataParallel
     from hpc.world import world
 
     here = world()

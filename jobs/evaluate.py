@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from hpc.commandline import Parser
-from hpc.config import ConfigError, run_main
-from hpc.rundir import logs_root, write_json
+from glass_cnn.paths import logs_root
+from hpc.commandline import Parser, run_main
+from hpc.errors import ConfigError
+from hpc.files import write_json
 
 if TYPE_CHECKING:
-    from glass_cnn.dataset import Dataset, Parts
-    from glass_cnn.evaluation import Evaluation
-    from glass_cnn.saved import SavedModel
+    from glass_cnn.analysis.evaluation import Evaluation
+    from glass_cnn.data.dataset import Dataset, Parts
     from glass_cnn.settings import RunSettings
+    from glass_cnn.training.saved import SavedModel
 
 PARTS = ("validation", "test")
 
@@ -42,8 +43,8 @@ def main(argv: list[str]) -> None:
     """Evaluate what is kept of the run."""
     args = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from glass_cnn.dataset import load, split
-    from glass_cnn.saved import find_run, open_all, open_model, outputs_of
+    from glass_cnn.data.dataset import load, split
+    from glass_cnn.training.saved import find_run, open_all, open_model, outputs_of
 
     run, settings = find_run(args.run)
     root = logs_root(args.logs or outputs_of(run))
@@ -83,7 +84,7 @@ def other_data(config: str, root: Path) -> RunSettings:
 
 def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Evaluation]:
     """One model on validation and test."""
-    from glass_cnn.evaluation import evaluate
+    from glass_cnn.analysis.evaluation import evaluate
 
     found = {}
     for name in PARTS:
@@ -96,7 +97,7 @@ def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Evaluat
 
 def show(console: Console, which: str, model: SavedModel, found: dict[str, Evaluation]) -> None:
     """Two compact tables: the numbers, and predicted against observed probability."""
-    from glass_cnn.saved import WORDS
+    from glass_cnn.training.saved import WORDS
 
     title = f"{WORDS[which]} model, iteration {model.iteration}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

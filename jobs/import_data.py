@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
 
 def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Store the source once for each way in which the study renders it."""
-    from glass_cnn import dataset
-    from glass_cnn.imports import import_data
+    from glass_cnn.data import dataset
+    from glass_cnn.data.imports import import_data
+    from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
-    from hpc.rundir import logs_root
 
     def wanted() -> tuple:
         root = logs_root(args.logs)
@@ -61,6 +61,6 @@ def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
 
 
 if __name__ == "__main__":
-    from hpc.config import run_main
+    from hpc.commandline import run_main
 
     sys.exit(run_main(main))

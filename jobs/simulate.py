@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
 
 def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Simulate what is missing of each file."""
-    from glass_cnn import simulate
-    from hpc.rundir import logs_root
+    from glass_cnn.data import simulate
+    from glass_cnn.paths import logs_root
 
     root, wanted = ranks.everywhere(lambda: (logs_root(args.logs), choose(args)))
     if ranks.is_root and not wanted:
@@ -51,9 +51,9 @@ def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
 
 def choose(args: argparse.Namespace) -> list[RunSettings]:
     """Settings of each file of trajectories that the study needs, in the order of its points."""
-    from glass_cnn import simulate
+    from glass_cnn.data import simulate
+    from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
-    from hpc.rundir import logs_root
 
     study = load_study(args.config, args.set, logs_root(args.logs))
     points = (point.settings for point in study.points)
@@ -62,6 +62,6 @@ def choose(args: argparse.Namespace) -> list[RunSettings]:
 
 
 if __name__ == "__main__":
-    from hpc.config import run_main
+    from hpc.commandline import run_main
 
     sys.exit(run_main(main))

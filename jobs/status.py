@@ -21,13 +21,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from glass_cnn.aggregate import aggregate, find_study
+from glass_cnn.analysis.table import aggregate, find_study
+from glass_cnn.paths import RunDir, StudyDir, logs_root
+from glass_cnn.report.words import percent
 from glass_cnn.study import Study
-from glass_cnn.words import percent
 from hpc import slurm
-from hpc.commandline import Parser, plural
-from hpc.config import ConfigError, UserError, run_main
-from hpc.rundir import RunDir, StudyDir, logs_root
+from hpc.commandline import Parser, run_main
+from hpc.errors import ConfigError, UserError
+from hpc.words import plural
 
 EVERY = 5.0
 """seconds between two looks of `make watch`"""
@@ -118,7 +119,7 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
 
 def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
     """Tasks in the queue that are no trainings, in words."""
-    found = slurm.active_in(place, rows)
+    found = slurm.active_in(place.path, rows)
     return [
         f"{name}: {row.state.lower()}, {said(row)}"
         for done, (name, row) in found.items()
@@ -151,7 +152,7 @@ class Shown:
 
 def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[Shown]:
     """Every run of a study with its state."""
-    queued = {done: row for done, (_, row) in slurm.active_in(place, rows).items()}
+    queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows).items()}
     named = {(run.point.label, run.seed): run.name for run in study.runs}
     for facts in aggregate(study, place).table.iter_rows(named=True):
         facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")

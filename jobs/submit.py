@@ -15,20 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glass_cnn.dataset import directory
+from glass_cnn.data.dataset import directory
+from glass_cnn.paths import RunDir, StudyDir, logs_root
 from glass_cnn.records import Result, read_result
 from glass_cnn.study import Run, Study, load_study
-from hpc.commandline import Parser, plural, shown
-from hpc.config import EXIT_AGAIN, ConfigError, DataError, read_yaml, run_main
-from hpc.rundir import (
-    RunDir,
-    StudyDir,
-    logs_root,
-    make_directory,
-    storage_errors,
-    write_atomic,
-)
+from hpc.commandline import Parser, run_main
+from hpc.errors import EXIT_AGAIN, ConfigError, DataError
+from hpc.files import make_directory, storage_errors, write_atomic
 from hpc.stages import Stage, Task
+from hpc.words import plural, shown
+from hpc.yaml_files import read_yaml
 
 SHOWN = 40
 """runs that the summary lists; all of them are in the report"""
@@ -195,6 +191,7 @@ def _train_tasks(study: Study, root: Path) -> tuple[Task, ...]:
                     args=words,
                     done=place.result,
                     log=place.path / "output.log",
+                    checkpoints=place.checkpoints,
                     records=place.metrics,
                     total=train.iterations,
                     images=train.batch_size * train.batches_per_iteration,
@@ -211,7 +208,7 @@ def start(args: argparse.Namespace, study: Study, place: StudyDir, todo: list[St
         from hpc import slurm
 
         if kind == "slurm" or slurm.answers():
-            return slurm.launch(todo, place, launch.site, launch.slurm, dry_run=args.dry_run)
+            return slurm.launch(todo, place.path, launch.site, launch.slurm, dry_run=args.dry_run)
     from hpc import local
 
     code = local.launch(todo, launch.side_by_side, args.dry_run)

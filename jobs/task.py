@@ -11,12 +11,13 @@ import os
 import sys
 from pathlib import Path
 
+from glass_cnn.paths import logs_root
 from glass_cnn.study import Run, Study, load_study
-from hpc.commandline import Parser, plural
-from hpc.config import ConfigError, run_main
-from hpc.rundir import logs_root
+from hpc.commandline import Parser, run_main
+from hpc.errors import ConfigError
 from hpc.slurm import job_text, load_site
 from hpc.stages import Task
+from hpc.words import plural
 
 MODULES = {"simulate": "jobs.dataset", "aggregate": "jobs.report"}
 
@@ -53,7 +54,8 @@ def find(args: argparse.Namespace, study: Study, root: Path) -> Task:
     run = choose(study, args.run, os.environ.get("SLURM_ARRAY_TASK_ID"))
     at = study.run_dir(root, run)
     words = (args.config, run.name, *logs)
-    return Task(run.name, "jobs.train", words, at.result, at.path / "output.log", at.metrics)
+    log = at.path / "output.log"
+    return Task(run.name, "jobs.train", words, at.result, log, at.checkpoints, at.metrics)
 
 
 def choose(study: Study, name: str | None, index: str | None) -> Run:

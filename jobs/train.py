@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.commandline import Parser, plural, run_ranks
+from hpc.commandline import Parser, run_ranks
 from hpc.preempt import StopFlag
+from hpc.words import plural
 
 if TYPE_CHECKING:
+    from glass_cnn.paths import RunDir
     from glass_cnn.settings import RunSettings
-    from hpc.rundir import RunDir
     from hpc.world import World
 
 
@@ -64,7 +65,7 @@ def train_one(
         return None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with keeping_crashes(run.path / "crashes" / f"rank-{ranks.rank}.txt"):
-        from glass_cnn.train import start_over, train
+        from glass_cnn.training.loop import start_over, train
 
         if args.start_over:
             ranks.on_root(lambda: start_over(run))
@@ -74,7 +75,7 @@ def train_one(
 @contextlib.contextmanager
 def keeping_crashes(path: Path) -> Iterator[None]:
     """Write the traceback of whatever is no user's mistake to `path` as well."""
-    from hpc.config import UserError
+    from hpc.errors import UserError
 
     try:
         yield
@@ -89,9 +90,9 @@ def keeping_crashes(path: Path) -> Iterator[None]:
 
 def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path]:
     """The run to train: settings, directory, logs root; raises ConfigError."""
+    from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
-    from hpc.config import ConfigError
-    from hpc.rundir import logs_root
+    from hpc.errors import ConfigError
 
     root = logs_root(args.logs)
     study = load_study(args.config, args.set, root)
@@ -106,6 +107,6 @@ def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path]:
 
 
 if __name__ == "__main__":
-    from hpc.config import run_main
+    from hpc.commandline import run_main
 
     sys.exit(run_main(main))

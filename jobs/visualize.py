@@ -11,9 +11,8 @@ import sys
 
 from rich.console import Console
 
-from hpc.commandline import Parser
-from hpc.config import run_main
-from hpc.rundir import logs_root
+from glass_cnn.paths import logs_root
+from hpc.commandline import Parser, run_main
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -31,9 +30,9 @@ def main(argv: list[str]) -> None:
     """Draw what the model sees, and say where."""
     args = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from glass_cnn.dataset import load, split
-    from glass_cnn.saved import find_run, open_model, outputs_of
-    from glass_cnn.visualize import visualize
+    from glass_cnn.data.dataset import load, split
+    from glass_cnn.report.visualize import visualize
+    from glass_cnn.training.saved import find_run, open_model, outputs_of
 
     run, settings = find_run(args.run)
     model = open_model(run, settings, args.which)

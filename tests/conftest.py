@@ -81,7 +81,7 @@ def tensorflow() -> None:
 
     Every test that computes with it here asks for this, whichever comes first.
     """
-    from glass_cnn.engine import set_up_tensorflow
+    from glass_cnn.training.engine import set_up_tensorflow
     from hpc.world import world
 
     set_up_tensorflow(1, world())

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Run, Study, build_study
 from hpc.config import to_yaml
-from hpc.rundir import RunDir, StudyDir
 
 EXAMPLES = 2960
 CONSTANT_GLASS = 1457 / EXAMPLES  # the 2017 log's 49.223 %

@@ -12,13 +12,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from glass_cnn import aggregate as module
-from glass_cnn import rows
-from glass_cnn.aggregate import Aggregation, aggregate, combine, find_study, write
+from glass_cnn.analysis import rows
+from glass_cnn.analysis import table as module
+from glass_cnn.analysis.table import Aggregation, aggregate, combine, find_study, write
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_metrics
 from glass_cnn.study import Study
-from hpc.config import ConfigError, DataError
-from hpc.rundir import RunDir, StudyDir, append_record
+from hpc.errors import ConfigError, DataError
+from hpc.files import append_record
 from jobs.aggregate import main
 from tests import synthetic
 

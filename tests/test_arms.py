@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from glass_cnn import arms, statistics
-from glass_cnn.aggregate import aggregate
-from glass_cnn.arms import Estimates, estimate
-from hpc.rundir import append_record
+from glass_cnn.analysis import arms, statistics
+from glass_cnn.analysis.arms import Estimates, estimate
+from glass_cnn.analysis.table import aggregate
+from hpc.files import append_record
 from tests import synthetic
 
 FATES: dict[str, list[str | None]] = {

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glass_cnn import baselines
-from glass_cnn.dataset import Dataset, load
-from hpc.config import EXIT_COMPLETE, EXIT_DATA, DataError, run_main
-from hpc.rundir import read_json
+from glass_cnn.analysis import baselines
+from glass_cnn.data.dataset import Dataset, load
+from hpc.commandline import run_main
+from hpc.errors import EXIT_COMPLETE, EXIT_DATA, DataError
+from hpc.files import read_json
 from jobs import baselines as job
 from tests import tiny
 

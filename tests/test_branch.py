@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glass_cnn.branch import Branch, open_branch
-from glass_cnn.engine import Engine
-from glass_cnn.recorder import Recorder
+from glass_cnn.paths import StudyDir
 from glass_cnn.settings import RunSettings
+from glass_cnn.training.branch import Branch, open_branch
+from glass_cnn.training.engine import Engine
+from glass_cnn.training.recorder import Recorder
 from hpc.checkpoint import Checkpoints
-from hpc.config import ConfigError, DataError
-from hpc.rundir import StorageError, StudyDir, read_records
+from hpc.errors import ConfigError, DataError, StorageError
+from hpc.files import read_records
 from hpc.world import world
 from tests import tiny
 

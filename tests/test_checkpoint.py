@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc.checkpoint import InvalidCheckpoint, newest, read
-from hpc.rundir import StorageError
+from hpc.errors import StorageError
 from tests.checkpoints import (
     IDENTITY,
     MANIFEST,

@@ -18,8 +18,7 @@ import pytest
 
 from hpc import checkpoint
 from hpc.checkpoint import InvalidCheckpoint, NoValidCheckpoint, newest, read
-from hpc.config import DataError
-from hpc.rundir import StorageError
+from hpc.errors import DataError, StorageError
 from tests.checkpoints import IDENTITY, MANIFEST, STATE, Run, belongs, damage, fork, wait
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from hpc.checkpoint import Checkpoints, DirectoryInUse, newest, read
-from hpc.rundir import StorageError
+from hpc.errors import StorageError
 from tests.checkpoints import IDENTITY, Run, belongs, fork, meta, state, wait
 
 

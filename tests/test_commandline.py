@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from hpc.commandline import Parser, assignments, plural
-from hpc.config import ConfigError
+from hpc.commandline import Parser, assignments
+from hpc.errors import ConfigError
+from hpc.words import plural
 from jobs import import_data
 from tests.conftest import ROOT, MpiRun
 

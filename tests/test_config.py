@@ -15,8 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc import config
-from hpc.config import ConfigError, DataError, Name, Settings
+from hpc import commandline, config, yaml_files
+from hpc.config import Name, Settings
+from hpc.errors import ConfigError, DataError, UserError
 from tests.conftest import ROOT
 
 
@@ -85,14 +86,14 @@ def refused(tree: Any) -> str:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
-    found = config.parse_yaml(text, "f")
+    found = yaml_files.parse_yaml(text, "f")
     assert found == value
     assert type(found) is type(value)
 
 
 def test_merge_keys_and_anchors_are_read() -> None:
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"
-    assert config.parse_yaml(text, "f")["b"] == {"x": 1, "y": 3}
+    assert yaml_files.parse_yaml(text, "f")["b"] == {"x": 1, "y": 3}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_merge_keys_and_anchors_are_read() -> None:
 )
 def test_what_is_no_yaml_names_the_place(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
-        config.parse_yaml(text, "f.yaml")
+        yaml_files.parse_yaml(text, "f.yaml")
 
 
 # Files
@@ -133,18 +134,18 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: bytes, words: str) -
     path = tmp_path / "a.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=words) as caught:
-        config.read_yaml(path)
+        yaml_files.read_yaml(path)
     assert str(caught.value).startswith(str(path))
 
 
 def test_a_missing_file_names_its_nearest(tmp_path: Path) -> None:
     write(tmp_path / "quickstart.yaml", "a: 1")
     with pytest.raises(ConfigError, match=r"no such file\. Did you mean .*quickstart\.yaml"):
-        config.read_yaml(tmp_path / "quickstrat.yaml")
+        yaml_files.read_yaml(tmp_path / "quickstrat.yaml")
     with pytest.raises(ConfigError, match=r"Files there: quickstart\.yaml"):
-        config.read_yaml(tmp_path / "zzz.yaml")
+        yaml_files.read_yaml(tmp_path / "zzz.yaml")
     with pytest.raises(ConfigError, match="is a directory"):
-        config.read_yaml(tmp_path)
+        yaml_files.read_yaml(tmp_path)
 
 
 # extends and --set
@@ -155,7 +156,7 @@ def test_extends_merges_key_by_key_from_beside_the_file(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "train: {a: 1, b: 2, c: [1, 2]}\nother: 5")
     write(tmp_path / "middle.yaml", "extends: base.yaml\ntrain: {b: 3}")
     top = write(tmp_path / "sub" / "top.yaml", "extends: ../middle.yaml\ntrain: {c: [9]}")
-    assert config.read_tree(top) == {"train": {"a": 1, "b": 3, "c": [9]}, "other": 5}
+    assert yaml_files.read_tree(top) == {"train": {"a": 1, "b": 3, "c": [9]}, "other": 5}
 
 
 def test_of_several_extended_files_the_later_ones_lie_on_top(tmp_path: Path) -> None:
@@ -163,14 +164,14 @@ def test_of_several_extended_files_the_later_ones_lie_on_top(tmp_path: Path) -> 
     write(tmp_path / "first.yaml", "extends: common.yaml\ntrain: {a: 1, b: 1, c: 1}")
     write(tmp_path / "second.yaml", "train: {b: 2, c: 2}")
     top = write(tmp_path / "top.yaml", "extends: [first.yaml, second.yaml]\ntrain: {c: 3}")
-    assert config.read_tree(top) == {"train": {"a": 1, "b": 2, "c": 3, "d": 0}}
+    assert yaml_files.read_tree(top) == {"train": {"a": 1, "b": 2, "c": 3, "d": 0}}
 
 
 def test_another_kind_replaces_the_whole_mapping() -> None:
     base = {"rate": {"kind": "linear", "initial": 1, "final": 0}}
-    assert config.merge(base, {"rate": {"final": 2}})["rate"]["initial"] == 1
-    assert config.merge(base, {"rate": {"kind": "constant"}})["rate"] == {"kind": "constant"}
-    assert config.merge(base, {"rate": {"kind": "linear", "final": 2}})["rate"]["initial"] == 1
+    assert yaml_files.merge(base, {"rate": {"final": 2}})["rate"]["initial"] == 1
+    assert yaml_files.merge(base, {"rate": {"kind": "constant"}})["rate"] == {"kind": "constant"}
+    assert yaml_files.merge(base, {"rate": {"kind": "linear", "final": 2}})["rate"]["initial"] == 1
 
 
 @pytest.mark.parametrize(
@@ -191,19 +192,19 @@ def test_extends_that_cannot_be_followed(tmp_path: Path, files: dict[str, str], 
     for name, text in files.items():
         write(tmp_path / f"{name}.yaml", text)
     with pytest.raises(ConfigError, match=re.escape(words)):
-        config.read_tree(tmp_path / "a.yaml")
+        yaml_files.read_tree(tmp_path / "a.yaml")
 
 
 def test_a_long_chain_of_extends_is_refused(tmp_path: Path) -> None:
-    for i in range(config.MAX_EXTENDS + 1):
+    for i in range(yaml_files.MAX_EXTENDS + 1):
         write(tmp_path / f"{i}.yaml", f"extends: {i + 1}.yaml")
     with pytest.raises(ConfigError, match="too deep"):
-        config.read_tree(tmp_path / "0.yaml")
+        yaml_files.read_tree(tmp_path / "0.yaml")
 
 
 def test_set_comes_last_and_is_read_as_yaml(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "a: {b: 1, c: 2}")
-    tree = config.read_tree(path, ["a.b=1e-3", "a.d=[1, x]", "e=", "a.b = 7", "f.g=h=i"])
+    tree = yaml_files.read_tree(path, ["a.b=1e-3", "a.d=[1, x]", "e=", "a.b = 7", "f.g=h=i"])
     assert tree == {"a": {"b": 7, "c": 2, "d": [1, "x"]}, "e": None, "f": {"g": "h=i"}}
 
 
@@ -213,13 +214,13 @@ def test_set_comes_last_and_is_read_as_yaml(tmp_path: Path) -> None:
 def test_set_without_key_and_value(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "a.yaml", "a: 1")
     with pytest.raises(ConfigError, match="write key=value"):
-        config.read_tree(path, [text])
+        yaml_files.read_tree(path, [text])
 
 
 def test_set_with_broken_yaml_names_its_key(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "a: 1")
     with pytest.raises(ConfigError, match=r"--set a\.b, line 1"):
-        config.read_tree(path, ["a.b=[1"])
+        yaml_files.read_tree(path, ["a.b=[1"])
 
 
 # Validation
@@ -310,31 +311,31 @@ def test_digest_depends_on_the_tree_alone(tree: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("so"), 78), (DataError("so"), 65), (config.UserError("so"), 70)],
+    [(ConfigError("so"), 78), (DataError("so"), 65), (UserError("so"), 70)],
 )
 def test_a_users_mistake_is_one_message_and_a_code(
-    error: config.UserError, code: int, capsys: pytest.CaptureFixture[str]
+    error: UserError, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(argv: list[str]) -> int:
         assert argv == ["a"]
         raise error
 
-    assert config.run_main(main, ["a"]) == code
+    assert commandline.run_main(main, ["a"]) == code
     assert capsys.readouterr().err == "error: so\n"
     error.told = True
-    assert config.run_main(main, ["a"]) == code
+    assert commandline.run_main(main, ["a"]) == code
     assert capsys.readouterr().err == ""
 
 
 def test_codes_of_jobs_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.run_main(lambda _: 75, []) == 75
-    assert config.run_main(lambda _: None, []) == 0
+    assert commandline.run_main(lambda _: 75, []) == 75
+    assert commandline.run_main(lambda _: None, []) == 0
     monkeypatch.setattr(sys, "argv", ["job", "x"])
-    assert config.run_main(lambda argv: len(argv)) == 1
+    assert commandline.run_main(lambda argv: len(argv)) == 1
 
 
 def test_signs_that_a_locale_lacks_are_replaced() -> None:
-    script = "from hpc.config import run_main; run_main(lambda _: print('✓ Grüße'), [])"
+    script = "from hpc.commandline import run_main; run_main(lambda _: print('✓ Grüße'), [])"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, cwd=ROOT

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from glass_cnn.diagnostics import Diagnostics
-from glass_cnn.model import Network, Optimizer
 from glass_cnn.settings import Adam
-from hpc.config import ConfigError
-from hpc.rundir import read_records
+from glass_cnn.training.diagnostics import Diagnostics
+from glass_cnn.training.model import Network, Optimizer
+from hpc.errors import ConfigError
+from hpc.files import read_records
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("tensorflow")

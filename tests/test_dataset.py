@@ -21,13 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glass_cnn import dataset as data
-from glass_cnn import simulate, store
-from glass_cnn.render import render
+from glass_cnn.data import dataset as data
+from glass_cnn.data import simulate, store
+from glass_cnn.data.render import render
 from glass_cnn.settings import Augmentation, RunSettings, Split, build_run
-from hpc.config import DataError
+from hpc.errors import DataError, StorageError
 from hpc.preempt import StopFlag
-from hpc.rundir import StorageError
 from hpc.world import world
 
 TREE: dict[str, Any] = {
@@ -232,7 +231,7 @@ def test_second_builder_waits_for_the_first(copy: Path, finished: bool) -> None:
     before = (made / "dataset.json").stat()
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, '.');"
-        "from tests.test_dataset import SETTINGS; from glass_cnn import store;"
+        "from tests.test_dataset import SETTINGS; from glass_cnn.data import store;"
         "from hpc.world import world; store.build(SETTINGS, Path(sys.argv[1]), world())"
     )
     lock = store._lock(place, StopFlag())
@@ -325,7 +324,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from glass_cnn import store
+from glass_cnn.data import store
 from hpc.config import run_main
 from hpc.world import world
 from tests.test_dataset import SETTINGS

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glass_cnn.study import build_study, load_study
-from hpc.config import parse_yaml
+from hpc.yaml_files import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glass_cnn import dataset as data
-from glass_cnn.formats import read_frames
-from glass_cnn.imports import import_data, read_listing
-from glass_cnn.render import render
+from glass_cnn.data import dataset as data
+from glass_cnn.data.formats import read_frames
+from glass_cnn.data.imports import import_data, read_listing
+from glass_cnn.data.render import render
 from glass_cnn.settings import RunSettings, build_run
-from hpc.config import ConfigError, DataError
+from hpc.errors import ConfigError, DataError
 from hpc.world import world
 
 BOX = np.array([6.0, 6.0])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpc import local
-from hpc.config import UserError
+from hpc.errors import UserError
 from hpc.stages import Stage, Task
 from tests.conftest import ROOT
 

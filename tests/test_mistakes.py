@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from glass_cnn.paths import StudyDir
 from glass_cnn.study import load_study
-from hpc.config import ConfigError, run_main
-from hpc.rundir import StudyDir
+from hpc.commandline import run_main
+from hpc.errors import ConfigError
 from jobs import report, status
 from tests import synthetic, tiny
 from tests.conftest import ROOT

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from glass_cnn.diagnostics import Diagnostics
-from glass_cnn.engine import COUNTS, Engine
-from glass_cnn.model import Network, Optimizer, dropout_mask
 from glass_cnn.settings import Adam, Sgd, build_run
+from glass_cnn.training.diagnostics import Diagnostics
+from glass_cnn.training.engine import COUNTS, Engine
+from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc.world import world
 
 PIXELS = 20

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpc.config import DataError
+from hpc.errors import DataError
 from hpc.preempt import FAILED, STOP_SIGNALS, StopFlag, signal_name
 from tests.conftest import ROOT
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glass_cnn.render import RADII, TYPE_A, TYPE_B, dot_stamp, pixels_per_sigma, render
+from glass_cnn.data.render import RADII, TYPE_A, TYPE_B, dot_stamp, pixels_per_sigma, render
 from glass_cnn.settings import Render
-from hpc.config import DataError
+from hpc.errors import DataError
 
 BOX = 10.0
 Style = Literal["scatter2017", "disc"]

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from glass_cnn import figures, pagedata, report, statistics, words
-from glass_cnn.aggregate import Aggregation, aggregate, write
-from glass_cnn.arms import estimate
+from glass_cnn.analysis import statistics
+from glass_cnn.analysis.arms import estimate
+from glass_cnn.analysis.table import Aggregation, aggregate, write
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_metrics
-from glass_cnn.report import write_report
+from glass_cnn.report import figures, pagedata, words
+from glass_cnn.report import page as report
+from glass_cnn.report.page import write_report
 from glass_cnn.settings import RunSettings
 from glass_cnn.study import Study
-from hpc.rundir import RunDir, StudyDir, append_record
+from hpc.files import append_record
 from jobs.report import main
 from tests import synthetic
 

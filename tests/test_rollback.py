@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from glass_cnn.rollback import onset
 from glass_cnn.settings import Analysis, Rollback
-from hpc.config import merge
-from hpc.rundir import read_json, read_records
+from glass_cnn.training.rollback import onset
+from hpc.files import read_json, read_records
+from hpc.yaml_files import merge
 from tests import tiny
 from tests.conftest import MpiRun
 from tests.test_train import Plan, fault

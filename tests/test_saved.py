@@ -18,11 +18,13 @@ import pytest
 from PIL import Image
 from scipy import special, stats
 
-from glass_cnn.dataset import load, split
-from glass_cnn.evaluation import auc, auc_interval, calibration, evaluate
+from glass_cnn.analysis.evaluation import auc, auc_interval, calibration, evaluate
+from glass_cnn.data.dataset import load, split
+from glass_cnn.paths import RunDir
 from glass_cnn.settings import load_run
-from hpc.config import EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, run_main
-from hpc.rundir import RunDir, read_json
+from hpc.commandline import run_main
+from hpc.errors import EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA
+from hpc.files import read_json
 from jobs import evaluate as evaluate_job
 from jobs import visualize as visualize_job
 from tests import tiny
@@ -168,7 +170,7 @@ def test_what_is_no_run_is_said(
     [("/a/logs/study/runs/x-s0", "/a/logs"), ("/tmp/x-s0", None), ("/x", None), ("/runs/x", None)],
 )
 def test_a_run_that_was_put_elsewhere_has_no_data_beside_it(path: str, root: str | None) -> None:
-    from glass_cnn.saved import outputs_of
+    from glass_cnn.training.saved import outputs_of
 
     assert outputs_of(RunDir(Path(path))) == (root and Path(root))
 
@@ -214,8 +216,8 @@ def test_visualize_draws_figures_and_one_page(
 
 @needs_mpi
 def test_maps_say_what_the_network_does(run: RunDir) -> None:
-    from glass_cnn.saved import open_model
-    from glass_cnn.visualize import Probe, attribution, contributions, occlusion
+    from glass_cnn.report.visualize import Probe, attribution, contributions, occlusion
+    from glass_cnn.training.saved import open_model
 
     settings = load_run(run.config)
     model = open_model(run, settings, "latest")

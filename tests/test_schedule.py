@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from glass_cnn.schedule import learning_rate
 from glass_cnn.settings import LearningRate
+from glass_cnn.training.schedule import learning_rate
 
 PER = 10
 """steps in an iteration"""

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_cnn.settings import RunSettings, build_run, load_run
-from hpc.config import ConfigError, Settings, to_tree, to_yaml, unflatten
+from hpc.config import Settings, to_tree, to_yaml
+from hpc.errors import ConfigError
+from hpc.yaml_files import unflatten
 
 
 def run(**changes: Any) -> RunSettings:

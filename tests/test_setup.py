@@ -476,7 +476,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
             ["jobs.import_data", "d", "x", "--set", "a.b=1 c=2"],
         ),
         (["report", "CONFIG=x", "SET=a.b=1"], ["jobs.report", "x", "--set", "a.b=1"]),
-        (["torture", "COUNT=3"], ["jobs.torture", "--count", "3"]),
+        (["torture", "COUNT=3"], ["tests.torture", "--count", "3"]),
     ],
 )
 def test_targets_call_their_jobs(

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glass_cnn import simulate, trajectories
+from glass_cnn.data import simulate, trajectories
+from glass_cnn.data.simulate import SimulationError, Stopped, trajectory_seeds
+from glass_cnn.data.trajectories import COLUMNS, Trajectory
 from glass_cnn.settings import RunSettings, Simulation, build_run
-from glass_cnn.simulate import SimulationError, Stopped, trajectory_seeds
-from glass_cnn.trajectories import COLUMNS, Trajectory
-from hpc.config import ConfigError, DataError, to_yaml
+from hpc.config import to_yaml
+from hpc.errors import ConfigError, DataError, StorageError
 from hpc.preempt import StopFlag
-from hpc.rundir import StorageError
 from hpc.world import world
 
 PUBLISHED = {1.756: -3.7719, 0.957: -3.8118}  # inherent-structure energy per particle
@@ -510,7 +510,7 @@ def test_stop_of_one_rank_stops_all(tmp_path: Path, mpirun: Callable[..., Any]) 
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from glass_cnn import simulate\n"
+        "from glass_cnn.data import simulate\n"
         "from hpc.preempt import StopFlag\n"
         "from hpc.world import world\n"
         "from tests.test_simulate import LONGER, run_settings\n"

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
+from hpc.files import read_json, read_records
 from hpc.requeue import newest_step
-from hpc.rundir import RunDir, StudyDir, read_json, read_records
 from hpc.stages import Stage, Task
 from tests.slurm.cluster import (
     Cluster,
@@ -80,7 +81,16 @@ class Study:
         words = (str(run.path), *map(str, options))
         log = run.path / "output.log"
         self.tasks.append(
-            Task(name, "tests.slurm.stand_in", words, run.result, log, run.metrics, 3)
+            Task(
+                name,
+                "tests.slurm.stand_in",
+                words,
+                run.result,
+                log,
+                run.checkpoints,
+                run.metrics,
+                3,
+            )
         )
         return run
 
@@ -90,11 +100,11 @@ class Study:
         report = self.place.report
         last = Task("report", "tests.slurm.stand_in", words, report, self.place.path / "report.log")
         stages = [Stage("train", todo, ranks, 1), Stage("aggregate", (last,), 1, 1, True)]
-        assert slurm.launch(stages, self.place, str(self.site_file), {}) == 0
+        assert slurm.launch(stages, self.place.path, str(self.site_file), {}) == 0
 
     def rows(self) -> dict[str, slurm.Queued]:
         """Task name -> where it is in the queue."""
-        return dict(slurm.active_in(self.place, slurm.queue()).values())
+        return dict(slurm.active_in(self.place.path, slurm.queue()).values())
 
     def signal(self, name: str) -> None:
         """What Slurm does before a time limit."""
@@ -203,7 +213,7 @@ def test_make_cancel_stops_what_runs_and_forgets_what_waits(study: Callable[...,
     run, waiting = it.add("run", "--step-seconds", 0.5), it.add("waiting")
     it.submit()
     until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
-    assert slurm.cancel(it.place) == (2, 1)
+    assert slurm.cancel(it.place.path) == (2, 1)
     until(lambda: events(run, "no_requeue"), "decision", [run])
     assert "make cancel" in reasons(run, "no_requeue")[0]
     until(lambda: not it.rows(), "empty queue", [run])
@@ -278,7 +288,7 @@ def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., Study]) -> No
     assert len({row.job for row in rows.values()}) == 11, "ten arrays and the aggregation"
     it.submit()
     assert it.rows().keys() == rows.keys(), "nothing twice"
-    assert slurm.cancel(it.place) == (10_001, 0)
+    assert slurm.cancel(it.place.path) == (10_001, 0)
     assert it.rows() == {}
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from glass_cnn.paths import StudyDir
 from hpc import requeue, slurm
-from hpc.config import ConfigError
+from hpc.errors import ConfigError
+from hpc.files import read_records, write_json
 from hpc.requeue import JobState, decide, newest_step
-from hpc.rundir import StudyDir, read_records, write_json
 from hpc.slurm import (
     Queued,
     Site,
@@ -38,7 +39,14 @@ def task(name: str, module: str = "jobs.train", folder: Path = LOGS) -> Task:
     run = folder / "runs" / name
     words = (str(folder / "study.yaml"), name, "--logs", str(folder))
     return Task(
-        name, module, words, run / "result.json", run / "output.log", run / "metrics.jsonl", 60
+        name,
+        module,
+        words,
+        run / "result.json",
+        run / "output.log",
+        run / "checkpoints",
+        run / "metrics.jsonl",
+        60,
     )
 
 
@@ -284,8 +292,8 @@ def test_queue_is_matched_to_tasks_by_id_and_by_comment(tmp_path: Path) -> None:
     found = active(tmp_path, rows)
     assert {name: row.target for name, row in found.values()} == {"r1": "17_1", "r2": "18_0"}
     assert set(found) == {str(tasks[1].done), str(tasks[2].done)}
-    assert slurm.active_in(study, rows) == found
-    assert slurm.active_in(StudyDir(tmp_path / "other"), rows) == {}
+    assert slurm.active_in(study.path, rows) == found
+    assert slurm.active_in(tmp_path / "other", rows) == {}
 
 
 def test_a_job_without_a_file_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,8 +313,8 @@ def test_a_link_to_the_logs_leads_to_the_same_tasks(tmp_path: Path) -> None:
     rows = [Queued("17", i, "RUNNING", "None", "n1", str(file)) for i in range(2)]
     wanted = {str(link / path.relative_to(study.path.parent)) for path in (run.done, data)}
     assert set(active(link, rows)) == wanted
-    assert set(slurm.active_in(StudyDir(link / "study"), rows)) == wanted
-    assert slurm.active_in(StudyDir(link / "other"), rows) == {}
+    assert set(slurm.active_in(link / "study", rows)) == wanted
+    assert slurm.active_in(link / "other", rows) == {}
 
 
 def test_runs_that_another_study_submitted_are_known(tmp_path: Path) -> None:
@@ -317,7 +325,7 @@ def test_runs_that_another_study_submitted_are_known(tmp_path: Path) -> None:
     file.write_text(job_text(Site(), [needed]))
     rows = [Queued("17", 0, "RUNNING", "None", "n1", str(file))]
     for study in (first, second):
-        assert set(slurm.active_in(study, rows)) == {str(needed.done)}
+        assert set(slurm.active_in(study.path, rows)) == {str(needed.done)}
 
 
 def test_dry_run_shows_commands_and_scripts(
@@ -325,7 +333,7 @@ def test_dry_run_shows_commands_and_scripts(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     study = StudyDir(tmp_path / "study")
-    assert slurm.launch(study_stages(20), study, "gpu", {}, dry_run=True) == 0
+    assert slurm.launch(study_stages(20), study.path, "gpu", {}, dry_run=True) == 0
     shown = capsys.readouterr().out
     assert "sbatch --parsable" in shown
     assert "--dependency=afterok:<simulate-1>" in shown

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
-from hpc.rundir import RunDir, StudyDir, append_record, read_records
+from hpc.files import append_record, read_records
 from hpc.slurm import Queued, Site, job_text
 from hpc.stages import Task
 from jobs import cancel, status

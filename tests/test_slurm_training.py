@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from glass_cnn import simulate, store
+from glass_cnn.data import simulate, store
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import load_study
 from hpc import slurm
+from hpc.files import read_records
 from hpc.requeue import newest_step
-from hpc.rundir import RunDir, StudyDir, read_records
 from hpc.world import world
 from tests import tiny
 from tests.slurm.cluster import (
@@ -102,7 +103,7 @@ class Study:
 
     def rows(self) -> dict[str, slurm.Queued]:
         """Task name -> where it is in the queue."""
-        return dict(slurm.active_in(self.place, slurm.queue()).values())
+        return dict(slurm.active_in(self.place.path, slurm.queue()).values())
 
     def is_pending(self) -> bool:
         """Whether its only run waits in the queue; a job that goes back is not always listed."""

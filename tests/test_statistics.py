@@ -14,17 +14,18 @@ from lifelines import KaplanMeierFitter
 from lifelines.statistics import logrank_test
 from scipy import stats
 
-from glass_cnn import statistics as s
+from glass_cnn import outcomes
+from glass_cnn.analysis import statistics as s
 from glass_cnn.settings import Analysis
 
 N, GLASS = 2960, 1457
 ANALYSIS = Analysis()
 
 
-def run(accuracies: Any, fractions: Any = 0.5, finite: Any = True) -> s.Evaluations:
+def run(accuracies: Any, fractions: Any = 0.5, finite: Any = True) -> outcomes.Evaluations:
     accuracy = np.array(accuracies, float)
     count = len(accuracy)
-    return s.Evaluations(
+    return outcomes.Evaluations(
         step=np.arange(1, count + 1) * 10,
         accuracy=accuracy,
         glass_fraction=np.broadcast_to(np.array(fractions, float), count),
@@ -41,7 +42,7 @@ def run(accuracies: Any, fractions: Any = 0.5, finite: Any = True) -> s.Evaluati
 def test_the_final_accuracies_of_2017_are_a_collapse(correct: int) -> None:
     good, bad = [0.998] * 5, [correct / N] * 3
     fractions = [0.5] * 5 + [float(correct == 1457)] * 3
-    assert s.classify(run(good + bad, fractions), ANALYSIS).outcome == "permanent_collapse"
+    assert outcomes.classify(run(good + bad, fractions), ANALYSIS).outcome == "permanent_collapse"
 
 
 def test_the_two_constant_predictors_of_2017_add_up_to_all_examples() -> None:
@@ -64,13 +65,13 @@ def test_the_two_constant_predictors_of_2017_add_up_to_all_examples() -> None:
     ],
 )
 def test_chance(accuracy: float, fraction: float, chance: bool) -> None:
-    assert s.at_chance(accuracy, fraction, N, GLASS, ANALYSIS) == chance
+    assert outcomes.at_chance(accuracy, fraction, N, GLASS, ANALYSIS) == chance
 
 
 def test_streaks() -> None:
     flags = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], bool)
-    assert s.streaks(flags).tolist() == [1, 2, 0, 1, 0, 0, 1, 2, 3]
-    assert s.streaks(np.array([], bool)).tolist() == []
+    assert outcomes.streaks(flags).tolist() == [1, 2, 0, 1, 0, 0, 1, 2, 3]
+    assert outcomes.streaks(np.array([], bool)).tolist() == []
 
 
 UP, DOWN, MIDDLE = 0.99, 0.5, 0.8
@@ -93,33 +94,35 @@ UP, DOWN, MIDDLE = 0.99, 0.5, 0.8
     ],
 )
 def test_outcomes(curve: list[float], outcome: str) -> None:
-    assert s.classify(run(curve), ANALYSIS).outcome == outcome
-    assert s.classify(run(curve), ANALYSIS, complete=False).outcome == "incomplete"
+    assert outcomes.classify(run(curve), ANALYSIS).outcome == outcome
+    assert outcomes.classify(run(curve), ANALYSIS, complete=False).outcome == "incomplete"
 
 
 def test_a_loss_that_is_not_finite_is_no_collapse() -> None:
     finite = [True] * 5 + [False] * 3
-    course = s.classify(run([UP] * 5 + [DOWN] * 3, finite=finite), ANALYSIS)
+    course = outcomes.classify(run([UP] * 5 + [DOWN] * 3, finite=finite), ANALYSIS)
     assert course.outcome == "non_finite"
 
 
 @pytest.mark.parametrize("after", [UP, DOWN, math.nan])
 def test_a_run_whose_loss_is_not_finite_is_watched_until_then(after: float) -> None:
     # Weights that are not finite put every image into one class: chance, and no collapse.
-    course = s.classify(run([UP] * 5 + [after] * 3, finite=[True] * 5 + [False] * 3), ANALYSIS)
+    course = outcomes.classify(
+        run([UP] * 5 + [after] * 3, finite=[True] * 5 + [False] * 3), ANALYSIS
+    )
     assert (course.outcome, course.learned, course.end) == ("non_finite", 2, 4)
     assert (course.first_bad, course.collapses) == (None, 0)
 
 
 def test_a_collapse_before_the_loss_was_not_finite_ends_the_watch() -> None:
     finite = [True] * 6 + [False] * 2
-    course = s.classify(run([UP] * 4 + [DOWN] * 4, finite=finite), ANALYSIS)
+    course = outcomes.classify(run([UP] * 4 + [DOWN] * 4, finite=finite), ANALYSIS)
     assert (course.outcome, course.first_bad, course.end) == ("non_finite", 4, 4)
 
 
 @pytest.mark.parametrize("finite", [False, [True] * 2 + [False] + [True] * 5])
 def test_nothing_is_learned_without_a_finite_loss(finite: Any) -> None:
-    course = s.classify(run([UP] * 8, finite=finite), ANALYSIS)
+    course = outcomes.classify(run([UP] * 8, finite=finite), ANALYSIS)
     assert (course.outcome, course.learned) == ("non_finite", None)
     assert course.end == (1 if finite else None)
 
@@ -127,7 +130,7 @@ def test_nothing_is_learned_without_a_finite_loss(finite: Any) -> None:
 def test_one_class_for_all_is_no_learning_however_accurate() -> None:
     # 97 % of the examples are glass: to call all of them glass is right as often, and chance.
     count = 5
-    evaluations = s.Evaluations(
+    evaluations = outcomes.Evaluations(
         step=np.arange(count),
         accuracy=np.full(count, 0.97),
         glass_fraction=np.ones(count),
@@ -135,11 +138,13 @@ def test_one_class_for_all_is_no_learning_however_accurate() -> None:
         glass=np.full(count, 970.0),
         finite=np.ones(count, bool),
     )
-    assert s.classify(evaluations, ANALYSIS).outcome == "never_learned"
+    assert outcomes.classify(evaluations, ANALYSIS).outcome == "never_learned"
 
 
 def test_onset_is_bracketed_by_the_last_good_and_the_first_bad_evaluation() -> None:
-    course = s.classify(run([UP] * 4 + [MIDDLE] * 2 + [DOWN] * 4 + [UP] * 3 + [DOWN]), ANALYSIS)
+    course = outcomes.classify(
+        run([UP] * 4 + [MIDDLE] * 2 + [DOWN] * 4 + [UP] * 3 + [DOWN]), ANALYSIS
+    )
     assert (course.learned, course.last_good, course.first_bad) == (2, 3, 6)
     assert (course.collapses, course.relearned, course.chance_at_end) == (2, True, True)
     assert course.end == 6
@@ -147,19 +152,19 @@ def test_onset_is_bracketed_by_the_last_good_and_the_first_bad_evaluation() -> N
 
 def test_thresholds_are_settings() -> None:
     curve = run([0.92] * 3 + [DOWN] * 2)
-    assert s.classify(curve, ANALYSIS).outcome == "never_learned"
+    assert outcomes.classify(curve, ANALYSIS).outcome == "never_learned"
     easier = Analysis(learned_accuracy=0.9, collapse_evaluations=2)
-    assert s.classify(curve, easier).outcome == "permanent_collapse"
+    assert outcomes.classify(curve, easier).outcome == "permanent_collapse"
 
 
 @given(st.lists(st.sampled_from([UP, DOWN, MIDDLE]), max_size=40), st.booleans())
 def test_every_run_has_one_outcome_that_fits_its_course(curve: list[float], finite: bool) -> None:
-    course = s.classify(run(curve, finite=finite), ANALYSIS)
-    assert course.outcome in s.OUTCOMES
+    course = outcomes.classify(run(curve, finite=finite), ANALYSIS)
+    assert course.outcome in outcomes.OUTCOMES
     if not finite and curve:
         assert course.outcome == "non_finite"
         return
-    assert (course.outcome in s.COLLAPSED) == (course.first_bad is not None)
+    assert (course.outcome in outcomes.COLLAPSED) == (course.first_bad is not None)
     assert (course.outcome == "never_learned") == (course.learned is None)
     if course.first_bad is not None:
         assert course.learned is not None

@@ -10,10 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from glass_cnn.dataset import directory
+from glass_cnn.data.dataset import directory
 from glass_cnn.settings import RunSettings
 from glass_cnn.study import Study, load_study
-from hpc.config import EXIT_COMPLETE, ConfigError, read_tree, run_main
+from hpc.commandline import run_main
+from hpc.errors import EXIT_COMPLETE, ConfigError
+from hpc.yaml_files import read_tree
 from jobs import aggregate, submit
 from tests import tiny
 

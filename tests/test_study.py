@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_cnn.study import MAX_NAME, Study, build_study, load_study
-from hpc.config import ConfigError
+from hpc.errors import ConfigError
 
 
 def study(sections: dict[str, Any] | None = None, **section: Any) -> Study:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from glass_cnn.study import load_study
-from hpc.config import EXIT_AGAIN, ConfigError, DataError, run_main
+from hpc.commandline import run_main
+from hpc.errors import EXIT_AGAIN, ConfigError, DataError
+from hpc.files import read_json, read_records
 from hpc.preempt import STOP_SIGNALS
-from hpc.rundir import read_json, read_records
 from jobs import dataset, report, submit
 from tests import synthetic, tiny
 from tests.conftest import ONE_THREAD, ROOT

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc import faults
+from glass_cnn.paths import RunDir
 from hpc.checkpoint import Checkpoints
-from hpc.rundir import RunDir
 from tests.checkpoints import IDENTITY, Run, state
 from tests.conftest import ROOT
+from tests.torture import faults
 
 COUNT = 10
 
@@ -29,7 +29,7 @@ COUNT = 10
 @pytest.mark.slow
 @pytest.mark.requires("mpi")
 def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path), "--seed", "263"]
+    command = [sys.executable, "-m", "tests.torture", "--logs", str(tmp_path), "--seed", "263"]
     command += ["--count", str(COUNT), "--ranks", "2", "--iterations", "16"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +47,7 @@ def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
 
 def test_wrong_numbers_are_refused() -> None:
     for words in (["--ranks", "2,x"], ["--ranks", "0"], ["--count", "0"]):
-        command = [sys.executable, "-m", "jobs.torture", *words]
+        command = [sys.executable, "-m", "tests.torture", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 78
         assert done.stderr.startswith("error: --")
@@ -58,7 +58,7 @@ def test_wrong_numbers_are_refused() -> None:
 def test_a_study_of_that_name_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "torture").mkdir()
     (tmp_path / "torture" / "study.yaml").write_text("precious")
-    command = [sys.executable, "-m", "jobs.torture", "--logs", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.torture", "--logs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78
     assert "holds a study of that name" in done.stderr

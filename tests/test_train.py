@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import checkpoint
-from hpc.rundir import RunDir, read_json, read_records
+from hpc.files import read_json, read_records
 from tests import tiny
 from tests.conftest import ONE_THREAD
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from glass_cnn import simulate, store
+from glass_cnn.data import simulate, store
+from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings, build_run
-from hpc.config import merge
-from hpc.rundir import RunDir, read_json, read_records
+from hpc.files import read_json, read_records
 from hpc.world import world
-from jobs.torture import STUDY
+from hpc.yaml_files import merge
+from tests.torture.campaign import STUDY
 
 DATA = {key: STUDY[key] for key in ("simulation", "render")} | {"data": {"name": "tiny"}}
 """the data of `make torture`, under another name"""

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from glass_cnn import dataset as data
-from glass_cnn.engine import COUNTS, Engine, portions, set_up_tensorflow
-from glass_cnn.parallel import DataParallel
+from glass_cnn.data import dataset as data
 from glass_cnn.settings import RunSettings
-from hpc.config import ConfigError, DataError, UserError
+from glass_cnn.training.division import DataParallel
+from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
+from hpc.errors import ConfigError, DataError, UserError
 from hpc.world import World, world
 from tests import tiny
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from hpc.config import run_main
+from hpc.commandline import run_main
 from jobs import train
 
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpc.config import run_main
+from hpc.commandline import run_main
 from hpc.world import world
 from jobs import train
 
@@ -35,9 +35,9 @@ def injected(fault: Fault | None) -> Iterator[None]:
     if fault is None or fault["rank"] not in (-1, world().rank):
         yield
         return
-    from glass_cnn.engine import Engine
-    from glass_cnn.recorder import Recorder
-    from glass_cnn.train import Job
+    from glass_cnn.training.engine import Engine
+    from glass_cnn.training.loop import Job
+    from glass_cnn.training.recorder import Recorder
 
     # An evaluation goes through the engine many times.
     owners: dict[str, Any] = {"evaluate": Engine, "finished": Recorder}

@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
+from hpc.files import read_json, read_records
 from hpc.preempt import STOP_SIGNALS
 from hpc.requeue import newest_step
-from hpc.rundir import RunDir, StudyDir, read_json, read_records
 
 Ranks = list[psutil.Process]
 Moment = Callable[[Ranks], object]
@@ -141,7 +142,7 @@ def until_done(*runs: RunDir) -> None:
 
 def targets(study: StudyDir) -> dict[str, str]:
     """Done file of each of a study's tasks in the queue -> the job or array task that it is."""
-    found = slurm.active_in(study, slurm.queue())
+    found = slurm.active_in(study.path, slurm.queue())
     return {done: row.target for done, (_, row) in found.items()}
 
 

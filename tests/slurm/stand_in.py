@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from hpc.config import EXIT_AGAIN
+from glass_cnn.paths import RunDir
+from hpc.errors import EXIT_AGAIN
+from hpc.files import append_record, keep_records, make_directory, read_json, write_json
 from hpc.preempt import StopFlag
-from hpc.rundir import RunDir, append_record, keep_records, make_directory, read_json, write_json
 
 BATCH = 80
 SLICES = 10

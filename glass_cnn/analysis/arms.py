@@ -1,0 +1,169 @@
+"""The estimates of a study: for each arm by itself, and between arms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from glass_cnn.analysis import statistics
+from glass_cnn.analysis.statistics import Comparison, Paired, Profile, Rate, Survival
+from glass_cnn.analysis.table import Aggregation
+from glass_cnn.settings import Analysis
+from glass_cnn.study import Point
+
+PAIRWISE_UP_TO = 12
+"""Arms up to which every pair is compared."""
+
+TAU = tuple(i / 200 for i in range(80, 201))
+"""Accuracies at which performance profiles are evaluated: 0.400 to 1.000."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One point of the study over its seeds. Only complete runs count."""
+
+    point: Point
+    wanted: int
+    """runs that the study asks for"""
+    states: dict[str, int]
+    """state -> number of directories"""
+    outcomes: dict[str, int]
+    """outcome -> number of complete runs"""
+    learned: Rate
+    """runs that learned, of the complete ones"""
+    collapsed: Rate
+    """runs that collapsed, of those that learned"""
+    times: list[float]
+    """steps from learning to the collapse or the end, of runs that learned"""
+    events: list[bool]
+    """whether it was a collapse"""
+    survival: Survival
+    ends: dict[int, tuple[bool | None, float | None]]
+    """seed -> collapsed (None: never learned), final test accuracy"""
+    final: list[float | None]
+    """final validation accuracies"""
+    optimal: list[float | None]
+    """optimal validation accuracies"""
+    survivors: list[float | None]
+    """final validation accuracies of the runs that survived"""
+    rollbacks: int
+
+    @property
+    def label(self) -> str:
+        """Name of the point."""
+        return self.point.label
+
+    @property
+    def complete(self) -> int:
+        """Complete runs."""
+        return self.learned.n
+
+    @property
+    def analysis(self) -> Analysis:
+        """Thresholds of its outcomes."""
+        return self.point.settings.analysis
+
+    @property
+    def censored(self) -> tuple[list[float], list[float]]:
+        """Times at which runs ended uncollapsed, and the survival estimate then."""
+        times = [t for t, event in zip(self.times, self.events, strict=True) if not event]
+        return times, [statistics.survival_at(self.survival, t) for t in times]
+
+    def profile(self, which: str) -> Profile:
+        """Performance profile of the `final` or `optimal` validation accuracies."""
+        values = [float("nan") if v is None else v for v in getattr(self, which)]
+        return statistics.profile(values, TAU, self.analysis.confidence)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Everything that is said of a study."""
+
+    arms: list[Arm]
+    comparisons: list[Comparison]
+    pairs: list[Paired]
+    log_rank: float | None
+    """all arms together"""
+    log_ranks: list[tuple[str, str, float]]
+    """pairs of arms"""
+
+    @property
+    def complete(self) -> int:
+        """Complete runs of all arms."""
+        return sum(arm.complete for arm in self.arms)
+
+    @property
+    def wanted(self) -> int:
+        """Runs that the study asks for."""
+        return sum(arm.wanted for arm in self.arms)
+
+
+def estimate(result: Aggregation) -> Estimates:
+    """All estimates of a study from its table."""
+    groups = result.table.filter(pl.col("label").is_not_null()).partition_by("label", as_dict=True)
+    nothing = result.table.clear()
+    wanted = len(result.study.section.seed_list)
+    arms = [_arm(p, groups.get((p.label,), nothing), wanted) for p in result.study.points]
+    rates = {arm.label: arm.collapsed for arm in arms}
+    confidence = arms[0].analysis.confidence
+    few = arms if len(arms) <= PAIRWISE_UP_TO else []
+    return Estimates(
+        arms=arms,
+        comparisons=statistics.compare_arms(rates, confidence, PAIRWISE_UP_TO),
+        pairs=_pairs(few),
+        log_rank=statistics.log_rank({a.label: (a.times, a.events) for a in arms}),
+        log_ranks=_log_ranks(few),
+    )
+
+
+def _arm(point: Point, table: pl.DataFrame, wanted: int) -> Arm:
+    runs = table.filter(pl.col("counted"))
+    learned = runs.filter(pl.col("learned_step").is_not_null())
+    confidence = point.settings.analysis.confidence
+    times = learned["watched_steps"].cast(pl.Float64).to_list()
+    events = learned["collapsed"].to_list()
+    survived = runs.filter(pl.col("outcome") == "survived")
+    return Arm(
+        point=point,
+        wanted=wanted,
+        states=dict(table["state"].value_counts().iter_rows()),
+        outcomes=dict(runs["outcome"].value_counts().iter_rows()),
+        learned=statistics.rate(len(learned), len(runs), confidence),
+        collapsed=statistics.rate(sum(events), len(learned), confidence),
+        times=times,
+        events=events,
+        survival=statistics.survival(times, events, confidence),
+        ends=_ends(runs),
+        final=runs["final_validation_accuracy"].to_list(),
+        optimal=runs["optimal_validation_accuracy"].to_list(),
+        survivors=survived["final_validation_accuracy"].to_list(),
+        rollbacks=int(runs["rollbacks"].sum()),
+    )
+
+
+def _ends(runs: pl.DataFrame) -> dict[int, tuple[bool | None, float | None]]:
+    columns = runs.select("seed", "collapsed", "learned_step", "final_test_accuracy")
+    return {
+        seed: (None if learned is None else collapsed, accuracy)
+        for seed, collapsed, learned, accuracy in columns.iter_rows()
+    }
+
+
+def _pairs(arms: Sequence[Arm]) -> list[Paired]:
+    pairs = (
+        statistics.paired(a.label, b.label, a.ends, b.ends)
+        for a, b in itertools.combinations(arms, 2)
+    )
+    return [pair for pair in pairs if pair]
+
+
+def _log_ranks(arms: Sequence[Arm]) -> list[tuple[str, str, float]]:
+    tests = []
+    for a, b in itertools.combinations(arms, 2):
+        p = statistics.log_rank({x.label: (x.times, x.events) for x in (a, b)})
+        if p is not None:
+            tests.append((a.label, b.label, p))
+    return tests

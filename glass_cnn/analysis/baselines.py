@@ -1,0 +1,160 @@
+"""What a physicist would try before a network: simple measures, and how well they tell glasses.
+
+Measures of whole configurations: pair energy, smallest distance over σ_ij, mean |ψ6|, partial g(r);
+of images: the radial power spectrum. Each goes into a logistic regression whose scores come from
+folds that never cut a trajectory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import freud
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from glass_cnn.analysis.evaluation import auc, auc_interval
+from glass_cnn.data.dataset import CLASSES, Dataset
+from hpc.errors import DataError
+from hpc.words import plural
+
+FOLDS = 5
+MOST = 2000
+"""configurations, or images, that are measured at most"""
+SIGMA = np.array([[1.0, 0.8], [0.8, 0.88]])
+"""σ_ij of types A and B"""
+REACH = 1.5
+"""distance within which the smallest one is sought, σ"""
+BINS, R_MAX = 60, 4.0
+"""bins of g(r) and their end, σ"""
+
+Floats = NDArray[np.float64]
+
+
+class Baseline(NamedTuple):
+    """How well one measure tells glasses from liquids."""
+
+    name: str
+    features: int
+    examples: int
+    auc: float
+    low: float
+    high: float
+    """interval by resampling trajectories"""
+
+
+def baselines(dataset: Dataset, confidence: float = 0.95) -> list[Baseline]:
+    """Every measure that the data set allows; imported images have no configurations.
+
+    Raises DataError when there are fewer trajectories than FOLDS, or fewer than two of a class.
+    """
+    _check_trajectories(dataset)
+    rows = some_of(len(dataset.labels))
+    spectra = np.stack([power_spectrum(image) for image in dataset.images[rows]])
+    labels, trajectories = dataset.labels[rows], dataset.trajectories[rows]
+    found = [score("image power spectrum", spectra, labels, trajectories, confidence)]
+    if dataset.record["psi6"]:
+        labels = dataset.column("configurations/label")
+        rows = some_of(len(labels))
+        labels = labels[rows]
+        trajectories = dataset.column("configurations/trajectory")[rows]
+        measures = configuration_measures(dataset, rows)
+        found = [
+            score(name, values, labels, trajectories, confidence)
+            for name, values in measures.items()
+        ] + found
+    return found
+
+
+def some_of(count: int) -> NDArray[np.intp]:
+    """Rows of `count` that are measured: all, or MOST of them at random, always the same.
+
+    Not the first ones: a data set may hold one class, or one trajectory, after the other.
+    """
+    return np.sort(np.random.default_rng(0).permutation(count)[:MOST])
+
+
+def _check_trajectories(dataset: Dataset) -> None:
+    """Every fold must have both classes to learn from."""
+    groups = len(np.unique(dataset.trajectories))
+    if groups < FOLDS:
+        raise DataError(
+            f"{dataset.path}: has {plural(groups, 'trajectory')}; {FOLDS} are needed, one for "
+            "each fold."
+        )
+    for label, name in enumerate(CLASSES):
+        if len(np.unique(dataset.trajectories[dataset.labels == label])) < 2:
+            raise DataError(
+                f"{dataset.path}: all its {name} images are of one trajectory; 2 are needed, to "
+                "learn from one what the other is."
+            )
+
+
+def configuration_measures(dataset: Dataset, rows: NDArray[np.intp]) -> dict[str, Floats]:
+    """Features [configurations, n] of each measure."""
+    columns = ("positions", "types", "box", "potential_energy", "psi6")
+    positions, types, box, energy, psi6 = (
+        dataset.column(f"configurations/{name}")[rows] for name in columns
+    )
+    each = list(zip(positions, types, box, strict=True))
+    return {
+        "pair energy": energy[:, None],
+        "smallest distance / σ": np.array([[smallest_distance(*one)] for one in each]),
+        "mean |ψ6|": psi6[:, None],
+        "g(r) of AA, AB, BB": np.stack([pair_correlations(*one) for one in each]),
+    }
+
+
+def smallest_distance(positions: np.ndarray, types: np.ndarray, box: np.ndarray) -> float:
+    """Smallest r_ij/σ_ij over pairs of a periodic configuration; inf if none is within REACH σ."""
+    tree = cKDTree(np.mod(positions, box), boxsize=box)
+    pairs = tree.sparse_distance_matrix(tree, REACH, output_type="coo_matrix")
+    apart = pairs.row < pairs.col
+    i, j = types[pairs.row[apart]] - 1, types[pairs.col[apart]] - 1
+    return float(np.min(pairs.data[apart] / SIGMA[i, j], initial=np.inf))
+
+
+def pair_correlations(positions: np.ndarray, types: np.ndarray, box: np.ndarray) -> Floats:
+    """Partial g(r) of AA, AB and BB, one after the other, [3 · BINS]."""
+    r_max = min(R_MAX, 0.499 * float(min(box)))
+    cell = freud.box.Box(Lx=box[0], Ly=box[1], is2D=True)
+    points = np.zeros((len(positions), 3), np.float32)
+    points[:, :2] = positions
+    found = []
+    for first, second in ((1, 1), (1, 2), (2, 2)):
+        rdf = freud.density.RDF(bins=BINS, r_max=r_max)
+        rdf.compute((cell, points[types == first]), query_points=points[types == second])
+        found.append(np.where(rdf.bin_centers < 0.1, 0, rdf.rdf))  # a particle and itself
+    return np.concatenate(found)
+
+
+def power_spectrum(image: np.ndarray) -> Floats:
+    """Log of an image's power, averaged over directions and colours, for each whole wave number."""
+    pixels = image.shape[0]
+    window = np.hanning(pixels)[:, None, None] * np.hanning(pixels)[None, :, None]
+    values = (image - image.mean(axis=(0, 1))) * window
+    power = (np.abs(np.fft.fft2(values, axes=(0, 1))) ** 2).mean(axis=2)
+    wave = np.fft.fftfreq(pixels, 1 / pixels)
+    ring = np.rint(np.hypot(wave[:, None], wave)).astype(int)
+    inside = ring <= pixels // 2
+    total = np.bincount(ring[inside], power[inside])
+    return np.log(total[1:] / np.bincount(ring[inside])[1:] + 1e-12)
+
+
+def score(
+    name: str, features: Floats, labels: np.ndarray, trajectories: np.ndarray, confidence: float
+) -> Baseline:
+    """AUC of out-of-fold scores of a logistic regression on standardized features."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    labels = labels.astype(np.int64)
+    scores = cross_val_predict(
+        model, features, labels, groups=trajectories, cv=folds, method="decision_function"
+    )
+    low, high = auc_interval(scores, labels, trajectories, confidence)
+    return Baseline(name, features.shape[1], len(labels), auc(scores, labels), low, high)

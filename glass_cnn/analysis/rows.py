@@ -1,0 +1,258 @@
+"""One run directory to one row: what it holds, what became of the run, or what is wrong with it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from glass_cnn import outcomes, records
+from glass_cnn.paths import HASH_LENGTH, RunDir
+from glass_cnn.settings import Analysis, RunSettings, build_run
+from hpc.config import digest, to_tree
+from hpc.errors import UserError
+from hpc.yaml_files import parse_yaml
+
+NAME = re.compile(r"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
+FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
+LOGS = {"output.log", "events.jsonl", "crashes"}
+"""what stands in a directory before the run has written its settings"""
+
+
+@dataclass
+class Row:
+    """What is known of one directory by itself; the study it belongs to adds the rest."""
+
+    run: str
+    label: str | None = None
+    seed: int | None = None
+    state: str = "foreign"
+    """complete, unfinished, missing (logs at most), damaged or foreign; see `aggregate.STATES`"""
+    reason: str | None = None
+    """why it is not counted"""
+    point: str | None = None
+    """digest of the settings but for the seed"""
+    analysis: str | None = None
+    """digest of the thresholds"""
+    outcome: str = "incomplete"
+    outcome_so_far: str | None = None
+    evaluations: int = 0
+    iteration: int | None = None
+    step: int | None = None
+    learned_iteration: int | None = None
+    learned_step: int | None = None
+    onset_after_step: int | None = None
+    """step of the last good evaluation before the first collapse"""
+    onset_before_step: int | None = None
+    """step of the first evaluation at chance"""
+    onset_iteration: int | None = None
+    watched_steps: int | None = None
+    """steps from learning to the collapse, or to the end of a run that did not collapse"""
+    watched_samples: int | None = None
+    collapses: int = 0
+    relearned: bool = False
+    chance_at_end: bool = False
+    optimal_iteration: int | None = None
+    optimal_validation_accuracy: float | None = None
+    optimal_test_accuracy: float | None = None
+    final_validation_accuracy: float | None = None
+    final_test_accuracy: float | None = None
+    final_train_accuracy: float | None = None
+    final_train_loss: float | None = None
+    final_validation_loss: float | None = None
+    final_predicted_glass_fraction: float | None = None
+    validation_examples: int | None = None
+    torn_lines: int = 0
+    rollbacks: int = 0
+    checkpoints_refused: int = 0
+    starts: int = 0
+    restarts: int | None = None
+    wall_seconds: float | None = None
+    started: str | None = None
+    last_started: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    hosts: str | None = None
+    ranks: int | None = None
+    versions: str | None = None
+    lineage_run: str | None = None
+    lineage_step: int | None = None
+    lineage_which: str | None = None
+    weights_sha256: str | None = None
+    well_named: bool = False
+    """the directory's name carries the digest of the settings in it"""
+    diagnostics: records.Diagnostics = records.NO_DIAGNOSTICS
+
+
+_TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
+SCHEMA = {
+    name: _TYPES[str(kind.type).split(" ")[0]]
+    for name, kind in Row.__dataclass_fields__.items()
+    if name != "diagnostics"
+}
+
+
+def read_run(path: Path, analysis: Analysis | None = None) -> Row:
+    """What one directory holds; `analysis` in place of the thresholds in its own settings.
+
+    Never raises for what is in the directory: a damaged or foreign one says so.
+    """
+    name = NAME.fullmatch(path.name)
+    if name is None:
+        return Row(path.name, reason="is not named <label>-s<seed>-<hash> as runs are")
+    row = Row(path.name, label=name["label"], seed=int(name["seed"]))
+    run = RunDir(path)
+    try:
+        if run.config.exists():
+            _read_config(row, run, analysis)
+        else:
+            row.state, row.reason = _without_config(path)
+    except (UserError, OSError, ValueError) as error:
+        row.state, row.reason = "damaged", " ".join(str(error).split())[:300]
+    if row.state in ("damaged", "foreign"):
+        row.outcome = "incomplete"
+    return row
+
+
+def _without_config(path: Path) -> tuple[str, str]:
+    """State of a directory that has the name of a run and no settings, and why."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    if names <= LOGS:
+        return "missing", "not started yet"
+    if names & {*FILES, "checkpoints"}:
+        return "damaged", "config.yaml is missing"
+    return "foreign", "holds no run"
+
+
+def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
+    settings, point, seed = _settings(run.config.read_text(encoding="utf-8"))
+    if seed != row.seed:
+        raise ValueError(f"the name says seed {row.seed}, config.yaml says {seed}")
+    analysis = analysis or settings.analysis
+    row.point, row.analysis = point, thresholds(analysis)
+    row.well_named = run.name.endswith(digest({"point": point, "seed": seed})[:HASH_LENGTH])
+    result = records.read_result(run.result)
+    metrics = records.read_metrics(run.metrics)
+    row.state = "complete" if result else "unfinished"
+    _read_provenance(row, run)
+    _read_course(row, metrics, analysis, settings, result is not None)
+    if result is None:
+        row.reason = f"at iteration {row.iteration or 0} of {settings.train.iterations}"
+    else:
+        _read_result(row, result)
+
+
+_SEED_LINE = re.compile(r"^seed: *(\d+) *$", re.MULTILINE)
+
+
+def _settings(text: str) -> tuple[RunSettings, str, int]:
+    """Settings, digest of the point, and seed of a run's config.yaml.
+
+    Runs of one arm differ in the line of the seed alone; the rest is parsed once.
+    """
+    lines = _SEED_LINE.findall(text)
+    if len(lines) != 1:
+        return _parsed(text)
+    settings, point, _ = _parsed(_SEED_LINE.sub("seed: 0", text))
+    return settings, point, int(lines[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[RunSettings, str, int]:
+    settings = build_run(parse_yaml(text, "config.yaml"), "config.yaml")
+    return settings, settings.point_digest(), settings.seed
+
+
+@functools.lru_cache(maxsize=4096)
+def thresholds(analysis: Analysis) -> str:
+    """Short digest of the thresholds."""
+    return digest(to_tree(analysis))[:8]
+
+
+def _read_course(
+    row: Row, metrics: records.Metrics, analysis: Analysis, settings: RunSettings, complete: bool
+) -> None:
+    """Outcome and times, and the last evaluation."""
+    row.evaluations, row.torn_lines = len(metrics), metrics.torn
+    row.diagnostics = metrics.diagnostics
+    if not len(metrics):
+        return
+    course = outcomes.classify(metrics.evaluations(), analysis)
+    row.outcome_so_far = course.outcome
+    row.outcome = course.outcome if complete else "incomplete"
+    step, iteration = metrics.step, metrics.iteration
+    row.step, row.iteration = int(step[-1]), int(iteration[-1])
+    row.collapses, row.relearned = course.collapses, course.relearned
+    row.chance_at_end = course.chance_at_end
+    if course.learned is not None:
+        row.learned_step = int(step[course.learned])
+        row.learned_iteration = int(iteration[course.learned])
+        if course.end is not None:
+            row.watched_steps = max(0, int(step[course.end]) - row.learned_step)
+            row.watched_samples = row.watched_steps * settings.train.batch_size
+    if course.first_bad is not None and course.last_good is not None:
+        row.onset_after_step = int(step[course.last_good])
+        row.onset_before_step = int(step[course.first_bad])
+        row.onset_iteration = int(iteration[course.first_bad])
+    _read_last(row, metrics)
+
+
+def _read_last(row: Row, metrics: records.Metrics) -> None:
+    for name in (
+        "train_accuracy",
+        "train_loss",
+        "validation_accuracy",
+        "validation_loss",
+        "predicted_glass_fraction",
+    ):
+        setattr(row, f"final_{name}", _finite(metrics.series[name][-1]))
+    row.validation_examples = int(metrics.examples[-1])
+    accuracy = metrics.series["validation_accuracy"]
+    best = int(np.where(np.isfinite(accuracy), accuracy, -1).argmax())
+    if np.isfinite(accuracy[best]):
+        row.optimal_iteration = int(metrics.iteration[best])
+        row.optimal_validation_accuracy = float(accuracy[best])
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _read_result(row: Row, result: records.Result) -> None:
+    if result.seed != row.seed:
+        raise ValueError(f"the name says seed {row.seed}, result.json says {result.seed}")
+    if row.step is None or row.step < result.steps:
+        raise ValueError(
+            f"result.json says {result.steps} steps, metrics.jsonl ends at {row.step or 0}"
+        )
+    row.optimal_iteration = result.optimal.iteration
+    row.optimal_validation_accuracy = result.optimal.validation_accuracy
+    row.optimal_test_accuracy = result.optimal.test_accuracy
+    row.final_validation_accuracy = result.final.validation_accuracy
+    row.final_test_accuracy = result.final.test_accuracy
+    row.weights_sha256 = result.weights_sha256
+    row.restarts, row.wall_seconds = result.restarts, result.wall_seconds
+
+
+def _read_provenance(row: Row, run: RunDir) -> None:
+    starts = records.read_starts(run.provenance)
+    events = records.count_events(run.events)
+    row.rollbacks = events.get("rollback", 0)
+    row.checkpoints_refused = events.get("checkpoint_refused", 0)
+    row.starts = len(starts)
+    if not starts:
+        return
+    last = starts[-1]
+    row.started, row.last_started = str(starts[0].time), str(last.time)
+    row.commit, row.dirty, row.ranks = last.commit, last.dirty, last.ranks
+    row.hosts = " ".join(dict.fromkeys(host for start in starts for host in start.hosts))
+    row.versions = json.dumps(last.versions, sort_keys=True)
+    if lineage := next((start.lineage for start in starts if start.lineage), None):
+        row.lineage_run, row.lineage_step = lineage.run, lineage.step
+        row.lineage_which = lineage.which

@@ -1,0 +1,1 @@
+"""Data sets: simulate, draw, store, import, read."""

@@ -1,0 +1,425 @@
+"""Making a data set: configurations to columns and images, on all ranks, whole or not at all.
+
+A data set is made in a directory aside, `.<name>.building`, and renamed when it is complete, so
+one that can be seen is complete. What a killed build left behind is removed by the next. The same
+settings have the same name and find their data set again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import functools
+import importlib.metadata
+import io
+import itertools
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import rich.progress
+import xxhash
+
+from glass_cnn.data import simulate
+from glass_cnn.data.dataset import (
+    CLASSES,
+    FORMAT,
+    Stream,
+    blocks,
+    check_classes,
+    directory,
+    file_checksum,
+    load,
+    philox,
+)
+from glass_cnn.data.render import Image, render
+from glass_cnn.settings import Render, RunSettings
+from hpc.config import to_tree
+from hpc.errors import DataError
+from hpc.files import fsync_directory, make_directory, storage_errors, write_atomic, write_json
+from hpc.preempt import StopFlag, signal_name
+from hpc.world import World
+
+UNITS = {
+    "positions": "sigma, wrapped into the box",
+    "types": "1 is A, 2 is B",
+    "box": "sigma, both sides",
+    "temperature": "epsilon/k_B",
+    "density": "sigma^-2",
+    "cooling_rate": "epsilon/(k_B tau)",
+    "seeds": "LAMMPS seeds of places, types and velocities",
+    "potential_energy": "epsilon per particle, of these positions",
+    "inherent_energy": "epsilon per particle, of their inherent structure",
+    "psi6": "mean |psi_6| over particles, of these positions",
+    "label": "0 liquid, 1 glass",
+    "trajectory": "number of the trajectory",
+    "configuration": "row in /configurations",
+    "corner": "sigma, lower left corner of the window",
+    "path": "imported file, in the imported directory",
+}
+"""unit or meaning of every column of dataset.h5"""
+
+Arrays = dict[str, np.ndarray]
+Draw = Callable[[slice], Image]
+"""draws a slice of the images: uint8 [n, pixels, pixels, 3]"""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data set will hold, before its images are drawn."""
+
+    images: Arrays
+    """columns with one row for each image: label, trajectory, configuration, corner…"""
+    configurations: Arrays
+    """columns with one row for each configuration; empty for imported images"""
+    record: dict[str, Any]
+    """what dataset.json says beside the counts"""
+
+
+def build(settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None) -> Path:
+    """Make the data set of `settings` unless it exists, all ranks together; returns its directory.
+
+    Raises, on every rank alike, DataError when trajectories are missing or damaged, or the data
+    set is to be imported and has not been; StorageError when it cannot be written; Stopped.
+    """
+    target = directory(settings, root)
+    if settings.data.source == "import":
+        world.on_root(lambda: load(settings, root))
+        return target
+    draw = functools.partial(draw_configurations, settings.render)
+    return store(target, settings, world, lambda: _simulated(settings, root), draw, stop)
+
+
+def store(
+    target: Path,
+    settings: RunSettings,
+    world: World,
+    collect: Callable[[], Contents],
+    open_images: Callable[[Path], Draw],
+    stop: StopFlag | None = None,
+) -> Path:
+    """Write a data set unless it exists, all ranks together; returns `target`.
+
+    `collect`, called on rank 0, says what it holds. `open_images`, called on every rank with the
+    path of dataset.h5, returns the function that draws a slice of the images.
+    """
+    aside = target.with_name(f".{target.name}.building")
+    stop = stop or StopFlag()
+
+    def exists() -> bool:
+        return bool(world.broadcast(world.on_root(lambda: _is_whole(target))))
+
+    if exists():  # needs no lock: it may lie where nothing can be written
+        return target
+    with _sole_builder(target, world, stop):
+        if exists():
+            return target
+        try:
+            contents = world.on_root(lambda: _prepare(aside, collect, settings.render))
+            checksums = _write_images(aside, settings.render, world, open_images, stop)
+            world.on_root(lambda: _publish(aside, target, settings, contents, checksums))
+        finally:
+            if world.is_root:
+                shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def _sole_builder(target: Path, world: World, stop: StopFlag) -> Iterator[None]:
+    """Let one job at a time make a data set; the others wait and then find it."""
+    with contextlib.ExitStack() as stack:
+        if lock := world.on_root(lambda: _lock(target, stop)):
+            stack.enter_context(lock)
+        yield
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _lock(target: Path, stop: StopFlag) -> io.IOBase:
+    make_directory(target.parent)
+    path = _lock_path(target)
+    with storage_errors(path):
+        file = path.open("w")
+        for attempt in itertools.count():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 0:
+                    print(f"{target.name} is being made by another job: waiting.", flush=True)
+                _heed(stop)
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                print(
+                    f"{target.parent} is on a file system without locks: let no other job make "
+                    f"{target.name} at the same time.",
+                    flush=True,
+                )
+                break
+    return file
+
+
+def _heed(stop: StopFlag) -> None:
+    if stop.signal:
+        raise simulate.Stopped(
+            f"stopped by {signal_name(stop.signal)} before the data set was whole; "
+            "run the same command again to make it."
+        )
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the data set exists; raises DataError when what exists is damaged."""
+    if not (target / "dataset.json").exists():
+        return False
+    load(target)
+    return True
+
+
+def _prepare(aside: Path, collect: Callable[[], Contents], settings: Render) -> Contents:
+    """Make the directory aside, with dataset.h5 and room for all images."""
+    shutil.rmtree(aside, ignore_errors=True)  # left behind by a build that was killed
+    contents = collect()
+    check_classes(contents.images["label"], contents.record["source"])
+    make_directory(aside)
+    _write_columns(aside / "dataset.h5", contents)
+    _reserve(aside / "images.npy", len(contents.images["label"]), settings.pixels)
+    return contents
+
+
+def _write_columns(path: Path, contents: Contents) -> None:
+    """Write dataset.h5: made in memory, so that a full disk is an error of one plain write."""
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        for group, columns in (
+            ("images", contents.images),
+            ("configurations", contents.configurations),
+        ):
+            for name, values in columns.items():
+                text = values.dtype.kind == "U"
+                kind = h5py.string_dtype() if text else values.dtype
+                column = file.create_dataset(
+                    f"{group}/{name}", data=values.astype(object) if text else values, dtype=kind
+                )
+                column.attrs["unit"] = UNITS[name]
+        file.attrs["format"] = FORMAT
+        file.flush()
+        content = file.id.get_file_image()
+    write_atomic(path, content)
+
+
+def _reserve(path: Path, count: int, pixels: int) -> None:
+    """Write the header of images.npy and reserve its space, so that a full disk shows at once."""
+    shape = (count, pixels, pixels, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with storage_errors(path), path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, file.tell() + int(np.prod(shape, dtype=np.int64)))
+
+
+def _write_images(
+    aside: Path,
+    settings: Render,
+    world: World,
+    open_images: Callable[[Path], Draw],
+    stop: StopFlag,
+) -> list[str]:
+    """Draw and write this rank's share of blocks; returns the checksums of all, on rank 0."""
+    path = aside / "images.npy"
+    draw = open_images(aside / "dataset.h5")
+
+    def write_share() -> list[str]:
+        checksums = []
+        with storage_errors(path), path.open("r+b") as file:
+            (count, *_), start = _header(file)
+            share = blocks(count)[world.share(len(blocks(count)))]
+            for block in _announced(share, world):
+                _heed(stop)
+                images = np.ascontiguousarray(draw(block))
+                file.seek(start + block.start * 3 * settings.pixels**2)
+                file.write(images.data)
+                checksums.append(xxhash.xxh3_64_hexdigest(images.data))
+            file.flush()
+            os.fsync(file.fileno())
+        return checksums
+
+    return list(itertools.chain(*(world.gather(world.everywhere(write_share)) or [])))
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], int]:
+    """Shape of the array in an open .npy file and where its data start."""
+    np.lib.format.read_magic(file)
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    return shape, file.tell()
+
+
+def _announced(blocks: Sequence[slice], world: World) -> Iterator[slice]:
+    """The blocks, with a progress bar on a terminal and a line now and then in a log."""
+    if not world.is_root or not blocks:
+        yield from blocks
+    elif sys.stdout.isatty():
+        yield from rich.progress.track(blocks, description="images")
+    else:
+        shown = time.monotonic()
+        for done, block in enumerate(blocks):
+            yield block
+            if time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                print(f"images: {(done + 1) / len(blocks):.0%} made", flush=True)
+
+
+def _publish(
+    aside: Path,
+    target: Path,
+    settings: RunSettings,
+    contents: Contents | None,
+    checksums: list[str],
+) -> None:
+    """Write dataset.json and give the directory its name: from here on the data set exists."""
+    assert contents is not None  # this runs on rank 0, which collected them
+    write_json(aside / "dataset.json", _record(aside, target, settings, contents, checksums))
+    with storage_errors(target):
+        fsync_directory(aside)
+        shutil.rmtree(target, ignore_errors=True)  # had no dataset.json: was no data set
+        aside.rename(target)
+        fsync_directory(target.parent)
+        _lock_path(target).unlink(missing_ok=True)  # who waits for it finds the data set
+
+
+def _record(
+    aside: Path, target: Path, settings: RunSettings, contents: Contents, checksums: list[str]
+) -> dict[str, Any]:
+    labels = contents.images["label"]
+    tree = to_tree(settings)
+    return {
+        "format": FORMAT,
+        "name": target.name,
+        "digest": settings.dataset_digest(),
+        "images": len(labels),
+        "pixels": settings.render.pixels,
+        "classes": {name: int((labels == k).sum()) for k, name in enumerate(CLASSES)},
+        "trajectories": len(np.unique(contents.images["trajectory"])),
+        "psi6": _class_means(contents.configurations, "psi6"),
+        "inherent_energy": _class_means(contents.configurations, "inherent_energy"),
+        **contents.record,
+        "settings": {key: tree[key] for key in ("simulation", "data", "render")},
+        "software": _versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "sizes": {name: (aside / name).stat().st_size for name in ("images.npy", "dataset.h5")},
+        "checksums": {"dataset.h5": file_checksum(aside / "dataset.h5"), "images.npy": checksums},
+    }
+
+
+def _class_means(configurations: Arrays, name: str) -> dict[str, float] | None:
+    if name not in configurations:
+        return None
+    values, labels = configurations[name], configurations["label"]
+    return {c: round(float(values[labels == k].mean()), 6) for k, c in enumerate(CLASSES)}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("glass-cnn", "numpy", "h5py", "lammps", "pillow", "ase", "gsd")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def image_columns(configurations: Arrays, settings: Render) -> Arrays:
+    """One row for each window of each configuration, the windows at places fixed by the seed."""
+    per = settings.windows_per_configuration
+    index = np.repeat(np.arange(len(configurations["label"])), per)
+    corner = np.zeros((len(index), 2))
+    if settings.window is not None:
+        words = philox(Stream.WINDOWS, settings.seed).random_raw(2 * len(index))
+        corner = (words >> np.uint64(11)).reshape(-1, 2) * 2.0**-53 * configurations["box"][index]
+    return {
+        "label": configurations["label"][index],
+        "trajectory": configurations["trajectory"][index],
+        "configuration": index,
+        "corner": corner,
+    }
+
+
+def draw_configurations(settings: Render, path: Path) -> Draw:
+    """The function that draws images of the configurations in the dataset.h5 at `path`."""
+
+    def draw(block: slice) -> Image:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            index = file["images/configuration"][block]
+            corners = file["images/corner"][block]
+            rows = slice(index[0], index[-1] + 1)
+            positions, types, box = (
+                file[f"configurations/{name}"][rows] for name in ("positions", "types", "box")
+            )
+        pictures = [
+            render(positions[row], types[row], box[row], settings, corner)
+            for row, corner in zip(index - index[0], corners, strict=True)
+        ]
+        return np.stack(pictures)
+
+    return draw
+
+
+def _simulated(settings: RunSettings, root: Path) -> Contents:
+    """The two chosen frames of every simulated trajectory, liquid and glass in turn."""
+    path = simulate.product(settings, root)
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            configurations = _chosen_frames(file, settings)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: there are no such trajectories. Simulate them: "
+            "make submit CONFIG=<study file>, or python -m jobs.simulate <study file>"
+        ) from None
+    except (KeyError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: is damaged: {error}. Remove {path.parent} and simulate again."
+        ) from None
+    return Contents(
+        image_columns(configurations, settings.render), configurations, {"source": str(path)}
+    )
+
+
+def _chosen_frames(file: h5py.File, settings: RunSettings) -> Arrays:
+    kept = file["frames"][0].tolist()
+    frames = [kept.index(settings.frame(side)) for side in ("liquid", "glass")]
+    inherent = settings.data.form == "inherent"
+    trajectories, particles = file["types"].shape
+
+    def each(name: str) -> np.ndarray:
+        """A column with one row for each configuration."""
+        values = file[name]
+        if name in ("types", "box", "cooling_rate", "seeds", "index"):
+            return np.repeat(values[...], 2, axis=0)
+        return values[:, frames].reshape(2 * trajectories, *values.shape[2:])
+
+    box = each("box")
+    return {
+        "positions": each("inherent_positions" if inherent else "positions"),
+        "types": each("types"),
+        "box": np.stack([box, box], axis=1),
+        "temperature": each("temperature"),
+        "density": particles / box**2,
+        "cooling_rate": each("cooling_rate"),
+        "seeds": each("seeds"),
+        "potential_energy": each("inherent_energy" if inherent else "potential_energy"),
+        "inherent_energy": each("inherent_energy"),
+        "psi6": each("inherent_psi6" if inherent else "psi6"),
+        "label": np.tile(np.array([0, 1], np.uint8), trajectories),
+        "trajectory": each("index").astype(np.int64),
+    }

@@ -1,0 +1,154 @@
+"""Names and places: the one room that knows where anything lies.
+
+<logs>/<study>/study.yaml                      resolved study
+<logs>/<study>/runs/<label>-s<seed>-<hash8>/   one run
+<logs>/datasets/<name>-<hash8>/                one data set
+<logs>/trajectories/<name>-<hash8>/            the coolings behind it
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc.errors import ConfigError
+
+HASH_LENGTH = 8
+
+
+def logs_root(logs: str | Path | None = None) -> Path:
+    """The directory of all outputs: `logs`, else $GLASS_LOGS, else ./logs.
+
+    Raises ConfigError for a name that job scripts or file lists cannot carry.
+    """
+    root = Path(logs or os.environ.get("GLASS_LOGS") or "logs").expanduser().absolute()
+    if not str(root).isprintable():
+        raise ConfigError(
+            f"LOGS={str(root)!r}: control characters and bytes that are no text are not allowed."
+        )
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"LOGS={root}: is a file; name a directory.")
+    return root
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """One record per start."""
+        return self.path / "provenance.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One record per evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One record per thing out of the ordinary: rollback, refused checkpoint, requeue."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Restart files; `best/` holds the optimal model."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def heartbeats(self) -> Path:
+        """One small file per rank: where it is, so that a rank that hangs can be named."""
+        return self.path / "heartbeats"
+
+    @property
+    def log(self) -> Path:
+        """What rank 0 said, appended over restarts."""
+        return self.path / "run.log"
+
+    @property
+    def result(self) -> Path:
+        """Written last: its existence means that the run is complete."""
+        return self.path / "result.json"
+
+    def is_done(self) -> bool:
+        return self.result.exists()
+
+
+@dataclass(frozen=True)
+class StudyDir:
+    """One study's directory."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The resolved study."""
+        return self.path / "study.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def jobs(self) -> Path:
+        """What was submitted to Slurm: job ids, scripts, job logs."""
+        return self.path / "jobs"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.parquet"
+
+    @property
+    def summary_csv(self) -> Path:
+        return self.path / "summary.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def results_log(self) -> Path:
+        return self.path / "results_log.md"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def run(self, label: str, seed: int, digest: str) -> RunDir:
+        return RunDir(self.runs / run_name(label, seed, digest))
+
+
+def run_name(label: str, seed: int, digest: str) -> str:
+    """`<label>-s<seed>-<hash8>`: readable, and different for different settings."""
+    return f"{label}-s{seed}-{digest[:HASH_LENGTH]}"
+
+
+def study_dir(root: Path, study: str) -> StudyDir:
+    """Where a study's files lie under the logs directory `root`."""
+    return StudyDir(root / study)
+
+
+def dataset_dir(root: Path, name: str, digest: str) -> Path:
+    """Where a data set lies under the logs directory `root`."""
+    return root / "datasets" / f"{name}-{digest[:HASH_LENGTH]}"
+
+
+def trajectories_dir(root: Path, name: str, digest: str) -> Path:
+    """Where simulated trajectories lie under the logs directory `root`."""
+    return root / "trajectories" / f"{name}-{digest[:HASH_LENGTH]}"

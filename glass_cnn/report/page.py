@@ -1,0 +1,359 @@
+"""The table of a study to pages that people read: report.html and results_log.md with figures."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+import polars as pl
+from markupsafe import Markup
+
+from glass_cnn.analysis import statistics
+from glass_cnn.analysis.arms import Arm, Estimates
+from glass_cnn.analysis.table import Aggregation
+from glass_cnn.paths import RunDir
+from glass_cnn.records import read_starts
+from glass_cnn.report import figures, pagedata, words
+from glass_cnn.report.pagedata import Drawn, Row
+from hpc.config import to_tree
+from hpc.files import write_atomic
+from hpc.words import plural
+
+MOST_ROWS = 2_000
+"""Rows of each table on the page."""
+MOST_FIGURES = 120
+"""Static figures of single runs."""
+
+
+def write_report(result: Aggregation, estimates: Estimates) -> list[Path]:
+    """Write report.html, results_log.md and figures; returns the pages. Raises StorageError."""
+    drawn = pagedata.choose(result, estimates.arms)
+    context = _common(result, estimates, drawn)
+    page = _page(result, estimates, drawn, context)
+    write_atomic(
+        result.directory.report, _environment().get_template("report.html.j2").render(page)
+    )
+    _draw(result, estimates, drawn[:MOST_FIGURES])
+    log = {**context, **_log_entries(result, estimates, drawn)}
+    text = _environment().get_template("results_log.md.j2").render(log)
+    write_atomic(result.directory.results_log, re.sub(r"\n{3,}", "\n\n", text))
+    return [result.directory.report, result.directory.results_log]
+
+
+# --- pages -----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: str(name).endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "interval": words.interval,
+        "level": words.level,
+        "number": words.number,
+        "p": words.p_value,
+        "p_is": words.p_is,
+        "points": words.points,
+        "median": statistics.median,
+        "median_time": words.median_time,
+        "md": words.markdown,
+    }
+    return environment
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """What both pages say."""
+    aside = result.table.filter(~pl.col("counted"))
+    name = pl.coalesce("run", pl.format("{}, seed {}", "label", "seed"))
+    return {
+        "name": result.study.name,
+        "description": result.study.section.description,
+        "made": f"Written {datetime.datetime.now().astimezone():%d %B %Y, %H:%M %Z}.",
+        "complete": estimates.complete,
+        "wanted": estimates.wanted,
+        "seeds": _seeds(result.study.section.seed_list),
+        "estimates": estimates,
+        "answers": words.answers(estimates),
+        "confidence": words.level(estimates.arms[0].analysis.confidence),
+        "any_learned": any(arm.times for arm in estimates.arms),
+        "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),
+        "not_counted_total": len(aside),
+        "drawn": len(drawn),
+    }
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+SECTIONS = {
+    "answers": "Answers",
+    "curves": "Training curves",
+    "survival": "Time to collapse",
+    "profiles": "Performance profiles",
+    "grid": "Grid",
+    "tests": "Between arms",
+    "runs": "All runs",
+    "gallery": "Run by run",
+    "lineage": "Restarts",
+    "methods": "Methods and thresholds",
+    "provenance": "Provenance",
+    "not-counted": "Not counted",
+}
+
+
+def _page(
+    result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn], common: dict[str, Any]
+) -> dict[str, Any]:
+    arms = estimates.arms
+    heatmaps = pagedata.heatmaps(result, arms)
+    rows = result.table.filter(pl.col("state").is_in(["complete", "unfinished"]))
+    lineage = _lineage(result)
+    return {
+        **common,
+        "sections": [(k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps],
+        "shown_arms": arms[: pagedata.MOST_ARMS],
+        "tones": {arm.label: figures.color(i) for i, arm in enumerate(arms)},
+        "changes": {a.label: _changes(a) if result.study.section.arms else "" for a in arms},
+        "drawn_note": _drawn_note(result, drawn),
+        "heatmaps": heatmaps,
+        "columns": _columns(result),
+        "rows": [_table_row(row, result) for row in rows.head(MOST_ROWS).iter_rows(named=True)],
+        "rows_left_out": max(0, len(rows) - MOST_ROWS),
+        "gallery": [{"run": d.row["run"], "caption": _caption(d, arms)} for d in drawn],
+        "lineage": lineage[: pagedata.MOST_CURVES],
+        "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
+        "thresholds": _thresholds(arms),
+        "seeds_show": words.seeds_show(estimates),
+        "provenance": _provenance(result),
+        "study_yaml": result.study.to_yaml(),
+        "css": _asset("report.css"),
+        "script": _asset("report.js"),
+        "plotly": Markup(plotly.offline.get_plotlyjs()),
+        "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps)),
+    }
+
+
+def _asset(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _embedded(tree: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+
+
+def _changes(arm: Arm) -> str:
+    changes = arm.point.changes.items()
+    return ", ".join(f"{words.setting(key)} {words.plain(value)}" for key, value in changes)
+
+
+def _caption(run: Drawn, arms: Sequence[Arm]) -> str:
+    return words.caption(run.row, arms[run.arm].point.settings)
+
+
+def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
+    known = result.table.filter(pl.col("state").is_in(["complete", "unfinished"])).height
+    note = plural(len(drawn), "run")
+    if unfinished := sum(run.row["state"] != "complete" for run in drawn):
+        note += f", {unfinished} of them unfinished"
+    if len(drawn) < known:
+        note += f", of {known}: the first seeds of every arm"
+    longest = max((len(run.metrics) for run in drawn), default=0)
+    if longest > max(40, pagedata.MOST_POINTS // max(1, len(drawn))):
+        note += ". Long runs are thinned; their lowest and highest points are kept"
+    lengths = {point.settings.train.batches_per_iteration for point in result.study.points}
+    return f"{note}. An iteration is {' or '.join(map(str, sorted(lengths)))} steps."
+
+
+def _columns(result: Aggregation) -> list[tuple[str, str]]:
+    swept = [(words.setting(name), "n") for name in _swept_columns(result)]
+    return [
+        ("Run", ""),
+        ("Seed", "n"),
+        *swept,
+        ("Outcome", ""),
+        ("Learned at iteration", "n"),
+        ("Onset (steps)", "n"),
+        ("Optimal validation %", "n"),
+        ("at iteration", "n"),
+        ("Optimal test %", "n"),
+        ("Final validation %", "n"),
+        ("Final test %", "n"),
+        ("Iterations", "n"),
+        ("Restarts", "n"),
+        ("Time", "n"),
+    ]
+
+
+def _swept_columns(result: Aggregation) -> list[str]:
+    """The axes of the grid, as far as there is room; arms are told by their names."""
+    section = result.study.section
+    axes = [*section.grid, *(name for group in section.paired for name in group)]
+    return [name for name in axes if name in result.table.columns][:4]
+
+
+def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
+    onset = row["onset_before_step"]
+    bracket = f"{row['onset_after_step']}–{onset}" if onset is not None else "–"
+    outcome = words.OUTCOME_WORDS[row["outcome"]]
+    if row["state"] != "complete":
+        outcome = row["state"]
+    cells = [
+        (row["run"], None, ""),
+        _cell_of(row["seed"]),
+        *(_cell_of(row[name]) for name in _swept_columns(result)),
+        (outcome, None, ""),
+        _cell_of(row["learned_iteration"]),
+        (bracket, "" if onset is None else onset, "n"),
+        _percent_cell(row["optimal_validation_accuracy"]),
+        _cell_of(row["optimal_iteration"]),
+        _percent_cell(row["optimal_test_accuracy"]),
+        _percent_cell(row["final_validation_accuracy"]),
+        _percent_cell(row["final_test_accuracy"]),
+        _cell_of(row["iteration"]),
+        _cell_of(row["restarts"]),
+        _time_cell(row["wall_seconds"]),
+    ]
+    return {"run": row["run"], "cells": cells}
+
+
+def _cell_of(value: Any) -> tuple[str, Any, str]:
+    return ("–", "", "n") if value is None else (words.plain(value), value, "n")
+
+
+def _percent_cell(value: float | None) -> tuple[str, Any, str]:
+    return words.percent(value, 2).removesuffix(" %"), "" if value is None else value, "n"
+
+
+def _time_cell(seconds: float | None) -> tuple[str, Any, str]:
+    if seconds is None:
+        return "–", "", "n"
+    return str(datetime.timedelta(seconds=round(seconds))), seconds, "n"
+
+
+def _lineage(result: Aggregation) -> list[dict[str, Any]]:
+    """Runs that started more than once, or from another run's weights."""
+    again = (pl.col("starts") > 1) | pl.col("lineage_run").is_not_null()
+    entries: list[dict[str, Any]] = []
+    for row in result.table.filter(again & pl.col("run").is_not_null()).iter_rows(named=True):
+        folder = RunDir(result.directory.runs / row["run"])
+        entries.append(
+            {
+                "run": row["run"],
+                "parent": row["lineage_run"] and Path(row["lineage_run"]).name,
+                "parent_step": row["lineage_step"],
+                "which": row["lineage_which"],
+                "starts": read_starts(folder.provenance)
+                if len(entries) < pagedata.MOST_CURVES
+                else [],
+            }
+        )
+    return entries
+
+
+def _thresholds(arms: Sequence[Arm]) -> list[tuple[str, Any]]:
+    """Thresholds, with the arms they hold for where these differ."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(json.dumps(to_tree(arm.analysis)), []).append(arm)
+    alone = len(groups) == 1
+    return [
+        ("" if alone else ", ".join(a.label for a in g), g[0].analysis) for g in groups.values()
+    ]
+
+
+def _provenance(result: Aggregation) -> list[tuple[str, str]]:
+    runs = result.table.filter(pl.col("commit").is_not_null() | (pl.col("starts") > 0))
+    commits = runs.group_by("commit", "dirty").len().sort("len", descending=True)
+    told = [
+        f"{(commit or 'unknown')[:12]}{' with uncommitted changes' if dirty else ''} ({count})"
+        for commit, dirty, count in commits.iter_rows()
+    ]
+    versions: dict[str, set[str]] = {}
+    for text in runs["versions"].drop_nulls().unique():
+        for key, value in json.loads(text).items():
+            versions.setdefault(key, set()).add(str(value))
+    hosts = sorted({h for text in runs["hosts"].drop_nulls() for h in text.split()})
+    ranks = sorted({str(r) for r in runs["ranks"].drop_nulls()})
+    return [
+        ("Commit (runs)", "; ".join(told) or "–"),
+        (
+            "Versions",
+            ", ".join(f"{k} {' / '.join(sorted(v))}" for k, v in sorted(versions.items())) or "–",
+        ),
+        ("Hosts", ", ".join(hosts) or "–"),
+        ("MPI ranks", ", ".join(ranks) or "–"),
+        ("Wall time", _time_cell(float(runs["wall_seconds"].fill_null(0).sum()))[0]),
+        ("Study file", result.study.source),
+    ]
+
+
+# --- static figures and the results log ------------------------------------------------------
+
+
+def _draw(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -> None:
+    folder = result.directory.figures
+    if estimates.complete and len(estimates.arms) <= pagedata.MOST_ARMS:
+        figures.save_svg(figures.rates_figure(estimates), folder / "study-rates.svg")
+        figures.save_svg(figures.survival_figure(estimates.arms), folder / "study-survival.svg")
+    code = zlib.crc32(Path(figures.__file__).read_bytes())
+    stamps = {}
+    for run in drawn:
+        status = RunDir(result.directory.runs / run.row["run"]).metrics.stat()
+        onset = run.row["onset_iteration"]
+        stamps[run.row["run"]] = f"{status.st_size} {status.st_mtime_ns} {onset} {code}"
+    figures.draw_missing(folder, [(run.row, run.metrics) for run in drawn], stamps)
+
+
+def _log_entries(
+    result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]
+) -> dict[str, Any]:
+    """Numbered entries of the drawn runs by the day on which they started."""
+    with_figure = {run.row["run"] for run in drawn[:MOST_FIGURES]}
+    ordered = sorted(drawn, key=lambda run: (str(run.row["started"]), run.arm, run.row["seed"]))
+    entries = [
+        {
+            "number": i,
+            "day": _day(run.row["started"]),
+            "run": run.row["run"],
+            "figure": run.row["run"] in with_figure,
+            "caption": _caption(run, estimates.arms),
+        }
+        for i, run in enumerate(ordered, start=1)
+    ]
+    days = [(day, list(group)) for day, group in itertools.groupby(entries, lambda e: e["day"])]
+    known = result.table.filter(pl.col("state").is_in(["complete", "unfinished"])).height
+    return {"days": days, "left_out": known - len(entries)}
+
+
+def _day(started: str | None) -> str:
+    """The day of a start, in words; its time stamp is ISO 8601 or seconds since 1970."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(started).replace("Z", "+00:00"))
+    except ValueError:
+        try:
+            moment = datetime.datetime.fromtimestamp(float(str(started)), datetime.timezone.utc)
+        except (ValueError, OverflowError):
+            return "Without a date"
+    return f"{moment.day} {moment:%B %Y}"

@@ -1,0 +1,198 @@
+"""What the interactive figures of a report show: chosen runs, thinned curves, estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from glass_cnn.analysis.arms import TAU, Arm, Estimates
+from glass_cnn.analysis.statistics import Rate
+from glass_cnn.analysis.table import Aggregation
+from glass_cnn.paths import RunDir
+from glass_cnn.records import Metrics, read_metrics
+from glass_cnn.report import figures
+from glass_cnn.report.words import OUTCOME_WORDS, interval, plain, setting
+from hpc.errors import DataError
+
+MOST_CURVES = 300
+"""Runs whose curves are drawn; of more, the first seeds of every arm."""
+MOST_POINTS = 60_000
+"""Evaluations drawn altogether; longer runs are thinned, keeping their extremes."""
+MOST_ARMS = 60
+"""Arms in the table of answers."""
+
+QUANTITIES = {
+    "validation_accuracy": "Validation accuracy",
+    "train_accuracy": "Training accuracy",
+    "validation_loss": "Validation loss",
+    "train_loss": "Training loss",
+    "predicted_glass_fraction": "Predicted glass",
+    "learning_rate": "Learning rate",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One run that is drawn."""
+
+    row: Row
+    arm: int
+    metrics: Metrics
+
+
+def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
+    """The runs to draw: all, or the first seeds of every arm."""
+    places = {arm.label: i for i, arm in enumerate(arms)}
+    known = pl.col("state").is_in(["complete", "unfinished"]) & (pl.col("evaluations") > 0)
+    runs = result.table.filter(known & pl.col("label").is_in(list(places)))
+    quota = max(1, MOST_CURVES // max(1, len(arms)))
+    runs = runs.filter(pl.int_range(pl.len()).over("label") < quota).head(MOST_CURVES)
+    drawn = []
+    for row in runs.iter_rows(named=True):
+        try:
+            metrics = read_metrics(RunDir(result.directory.runs / row["run"]).metrics)
+        except (DataError, OSError):  # damaged since it was aggregated
+            continue
+        if len(metrics):
+            drawn.append(Drawn(row, places[row["label"]], metrics))
+    return drawn
+
+
+def _curve(run: Drawn, most: int, batch: int) -> dict[str, Any]:
+    kept = figures.sample(run.metrics, most)
+    return {
+        "name": run.row["run"],
+        "arm": run.arm,
+        "seed": run.row["seed"],
+        "batch": batch,
+        "outcome": OUTCOME_WORDS[run.row["outcome"]],
+        "onset": run.row["onset_iteration"],
+        "iteration": run.metrics.iteration[kept].tolist(),
+        "step": run.metrics.step[kept].tolist(),
+        "series": {name: _short(run.metrics.series[name][kept]) for name in QUANTITIES},
+    }
+
+
+def _short(values: Any) -> list[float | None]:
+    """Numbers to five digits, null for what is not finite."""
+    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in np.asarray(values).tolist()]
+
+
+def _band(arm: int, runs: Sequence[Metrics], per: int, batch: int) -> dict[str, Any]:
+    """Median and 10 to 90 % quantiles over the seeds of one arm."""
+    last = max(int(metrics.iteration[-1]) for metrics in runs)
+    first = min(int(metrics.iteration[0]) for metrics in runs)
+    at = np.unique(np.linspace(first, last, 200).round().astype(np.int64))
+    return {
+        "arm": arm,
+        "runs": len(runs),
+        "iteration": at.tolist(),
+        "samples": (at * per * batch).tolist(),
+        "series": {
+            name: [_short(q) for q in figures.quantile_band(runs, name, at, (0.1, 0.5, 0.9))]
+            for name in QUANTITIES
+        },
+    }
+
+
+def _bands(drawn: Sequence[Drawn], arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    groups: dict[int, list[Metrics]] = {}
+    for run in drawn:
+        groups.setdefault(run.arm, []).append(run.metrics)
+    bands = []
+    for index, runs in groups.items():
+        train = arms[index].point.settings.train
+        bands.append(_band(index, runs, train.batches_per_iteration, train.batch_size))
+    return bands
+
+
+def _survival(index: int, arm: Arm) -> dict[str, Any]:
+    curve = arm.survival
+    censored, censored_at = arm.censored
+    return {
+        "arm": index,
+        "time": curve.time.tolist(),
+        "survival": _short(curve.survival),
+        "low": _short(curve.low),
+        "high": _short(curve.high),
+        "risk": curve.at_risk.tolist(),
+        "censored": censored,
+        "censored_at": censored_at,
+    }
+
+
+def _profile(index: int, arm: Arm) -> dict[str, Any]:
+    final, optimal = arm.profile("final"), arm.profile("optimal")
+    return {
+        "arm": index,
+        "final": _short(final.share),
+        "low": _short(final.low),
+        "high": _short(final.high),
+        "optimal": _short(optimal.share),
+    }
+
+
+def heatmaps(result: Aggregation, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """One map of collapse rates over the two longest axes of the grid for each choice of others."""
+    grid = result.study.section.grid
+    if len(grid) < 2:
+        return []
+    y_name, x_name = sorted(sorted(grid, key=lambda k: -len(grid[k]))[:2], key=list(grid).index)
+    groups: dict[str, dict[tuple[str, str], Arm]] = {}
+    for arm in arms:
+        changes = dict(arm.point.changes)
+        cell = (plain(changes.pop(y_name)), plain(changes.pop(x_name)))
+        title = ", ".join(f"{setting(key)} {plain(value)}" for key, value in changes.items())
+        groups.setdefault(title, {})[cell] = arm
+    xs, ys = ([plain(v) for v in grid[name]] for name in (x_name, y_name))
+    return [
+        {
+            "title": title,
+            "x_name": setting(x_name),
+            "y_name": setting(y_name),
+            "x": xs,
+            "y": ys,
+            "z": [[_value(cells[y, x].collapsed) for x in xs] for y in ys],
+            "text": [[_cell(cells[y, x].collapsed) for x in xs] for y in ys],
+        }
+        for title, cells in groups.items()
+    ]
+
+
+def _value(rate: Rate) -> float | None:
+    return rate.value if rate.n else None
+
+
+def _cell(rate: Rate) -> str:
+    if not rate.n:
+        return ""
+    return f"{rate.k}/{rate.n}<br>{interval(rate)}"
+
+
+def figure_data(
+    estimates: Estimates, drawn: Sequence[Drawn], heatmaps: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything that the page's script draws, as a tree for JSON."""
+    arms = estimates.arms
+    most = max(40, MOST_POINTS // max(1, len(drawn)))
+    batches = [arm.point.settings.train.batch_size for arm in arms]
+    return {
+        "quantities": QUANTITIES,
+        "arms": [
+            {"label": arm.label, "color": figures.color(i), "dash": figures.dash(i)}
+            for i, arm in enumerate(arms)
+        ],
+        "runs": [_curve(run, most, batches[run.arm]) for run in drawn],
+        "bands": _bands(drawn, arms),
+        "survival": [_survival(i, arm) for i, arm in enumerate(arms[:MOST_ARMS]) if arm.times],
+        "tau": TAU,
+        "profiles": [_profile(i, arm) for i, arm in enumerate(arms[:MOST_ARMS]) if arm.complete],
+        "heatmaps": list(heatmaps),
+    }

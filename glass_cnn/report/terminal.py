@@ -1,0 +1,44 @@
+"""The estimates of a study as a compact table for a terminal."""
+
+from __future__ import annotations
+
+import polars as pl
+from rich.table import Table
+
+from glass_cnn.analysis import statistics
+from glass_cnn.analysis.arms import Arm, Estimates
+from glass_cnn.report.words import interval, percent
+from hpc.words import plural
+
+
+def arms_table(name: str, estimates: Estimates) -> Table:
+    """One line per arm."""
+    table = Table(title=name, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("arm", overflow="fold")
+    for heading in ("runs", "learned", "collapsed", "interval", "perm/trans", "optimal", "final"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for arm in estimates.arms:
+        table.add_row(*_cells(arm))
+    return table
+
+
+def _cells(arm: Arm) -> list[str]:
+    rate, outcomes = arm.collapsed, arm.outcomes
+    return [
+        arm.label,
+        f"{arm.complete}/{arm.wanted}",
+        f"{arm.learned.k}/{arm.learned.n}",
+        f"{rate.k}/{rate.n}",
+        interval(rate),
+        f"{outcomes.get('permanent_collapse', 0)}/{outcomes.get('transient_collapse', 0)}",
+        percent(statistics.median(arm.optimal), 2),
+        percent(statistics.median(arm.final), 2),
+    ]
+
+
+def counted(table: pl.DataFrame) -> str:
+    """How many runs are counted, and what the others are."""
+    states = dict(table["state"].value_counts(sort=True).iter_rows())
+    complete = states.pop("complete", 0)
+    others = ", ".join(f"{count} {state}" for state, count in states.items())
+    return f"{plural(complete, 'run')} counted" + (f"; not counted: {others}" if others else "")

@@ -1,0 +1,186 @@
+"""The compiled step: gradients of a rank's share, their sum over ranks, the update; evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from glass_cnn.settings import RunSettings
+from glass_cnn.training.division import DataParallel
+from glass_cnn.training.model import Network, Optimizer, dropout_mask
+from hpc.errors import ConfigError
+from hpc.world import World
+
+
+def set_up_tensorflow(threads: int, world: World) -> None:
+    """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
+
+    Raises RuntimeError when TensorFlow has already started.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[world.local_rank % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gives back, equal on every rank."""
+
+    loss: float
+    """mean cross-entropy of the global batch, with dropout, without L2"""
+    correct: int
+    """examples of the global batch that were classified correctly"""
+    gradients: dict[str, tf.Tensor]
+    """gradients of the whole loss, L2 and clipping included"""
+
+
+COUNTS = ("examples", "correct", "loss", "glass", "predicted_glass", "gap", "gap_squared")
+
+
+class Engine:
+    """Network and optimizer of one run, and the division of their work over ranks.
+
+    The global batch is `settings.train.batch_size` at any number of ranks; each rank computes
+    the rows `share` of it. Raises ConfigError when there are more ranks than examples in a batch.
+    """
+
+    def __init__(self, settings: RunSettings, world: World) -> None:
+        train = settings.train
+        if train.batch_size < world.size:
+            raise ConfigError(
+                f"train.batch_size {train.batch_size} is smaller than the number of ranks "
+                f"{world.size}: every rank needs at least one example; start fewer ranks or set a "
+                "larger batch."
+            )
+        self.settings = settings
+        self.world = world
+        self.parallel = DataParallel(world)
+        self.share = self.parallel.share(train.batch_size)
+        self.network = Network(settings.model.recipe, settings.render.pixels, settings.seed)
+        self.optimizer = Optimizer(train.optimizer, self.network)
+        pixels = settings.render.pixels
+        image = tf.TensorSpec((None, pixels, pixels, 3), tf.uint8)
+        label = tf.TensorSpec((None,), tf.int32)
+        scalar = tf.TensorSpec((), tf.float32)
+        self._train_step = tf.function(
+            self._train,
+            autograph=False,  # nothing to convert; a rank that is killed would leave files behind
+            input_signature=[
+                image,
+                label,
+                tf.TensorSpec((), tf.int64),
+                scalar,
+                tf.TensorSpec((2,), tf.float32),
+            ],
+        )
+        self._evaluate_batch = tf.function(
+            self._evaluate, autograph=False, input_signature=[image, label]
+        )
+
+    def state(self) -> dict[str, tf.Variable]:
+        """Every tensor that a restart needs, by name."""
+        model = {f"model/{k}": v for k, v in self.network.parameters.items()}
+        return model | {f"optimizer/{k}": v for k, v in self.optimizer.slots.items()}
+
+    def snapshot(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Views (no copies on a CPU) of the state, valid until the next step."""
+        return {
+            name: np.asarray(memoryview(variable.read_value()))
+            for name, variable in self.state().items()
+            if name.startswith(prefix)
+        }
+
+    def assign(self, tensors: dict[str, np.ndarray]) -> None:
+        """Set the named tensors of the state; ValueError where a shape differs."""
+        state = self.state()
+        for name, value in tensors.items():
+            state[name].assign(value)
+
+    def broadcast(self) -> None:
+        """Give every rank rank 0's state, so that all start from the same bits."""
+        self.parallel.broadcast(list(self.state().values()))
+
+    def train_step(
+        self, images: np.ndarray, labels: np.ndarray, step: int, rate: float
+    ) -> StepResult:
+        """One update on the global batch, of which `images`, `labels` are this rank's rows.
+
+        Args:
+            images: uint8 [share, pixels, pixels, 3].
+            labels: int [share], 0 liquid, 1 glass.
+            step: number that the dropout masks follow from.
+            rate: learning rate of this update.
+        """
+        sums, gradients = self._train_step(
+            tf.constant(images),
+            tf.constant(labels, tf.int32),
+            tf.constant(step, tf.int64),
+            tf.constant(rate, tf.float32),
+            tf.constant(self.optimizer.powers()),
+        )
+        self.optimizer.count += 1
+        loss, correct = sums.numpy().tolist()
+        return StepResult(loss, round(correct), gradients)
+
+    def _train(self, images, labels, step, rate, powers):  # type: ignore[no-untyped-def]
+        train = self.settings.train
+        parameters = self.network.parameters
+        mask = dropout_mask(self.settings.seed, step, train.batch_size, train.dropout)
+        with tf.GradientTape() as tape:
+            logits = self.network.logits(images, mask[self.share] if train.dropout else None)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_sum(losses) / train.batch_size
+        gradients = tape.gradient(loss, list(parameters.values()))
+        correct = tf.reduce_sum(tf.cast(predicted(logits) == labels, tf.float32))
+        *gradients, sums = self.parallel.sum([*gradients, tf.stack([loss, correct])])
+        named = dict(zip(parameters, gradients, strict=True))
+        # The gradient of L2 needs no communication: every rank has the weights.
+        for name, weight in self.network.weights.items():
+            named[name] += train.l2 * weight
+        if train.optimizer.clip_norm is not None:
+            clipped, _ = tf.clip_by_global_norm(list(named.values()), train.optimizer.clip_norm)
+            named = dict(zip(named, clipped, strict=True))
+        self.optimizer.apply(named, rate, powers)
+        return sums, named
+
+    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Sums over a batch, float64 [7], in the order of COUNTS: exact counts, summed losses.
+
+        `gap` is the difference of the two logits, glass minus liquid.
+        """
+        return self._evaluate_batch(tf.constant(images), tf.constant(labels, tf.int32)).numpy()
+
+    def _evaluate(self, images, labels):  # type: ignore[no-untyped-def]
+        logits = self.network.logits(images)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        guesses = predicted(logits)
+        gap = logits[:, 1] - logits[:, 0]
+        columns = [tf.ones_like(losses), guesses == labels, losses, labels, guesses, gap, gap * gap]
+        return tf.stack([tf.reduce_sum(tf.cast(c, tf.float64)) for c in columns])
+
+
+def predicted(logits: tf.Tensor) -> tf.Tensor:
+    """Class of each row of logits: glass only where its logit is the larger one."""
+    return tf.cast(logits[:, 1] > logits[:, 0], tf.int32)
+
+
+def portions(world: World, count: int, batch: int) -> Iterable[slice]:
+    """This rank's slices of `count` examples, the same number of slices on every rank.
+
+    Each example is in exactly one slice of one rank; slices may be empty. Equal numbers let the
+    ranks talk to each other after each slice.
+    """
+    mine = world.share(count)
+    size = max(1, batch // world.size)
+    longest = -(-count // world.size)
+    for number in range(-(-longest // size)):
+        start = min(mine.start + number * size, mine.stop)
+        yield slice(start, min(start + size, mine.stop))

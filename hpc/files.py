@@ -1,0 +1,152 @@
+"""Files that a crash at any moment leaves whole: atomic writes, appended records, durable renames.
+
+A file whose existence means "done" is written aside and renamed; records are appended a line
+at a time, so that a reader never sees half a file and loses at most a line to a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hpc.errors import DataError, StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error of writing into one message naming path and remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "no space left; free some or move the output with LOGS=dir"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = "not writable; choose another place with LOGS=dir (or $GLASS_LOGS)"
+        else:
+            what = f"{error.strerror or error}; choose another place with LOGS=dir (or $GLASS_LOGS)"
+        raise StorageError(f"{error.filename or path}: {what}.") from error
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory with its parents; raises StorageError."""
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `path` so that it holds its old or its whole new content; raises StorageError."""
+    data = content.encode() if isinstance(content, str) else content
+    with storage_errors(path):
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o666 & ~_umask())
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
+        fsync_directory(path.parent)
+
+
+@functools.cache  # asking means changing it for a moment, for all threads
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """`write_atomic` of indented JSON; not-a-number and infinities become null."""
+    write_atomic(path, json.dumps(_finite(tree), indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; raises DataError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is damaged ({error}); remove it and run again.") from None
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line and make it durable; raises StorageError.
+
+    A line that a crash cut short is ended first, so that it spoils only itself.
+    """
+    line = json.dumps(_finite(record), separators=(",", ":")) + "\n"
+    with storage_errors(path), open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        rest = line.encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)  # half a record would only take the last space
+            raise
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole JSON objects of a record file, in order; lines cut short by a crash are left out.
+
+    A file that does not exist holds no records.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
+    """Cut a record file down to the records that `keep` accepts; returns how many went."""
+    records = read_records(path)
+    kept = [record for record in records if keep(record)]
+    text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in kept)
+    if path.exists() and path.read_bytes() != text.encode():
+        write_atomic(path, text)
+    return len(records) - len(kept)

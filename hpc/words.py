@@ -1,0 +1,16 @@
+"""Numbers, times and paths as people read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,000 trajectories`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def shown(path: Path) -> Path:
+    """`path` as people would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
