@@ -42,7 +42,7 @@ import tensorflow as tf
 
 from glass_cnn.settings import RunSettings, build_run
 from glass_cnn.training.engine import Engine, portions, set_up_tensorflow
-from hpc.checkpoint import Checkpoints
+from hpc.checkpoint_writer import Checkpoints
 from hpc.words import plural
 from hpc.world import World, world
 

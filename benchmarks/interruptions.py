@@ -35,8 +35,8 @@ import psutil
 from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import slurm
+from hpc.checkpoint_names import newest_step
 from hpc.files import read_json, read_records
-from hpc.requeue import newest_step
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import json
 import math
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,46 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 os.unlink(aside)
             raise
         fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, waiting: Callable[[str, float], object], without: Callable[[OSError], object]
+) -> Iterator[None]:
+    """Hold the lock file `path`: one process at a time, over all machines that share the files.
+
+    POSIX record locks: they reach over NFS, the kernel lets go when the process ends in whatever
+    way, and no child inherits them. While another process holds it, `waiting(who, seconds)` is
+    called ten times a second and raises to give up. Where the file system knows no locks,
+    `without(error)` is told once, and work goes on. Raises StorageError.
+    """
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _wait_for_lock(descriptor, waiting)
+        except OSError as error:
+            without(error)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, waiting: Callable[[str, float], object]) -> None:
+    """Return with the lock; raises OSError where there are none, or what `waiting` raises."""
+    began = time.monotonic()
+    while True:
+        try:
+            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        waiting(holder or "another process", time.monotonic() - began)
+        time.sleep(0.1)
 
 
 @functools.cache  # asking means changing it for a moment, for all threads

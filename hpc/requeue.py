@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import slurm
+from hpc.checkpoint_names import newest_step
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
 from hpc.files import append_record, read_records
@@ -116,12 +117,6 @@ def _at(step: int | None) -> str:
 
 
 # -- facts -----------------------------------------------------------------------------------------
-
-
-def newest_step(checkpoints: Path) -> int:
-    """Step of the newest checkpoint in a directory, 0 without any; names alone are looked at."""
-    names = (re.fullmatch(r"step-(\d+)(\.\d+)?", p.name) for p in checkpoints.glob("step-*"))
-    return max((int(name[1]) for name in names if name), default=0)
 
 
 def job_state(job: str) -> JobState | None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from hpc import checkpoint
-from hpc.checkpoint import Checkpoint, Checkpoints
+from hpc.checkpoint import Checkpoint
+from hpc.checkpoint_names import MANIFEST, saved
+from hpc.checkpoint_writer import Checkpoints
 
 IDENTITY = "0123456789abcdef" * 4
-STATE, MANIFEST = checkpoint.STATE, checkpoint.MANIFEST
 
 
 def state(step: int, size: int = 20) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ class Run:
         return steps
 
     def kept(self) -> list[Path]:
-        return sorted(p for p in self.path.glob("step-*") if ".refused" not in p.name)
+        return [entry.path for entry in saved(self.path)]
 
     def latest(self) -> Checkpoint:
         with self.open() as checkpoints:

@@ -17,7 +17,7 @@ from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch, open_branch
 from glass_cnn.training.engine import Engine
 from glass_cnn.training.recorder import Recorder
-from hpc.checkpoint import Checkpoints
+from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import ConfigError, DataError, StorageError
 from hpc.files import read_records
 from hpc.world import world

@@ -17,11 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc.checkpoint import InvalidCheckpoint, newest, read
+from hpc.checkpoint_names import MANIFEST, STATE
 from hpc.errors import StorageError
 from tests.checkpoints import (
     IDENTITY,
-    MANIFEST,
-    STATE,
     Run,
     belongs,
     damage,

@@ -18,8 +18,9 @@ import pytest
 
 from hpc import checkpoint
 from hpc.checkpoint import InvalidCheckpoint, NoValidCheckpoint, newest, read
+from hpc.checkpoint_names import MANIFEST, STATE
 from hpc.errors import DataError, StorageError
-from tests.checkpoints import IDENTITY, MANIFEST, STATE, Run, belongs, damage, fork, wait
+from tests.checkpoints import IDENTITY, Run, belongs, damage, fork, wait
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = json.loads((folder / MANIFEST).read_text()) | changes
         del content["checksum"]
-        (folder / MANIFEST).write_bytes(checkpoint._manifest_text(content))
+        (folder / MANIFEST).write_bytes(checkpoint.manifest_text(content))
 
     return change
 

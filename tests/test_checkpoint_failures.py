@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpc.checkpoint import Checkpoints, DirectoryInUse, newest, read
+from hpc.checkpoint import DirectoryInUse, newest, read
+from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import StorageError
 from tests.checkpoints import IDENTITY, Run, belongs, fork, meta, state, wait
 

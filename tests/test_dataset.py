@@ -325,7 +325,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, ".")
 from glass_cnn.data import store
-from hpc.config import run_main
+from hpc.commandline import run_main
 from hpc.world import world
 from tests.test_dataset import SETTINGS
 ranks = world()  # MPI needs large files of its own

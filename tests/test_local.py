@@ -192,7 +192,7 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from hpc import local
-from hpc.config import UserError
+from hpc.errors import UserError
 from hpc.stages import Stage, Task
 place, ranks = Path(sys.argv[1]), int(sys.argv[2])
 def task(name):

@@ -18,8 +18,8 @@ import yaml
 
 from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
+from hpc.checkpoint_names import newest_step
 from hpc.files import read_json, read_records
-from hpc.requeue import newest_step
 from hpc.stages import Stage, Task
 from tests.slurm.cluster import (
     Cluster,

@@ -15,9 +15,10 @@ import pytest
 
 from glass_cnn.paths import StudyDir
 from hpc import requeue, slurm
+from hpc.checkpoint_names import newest_step
 from hpc.errors import ConfigError
 from hpc.files import read_records, write_json
-from hpc.requeue import JobState, decide, newest_step
+from hpc.requeue import JobState, decide
 from hpc.slurm import (
     Queued,
     Site,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from glass_cnn.paths import RunDir
-from hpc.checkpoint import Checkpoints
+from hpc.checkpoint_writer import Checkpoints
 from tests.checkpoints import IDENTITY, Run, state
 from tests.conftest import ROOT
 from tests.torture import faults

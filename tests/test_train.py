@@ -540,7 +540,7 @@ def test_a_branch_starts_from_the_weights_of_another_run(
 TRAINS = """
 import sys, time
 from pathlib import Path
-from hpc.checkpoint import Checkpoints
+from hpc.checkpoint_writer import Checkpoints
 run, go = Path(sys.argv[1]), Path(sys.argv[2])
 with Checkpoints(run / "checkpoints", "", 1, None, 1, print):
     print("locked", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RestartFrom, RunSettings
-from hpc import checkpoint
+from hpc import checkpoint, checkpoint_names
 from hpc.errors import ConfigError, DataError
 
 
@@ -60,11 +60,11 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
             "this run's seed, * for anything)."
         )
     place = places[0]
-    if (place / checkpoint.MANIFEST).exists():
+    if (place / checkpoint_names.MANIFEST).exists():
         return _read(place)
     run = RunDir(place)
     if source.which == "best":
-        return _read(run.checkpoints / checkpoint.BEST)
+        return _read(run.checkpoints / checkpoint_names.BEST)
     newest = checkpoint.newest(run.checkpoints, None, lambda refused: print(refused, flush=True))
     if newest is None:
         raise ConfigError(

@@ -21,11 +21,13 @@ from glass_cnn.training.diagnostics import Diagnostics, output_statistics
 from glass_cnn.training.engine import COUNTS, Engine, StepResult, portions, set_up_tensorflow
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.schedule import learning_rate
-from hpc.checkpoint import Checkpoints, NoValidCheckpoint, digest_tensors
+from hpc.checkpoint import NoValidCheckpoint
+from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, UserError
 from hpc.files import read_records, storage_errors
 from hpc.heartbeat import Heartbeat
 from hpc.preempt import StopFlag, signal_name
+from hpc.tensorfile import digest_tensors
 from hpc.world import World
 
 PROBE_IMAGES = 64

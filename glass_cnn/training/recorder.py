@@ -18,7 +18,7 @@ import tensorflow as tf
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.engine import COUNTS
-from hpc.checkpoint import Checkpoints
+from hpc.checkpoint_writer import Checkpoints
 from hpc.config import to_yaml, validate
 from hpc.errors import ConfigError
 from hpc.files import (

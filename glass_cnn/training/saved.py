@@ -12,7 +12,7 @@ import tensorflow as tf
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings, load_run
 from glass_cnn.training.model import Network
-from hpc import checkpoint
+from hpc import checkpoint, checkpoint_names
 from hpc.errors import ConfigError, DataError
 
 Which = Literal["best", "latest"]
@@ -105,5 +105,5 @@ def open_all(run: RunDir, settings: RunSettings) -> Iterator[tuple[Which, SavedM
 def _saved(run: RunDir, which: Which) -> checkpoint.Checkpoint | None:
     if which == "latest":
         return checkpoint.newest(run.checkpoints, None, lambda refused: print(refused))
-    best = run.checkpoints / checkpoint.BEST
+    best = run.checkpoints / checkpoint_names.BEST
     return checkpoint.read(best) if best.is_dir() else None

@@ -33,6 +33,7 @@ import yaml
 
 from glass_cnn.paths import RunDir, logs_root
 from glass_cnn.study import load_study
+from hpc.checkpoint_names import saved
 from hpc.commandline import Parser
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
 from hpc.files import make_directory, read_json, read_records, write_atomic, write_json
@@ -495,7 +496,10 @@ class Torture:
             reached = faults.last_step(case.run) + STEPS - 1
             tally.lost.append(max(0, min(reached, STEPS * self.options.iterations) - steps[-1]))
         if code == EXIT_AGAIN and case.disk is None and steps[-1:] != before[-1:]:
-            newest = max(case.run.checkpoints.glob("step-*"), key=lambda p: p.stat().st_ctime)
+            newest = max(
+                (entry.path for entry in saved(case.run.checkpoints)),
+                key=lambda p: p.stat().st_ctime,
+            )
             tally.durable.append(max(0.0, newest.stat().st_ctime - sent))
 
     def check_words(self, case: Case, fault: Fault, said: str, culprit: int) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from glass_cnn.paths import RunDir
-from hpc import checkpoint
+from hpc import checkpoint, checkpoint_names
 from hpc.files import read_records
 
 MARK = "GLASS_FAULTS"
@@ -233,7 +233,7 @@ def _between_evaluations(start: Start, moment: str, rng: random.Random, seconds:
 
 def _is_saving(run: RunDir) -> bool:
     try:
-        return any(e.name.startswith(checkpoint.ASIDE) for e in os.scandir(run.checkpoints))
+        return any(e.name.startswith(checkpoint_names.ASIDE) for e in os.scandir(run.checkpoints))
     except OSError:
         return False
 
@@ -340,19 +340,17 @@ class Clocks:
 
 def steps_on_disk(run: RunDir) -> list[int]:
     """Steps of the checkpoints in use, from old to new."""
-    names = (path.name for path in run.checkpoints.glob("step-*"))
-    return sorted({int(name.split(".")[0][5:]) for name in names if ".refused" not in name})
+    return sorted({entry.step for entry in checkpoint_names.saved(run.checkpoints)})
 
 
 def damage(run: RunDir, kind: str, rng: random.Random) -> bool:
     """Damage the newest checkpoint; False where no older one could take its place."""
-    paths = [p for p in run.checkpoints.glob("step-*") if ".refused" not in p.name]
-    paths.sort(key=lambda path: path.name)
+    paths = [entry.path for entry in checkpoint_names.saved(run.checkpoints)]
     if len(paths) < 2:
         return False
     older, newest = checkpoint.read(paths[-2]), checkpoint.read(paths[-1])
-    state, manifest = newest.path / checkpoint.STATE, newest.path / checkpoint.MANIFEST
-    best = run.checkpoints / checkpoint.BEST / f"state-{newest.best or 0:09d}.safetensors"
+    state, manifest = newest.path / checkpoint_names.STATE, newest.path / checkpoint_names.MANIFEST
+    best = run.checkpoints / checkpoint_names.BEST / checkpoint_names.best_state(newest.best or 0)
     if kind == "flip in the best model" and (newest.best == older.best or not best.exists()):
         return False
     match kind:
