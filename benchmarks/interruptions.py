@@ -36,7 +36,8 @@ from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
-from hpc.files import read_json, read_records
+from hpc.files import read_json
+from hpc.records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from glass_cnn.outcomes import Evaluations
 from hpc.errors import DataError
+from hpc.records import Event
 
 CHUNK = 4 << 20
 """Bytes of a record file that are parsed at a time, so that a huge one stays out of memory."""
@@ -29,38 +30,48 @@ CHUNK = 4 << 20
 S = TypeVar("S")
 
 
-class Evaluation(msgspec.Struct, gc=False):
+class Evaluation(msgspec.Struct, gc=False, kw_only=True):
     """One line of metrics.jsonl; accuracies are fractions of 1, null stands for not finite."""
 
     iteration: int
+    """iterations done, from 1"""
     step: int
+    """optimizer updates done"""
+    epoch: float | None = None
+    """times that the training images were gone through"""
     learning_rate: float | None
+    """rate of the last update"""
     train_accuracy: float | None
+    """share of this iteration's training examples classified correctly, with dropout"""
     train_loss: float | None
+    """their mean cross-entropy, without L2"""
+    l2_loss: float | None = None
+    """l2 · Σ ½‖W‖² after the last update"""
     validation_accuracy: float | None
     validation_loss: float | None
+    """mean cross-entropy, without L2"""
     predicted_glass_fraction: float | None
+    """share of validation examples that are called glass"""
     validation_examples: int
     validation_glass: int
-    l2_loss: float | None = None
+    """glasses among them"""
     finite: bool = True
+    """whether both losses are finite"""
+    seconds: float | None = None
+    """wall time of all starts together, s"""
     diagnostics: dict[str, Any] | None = None
+    """what was measured beside: numbers, or groups of numbers by tensor or layer"""
 
 
 SERIES = (
-    "learning_rate",
-    "train_accuracy",
-    "train_loss",
-    "validation_accuracy",
-    "validation_loss",
-    "predicted_glass_fraction",
-    "l2_loss",
-)
+    "learning_rate", "train_accuracy", "train_loss", "l2_loss", "validation_accuracy",
+    "validation_loss", "predicted_glass_fraction",
+)  # fmt: skip
 """Quantities of an evaluation that can be drawn against its step."""
 
 
-class Point(msgspec.Struct):
-    """One evaluation of result.json."""
+class Tested(msgspec.Struct):
+    """One evaluation of result.json, with the accuracy on the test set."""
 
     iteration: int
     validation_accuracy: float | None
@@ -72,43 +83,52 @@ class Result(msgspec.Struct):
 
     seed: int
     steps: int
-    optimal: Point
-    final: Point
+    optimal: Tested
+    final: Tested
     weights_sha256: str
     restarts: int
     wall_seconds: float
     examples: dict[str, int] = {}
+    """number of examples in each part of the split"""
+    rollbacks: list[int] = []
+    """iterations at which the run went back"""
 
 
 class Lineage(msgspec.Struct):
     """The run whose weights another one started from."""
 
     run: str
+    checkpoint: str | None = None
     step: int | None = None
     which: str | None = None
+    optimizer_state: bool | None = None
 
 
-class Start(msgspec.Struct):
-    """One start of a run."""
+class Start(msgspec.Struct, kw_only=True):
+    """One line of provenance.jsonl: a start of a run."""
 
     time: str | float | None = None
     commit: str | None = None
     dirty: bool | None = None
+    """whether the code had changes of its own"""
     versions: dict[str, Any] = {}
+    slurm: dict[str, Any] | None = None
+    """what Slurm says of the job; empty outside Slurm"""
     hosts: list[str] = []
     ranks: int | None = None
-    slurm: dict[str, Any] | None = None
     resumed_step: int | None = None
+    """step that this start began at"""
     reason: str | None = None
+    """new run, or what it goes on from"""
     lineage: Lineage | None = None
 
 
 _evaluations = msgspec.json.Decoder(Evaluation)
 _starts = msgspec.json.Decoder(Start)
-_events = msgspec.json.Decoder(dict[str, Any])
+_events = msgspec.json.Decoder(Event)
 
 
-class Diagnostics(NamedTuple):
+class DiagnosticSummary(NamedTuple):
     """Last and largest finite value of every number that was measured; names have dots."""
 
     names: tuple[str, ...]
@@ -116,7 +136,7 @@ class Diagnostics(NamedTuple):
     largest: NDArray[np.float64]
 
 
-NO_DIAGNOSTICS = Diagnostics((), np.empty(0), np.empty(0))
+NO_DIAGNOSTICS = DiagnosticSummary((), np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,7 @@ class Metrics:
     examples: NDArray[np.float64]
     glass: NDArray[np.float64]
     finite: NDArray[np.bool_]
-    diagnostics: Diagnostics
+    diagnostics: DiagnosticSummary
     torn: int
     """lines that a crash cut short"""
 
@@ -161,6 +181,11 @@ def read_metrics(path: Path) -> Metrics:
         if records:
             parts.append(_part(records))
     return _joined(parts or [_part([])], torn)
+
+
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """The evaluations of metrics.jsonl as they stand there; raises DataError for a wrong type."""
+    return [each for chunk in _chunks(path) for each in _decode(chunk, path, _evaluations)[0]]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -196,7 +221,7 @@ COLUMNS = Evaluation.__struct_fields__[:-1]
 @dataclass(frozen=True)
 class _Part:
     columns: dict[str, NDArray[np.float64]]
-    diagnostics: list[Diagnostics]
+    diagnostics: list[DiagnosticSummary]
 
 
 def _part(records: list[Evaluation]) -> _Part:
@@ -227,7 +252,7 @@ def _joined(parts: list[_Part], torn: int) -> Metrics:
     )
 
 
-def _summary(shapes: list[Diagnostics]) -> Diagnostics:
+def _summary(shapes: list[DiagnosticSummary]) -> DiagnosticSummary:
     """Of records of different shapes, one after the other."""
     if len(shapes) <= 1:
         return shapes[0] if shapes else NO_DIAGNOSTICS
@@ -237,7 +262,7 @@ def _summary(shapes: list[Diagnostics]) -> Diagnostics:
         for name, end, most in zip(*shape, strict=True):
             last[name] = last.get(name, end) if np.isnan(end) else end
             largest[name] = float(np.fmax(most, largest.get(name, most)))
-    return Diagnostics(tuple(last), np.array([*last.values()]), np.array([*largest.values()]))
+    return DiagnosticSummary(tuple(last), np.array([*last.values()]), np.array([*largest.values()]))
 
 
 def _not_superseded(step: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -246,7 +271,7 @@ def _not_superseded(step: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.append(step[:-1] < lowest_later[1:], True)
 
 
-def _of_shapes(records: list[dict[str, Any]]) -> list[Diagnostics]:
+def _of_shapes(records: list[dict[str, Any]]) -> list[DiagnosticSummary]:
     """Summaries of diagnostics, which are read as the rows of one matrix for each shape."""
     shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
@@ -255,7 +280,7 @@ def _of_shapes(records: list[dict[str, Any]]) -> list[Diagnostics]:
     return [_of_one_shape(alike) for alike in shapes.values()]
 
 
-def _of_one_shape(records: list[dict[str, Any]]) -> Diagnostics:
+def _of_one_shape(records: list[dict[str, Any]]) -> DiagnosticSummary:
     groups = [key for key, value in records[0].items() if isinstance(value, dict)]
     single = [key for key in records[0] if key not in groups]
     names = [f"{group}.{key}" for group in groups for key in records[0][group]] + single
@@ -267,7 +292,7 @@ def _of_one_shape(records: list[dict[str, Any]]) -> Diagnostics:
     finite = np.isfinite(table)
     last = len(rows) - 1 - finite[::-1].argmax(axis=0)
     end = np.where(finite.any(axis=0), table[last, np.arange(len(names))], np.nan)
-    return Diagnostics(tuple(names), end, np.fmax.reduce(np.where(finite, table, np.nan)))
+    return DiagnosticSummary(tuple(names), end, np.fmax.reduce(np.where(finite, table, np.nan)))
 
 
 def _numbers(rows: list[list[Any]]) -> NDArray[np.float64]:
@@ -301,4 +326,4 @@ def read_starts(path: Path) -> list[Start]:
 def count_events(path: Path) -> dict[str, int]:
     """How often each kind of event stands in events.jsonl; raises DataError for a wrong type."""
     found = [event for chunk in _chunks(path) for event in _decode(chunk, path, _events)[0]]
-    return dict(Counter(str(event.get("event")) for event in found))
+    return dict(Counter(event.event for event in found))

@@ -24,8 +24,7 @@ from hpc.checkpoint_folder import Content, Folder
 from hpc.checkpoint_names import LOCK
 from hpc.errors import StorageError
 from hpc.files import fsync_directory, locked, make_directory, storage_errors
-
-Event = dict[str, Any]
+from hpc.records import Event
 
 
 class _Memory:
@@ -62,7 +61,7 @@ class Checkpoints:
     """The checkpoints of one run; for its one writer, rank 0. Other ranks use `read`.
 
     `identity` names the settings a checkpoint is valid for. The newest `keep` (at least 1) are
-    kept, and those whose step `milestone` approves. `on_event` gets a dict with key `event` for
+    kept, and those whose step `milestone` approves. `on_event` gets an Event for
     everything out of the ordinary, always in the caller's thread. Waits up to `patience` seconds
     for a process that is about to end, then raises DirectoryInUse; raises StorageError when the
     directory cannot be written.
@@ -94,7 +93,7 @@ class Checkpoints:
         with storage_errors(directory):
             fsync_directory(directory.parent)
             for path in self._folder.remove_leftovers():
-                on_event({"event": "checkpoint_leftover_removed", "path": str(path)})
+                on_event(Event(event="checkpoint_leftover_removed", path=str(path)))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -236,8 +235,8 @@ class Checkpoints:
             self._folder.prune(self.keep)
 
     def _refuse(self, refused: InvalidCheckpoint) -> None:
-        told = {"path": str(refused.path), "reason": refused.reason}
-        self.on_event({"event": "checkpoint_refused", **told})
+        path, reason = str(refused.path), refused.reason
+        self.on_event(Event(event="checkpoint_refused", path=path, reason=reason))
         with storage_errors(self.directory):
             self._folder.refuse(refused)
 
@@ -253,7 +252,7 @@ class Checkpoints:
                 )
 
         def without(error: OSError) -> None:
-            told = {"path": str(path), "reason": str(error)}
-            self.on_event({"event": "checkpoint_lock_unsupported", **told})
+            unsupported = "checkpoint_lock_unsupported"
+            self.on_event(Event(event=unsupported, path=str(path), reason=str(error)))
 
         return locked(path, waiting, without)

@@ -122,7 +122,18 @@ def _umask() -> int:
 
 def write_json(path: Path, tree: Any) -> None:
     """`write_atomic` of indented JSON; not-a-number and infinities become null."""
-    write_atomic(path, json.dumps(_finite(tree), indent=1) + "\n")
+    write_atomic(path, json.dumps(finite(tree), indent=1) + "\n")
+
+
+def finite(tree: Any) -> Any:
+    """A tree for JSON, which has neither not-a-number nor infinities: they become null."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
 
 
 def read_json(path: Path) -> Any:
@@ -133,63 +144,3 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is damaged ({error}); remove it and run again.") from None
-
-
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return None
-    return tree
-
-
-def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line and make it durable; raises StorageError.
-
-    A line that a crash cut short is ended first, so that it spoils only itself.
-    """
-    line = json.dumps(_finite(record), separators=(",", ":")) + "\n"
-    with storage_errors(path), open(path, "ab+", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        rest = line.encode()
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(size)  # half a record would only take the last space
-            raise
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON objects of a record file, in order; lines cut short by a crash are left out.
-
-    A file that does not exist holds no records.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records
-
-
-def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Cut a record file down to the records that `keep` accepts; returns how many went."""
-    records = read_records(path)
-    kept = [record for record in records if keep(record)]
-    text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in kept)
-    if path.exists() and path.read_bytes() != text.encode():
-        write_atomic(path, text)
-    return len(records) - len(kept)

@@ -24,8 +24,9 @@ from rich.text import Text
 
 from hpc.commandline import outliving_the_reader
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
-from hpc.files import make_directory, read_records, storage_errors
+from hpc.files import make_directory, storage_errors
 from hpc.preempt import STOP_SIGNALS, StopFlag
+from hpc.records import read_records
 from hpc.stages import Stage, Task
 from hpc.words import plural
 

@@ -24,7 +24,7 @@ from hpc import slurm
 from hpc.checkpoint_names import newest_step
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
-from hpc.files import append_record, read_records
+from hpc.records import append_record, read_records
 from hpc.slurm import SlurmError
 from hpc.words import plural
 

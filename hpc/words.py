@@ -14,3 +14,10 @@ def plural(count: int, noun: str) -> str:
 def shown(path: Path) -> Path:
     """`path` as people would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def duration(seconds: float) -> str:
+    """75 s as 1:15, 3675 s as 1:01:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -28,7 +28,7 @@ from glass_cnn.study import Study
 from hpc import slurm
 from hpc.commandline import Parser, run_main
 from hpc.errors import ConfigError, UserError
-from hpc.words import plural
+from hpc.words import duration, plural
 
 EVERY = 5.0
 """seconds between two looks of `make watch`"""
@@ -257,13 +257,6 @@ def cells(run: Shown) -> list[str]:
         "" if run.left is None else duration(run.left),
         run.detail,
     ]
-
-
-def duration(seconds: float) -> str:
-    """75 s as 1:15, 3675 s as 1:01:15."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 if __name__ == "__main__":

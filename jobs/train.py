@@ -65,11 +65,12 @@ def train_one(
         return None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with keeping_crashes(run.path / "crashes" / f"rank-{ranks.rank}.txt"):
+        from glass_cnn.records import Start
         from glass_cnn.training.loop import start_over, train
 
         if args.start_over:
             ranks.on_root(lambda: start_over(run))
-        return train(settings, run, root, ranks, stop, start)
+        return train(settings, run, root, ranks, stop, Start(**start))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from hpc.checkpoint import Checkpoint
 from hpc.checkpoint_names import MANIFEST, saved
 from hpc.checkpoint_writer import Checkpoints
+from hpc.records import as_dict
 
 IDENTITY = "0123456789abcdef" * 4
 
@@ -47,7 +48,10 @@ class Run:
 
     def open(self, **changes: Any) -> Checkpoints:
         defaults: dict[str, Any] = {"keep": 3, "milestone": None, "ranks": 2, "patience": 0.0}
-        defaults |= {"on_event": self.events.append, "identity": IDENTITY}
+        defaults |= {
+            "on_event": lambda event: self.events.append(as_dict(event)),
+            "identity": IDENTITY,
+        }
         return Checkpoints(self.path, **(defaults | changes))
 
     def write(self, *steps: int, **changes: Any) -> None:

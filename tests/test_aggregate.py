@@ -19,7 +19,7 @@ from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_metrics
 from glass_cnn.study import Study
 from hpc.errors import ConfigError, DataError
-from hpc.files import append_record
+from hpc.records import append_record
 from jobs.aggregate import main
 from tests import synthetic
 

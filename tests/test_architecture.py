@@ -152,7 +152,6 @@ def test_no_arrow_of_the_picture_runs_back_up(document: str) -> None:
         assert not above & set(others), here
 
 
-@pytest.mark.xfail(strict=True, reason="the recorder reaches into the loop")
 def test_no_modules_import_each_other(code: dict[str, str]) -> None:
     assert circles(code) == set()
 

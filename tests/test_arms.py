@@ -9,7 +9,7 @@ import pytest
 from glass_cnn.analysis import arms, statistics
 from glass_cnn.analysis.arms import Estimates, estimate
 from glass_cnn.analysis.table import aggregate
-from hpc.files import append_record
+from hpc.records import append_record
 from tests import synthetic
 
 FATES: dict[str, list[str | None]] = {

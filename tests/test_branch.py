@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 
 from glass_cnn.paths import StudyDir
+from glass_cnn.records import Evaluation
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch, open_branch
 from glass_cnn.training.engine import Engine
 from glass_cnn.training.recorder import Recorder
+from glass_cnn.training.tensorboard import EventFiles
 from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import ConfigError, DataError, StorageError
-from hpc.files import read_records
+from hpc.preempt import StopFlag
+from hpc.records import Event, as_dict, read_records
 from hpc.world import world
 from tests import tiny
 
@@ -74,7 +77,7 @@ def test_latest_weights_of_the_run_with_the_same_seed(logs: Path, engine: Engine
     assert set(branch.tensors) == {k for k, _ in state(engine) if k.startswith("model/")}
     assert all((v == 23).all() for v in branch.tensors.values())
     assert branch.updates == 0
-    assert branch.lineage == {
+    assert as_dict(branch.lineage) == {
         "run": "base-s3-01234567",
         "checkpoint": str(logs / "old/runs/base-s3-01234567/checkpoints/step-000000020"),
         "step": 20,
@@ -95,29 +98,29 @@ def test_best_weights(logs: Path, engine: Engine) -> None:
     settings = branching("old/runs/base-s3-*", source={"which": "best"})
     branch = opened(settings, logs, engine)
     assert all((v == 1).all() for v in branch.tensors.values())
-    assert (branch.lineage["which"], branch.lineage["step"]) == ("best", 10)
-    assert branch.lineage["run"] == "base-s3-01234567"
+    assert (branch.lineage.which, branch.lineage.step) == ("best", 10)
+    assert branch.lineage.run == "base-s3-01234567"
 
 
 def test_one_checkpoint_by_name(logs: Path, engine: Engine) -> None:
     settings = branching("old/runs/base-s3-01234567/checkpoints/step-000000010")
     branch = opened(settings, logs, engine)
     assert all((v == 13).all() for v in branch.tensors.values())
-    assert (branch.lineage["run"], branch.lineage["step"]) == ("base-s3-01234567", 10)
+    assert (branch.lineage.run, branch.lineage.step) == ("base-s3-01234567", 10)
     best = opened(branching("old/runs/base-s3-*/checkpoints/best"), logs, engine)
-    assert best.lineage["step"] == 10
+    assert best.lineage.step == 10
 
 
 def test_an_absolute_path(logs: Path, engine: Engine) -> None:
     settings = branching(str(logs / "old" / "runs" / "base-s3-01234567"))
-    assert opened(settings, logs / "elsewhere", engine).lineage["step"] == 20
+    assert opened(settings, logs / "elsewhere", engine).lineage.step == 20
 
 
 def test_logs_with_a_name_that_looks_like_a_pattern(logs: Path, engine: Engine) -> None:
     root = logs / "[a] *"
     root.mkdir()
     (logs / "old").rename(root / "old")
-    assert opened(branching("old/runs/base-s{seed}-*"), root, engine).lineage["step"] == 20
+    assert opened(branching("old/runs/base-s{seed}-*"), root, engine).lineage.step == 20
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
@@ -125,7 +128,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 ) -> None:
     newest = logs / "old/runs/base-s3-01234567/checkpoints/step-000000020"
     (newest / "manifest.json").write_text("{}")
-    assert opened(branching("old/runs/base-s3-*"), logs, engine).lineage["step"] == 10
+    assert opened(branching("old/runs/base-s3-*"), logs, engine).lineage.step == 10
     assert "step-000000020 is no usable checkpoint" in capsys.readouterr().out
     assert newest.is_dir(), "another run's files are not touched"
     (newest.with_name("step-000000010") / "manifest.json").write_text("{}")
@@ -198,19 +201,32 @@ def fill(path: Path) -> None:
 
 def test_event_files_that_do_not_fit_are_a_message(small: Path) -> None:
     run = StudyDir(small / "s").run("base", 0, "0123456789")
-    with Recorder(tiny.settings(), run, ranks=1) as recorder:
-        recorder._open_tensorboard()
+    stop = StopFlag()
+    evaluation = Evaluation(
+        iteration=1,
+        step=1,
+        learning_rate=1,
+        train_accuracy=1,
+        train_loss=1,
+        validation_accuracy=1,
+        validation_loss=1,
+        predicted_glass_fraction=1,
+        validation_examples=1,
+        validation_glass=1,
+    )
+    with Recorder(tiny.settings(), run, world(), stop) as recorder:
+        curves = EventFiles(run.tensorboard)
+        curves.begin([])
         fill(small / "filler")
-        record = dict.fromkeys(("step", "learning_rate", "train_accuracy", "train_loss"), 1)
-        record |= dict.fromkeys(("l2_loss", "validation_accuracy", "validation_loss"), 1)
-        record |= {"predicted_glass_fraction": 1}
 
-        def plot_much() -> None:
+        def add_many() -> None:
             for _ in range(200):
-                recorder._plot(record)
+                curves.add(evaluation)
 
         with pytest.raises(StorageError, match="no space left; free some"):
-            plot_much()
+            add_many()
+        curves.close()
         (small / "filler").unlink()
-        recorder.event({"event": "space again"})
+        recorder.event(Event(event="space again"))
+        assert stop.error is None
     assert [r["event"] for r in read_records(run.events)] == ["space again"]

@@ -14,7 +14,7 @@ from glass_cnn.settings import Adam
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.model import Network, Optimizer
 from hpc.errors import ConfigError
-from hpc.files import read_records
+from hpc.records import read_records
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("tensorflow")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_cnn import paths
-from hpc import files
+from hpc import files, records
 from hpc.errors import ConfigError, DataError, StorageError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
@@ -96,13 +96,13 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_aside(small: Path) ->
 @root_only
 def test_a_record_that_does_not_fit_spoils_none(small: Path) -> None:
     path = small / "records.jsonl"
-    files.append_record(path, {"n": 1})
+    records.append_record(path, {"n": 1})
     with pytest.raises(StorageError, match="no space left"):
-        files.append_record(path, {"n": 2, "text": "x" * 100_000})
-    assert files.read_records(path) == [{"n": 1}]
+        records.append_record(path, {"n": 2, "text": "x" * 100_000})
+    assert records.read_records(path) == [{"n": 1}]
     assert path.read_text() == '{"n":1}\n'
-    files.append_record(path, {"n": 3})
-    assert files.read_records(path) == [{"n": 1}, {"n": 3}]
+    records.append_record(path, {"n": 3})
+    assert records.read_records(path) == [{"n": 1}, {"n": 3}]
 
 
 # Records
@@ -117,27 +117,27 @@ json_values = st.recursive(
 
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.data())
 def test_a_crash_costs_at_most_the_line_it_cut(
-    tmp_path_factory: pytest.TempPathFactory, records: list[dict], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, written: list[dict], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("records") / "r.jsonl"
     ends = [0]
-    for record in records:
-        files.append_record(path, record)
+    for record in written:
+        records.append_record(path, record)
         ends.append(path.stat().st_size)
     cut = data.draw(st.integers(0, ends[-1]))
     whole = sum(end <= cut for end in ends[1:])
     if path.exists():
         os.truncate(path, cut)
-    found = files.read_records(path)
+    found = records.read_records(path)
     # A line that lacks only its newline is whole.
-    assert found in (records[:whole], records[: whole + 1])
-    files.append_record(path, {"after": 1})
-    assert files.read_records(path) == [*found, {"after": 1}]
+    assert found in (written[:whole], written[: whole + 1])
+    records.append_record(path, {"after": 1})
+    assert records.read_records(path) == [*found, {"after": 1}]
 
 
 def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    files.append_record(path, {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}})
+    records.append_record(path, {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}})
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
     files.write_json(tmp_path / "a.json", {"a": math.nan, "b": 0.1})
     assert files.read_json(tmp_path / "a.json") == {"a": None, "b": 0.1}
@@ -145,22 +145,22 @@ def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
 
 def test_floats_come_back_exactly(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308]
-    files.append_record(tmp_path / "r", {"v": values})
-    assert files.read_records(tmp_path / "r")[0]["v"] == values
+    records.append_record(tmp_path / "r", {"v": values})
+    assert records.read_records(tmp_path / "r")[0]["v"] == values
 
 
 def test_records_are_cut_back_to_those_wanted(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     for n in range(5):
-        files.append_record(path, {"n": n})
+        records.append_record(path, {"n": n})
     with path.open("ab") as file:
         file.write(b'{"n": 9, "cut')
-    assert files.keep_records(path, lambda record: record["n"] < 3) == 2
+    assert records.keep_records(path, lambda record: record["n"] < 3) == 2
     assert path.read_text() == '{"n":0}\n{"n":1}\n{"n":2}\n'
     before = path.stat().st_ino
-    assert files.keep_records(path, lambda _: True) == 0
+    assert records.keep_records(path, lambda _: True) == 0
     assert path.stat().st_ino == before, "a file that is right already is left alone"
-    assert files.keep_records(tmp_path / "none", lambda _: True) == 0
+    assert records.keep_records(tmp_path / "none", lambda _: True) == 0
     assert not (tmp_path / "none").exists()
 
 

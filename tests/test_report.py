@@ -25,7 +25,7 @@ from glass_cnn.report import page as report
 from glass_cnn.report.page import write_report
 from glass_cnn.settings import RunSettings
 from glass_cnn.study import Study
-from hpc.files import append_record
+from hpc.records import append_record
 from jobs.report import main
 from tests import synthetic
 

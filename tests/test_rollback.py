@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from glass_cnn.records import Evaluation
 from glass_cnn.settings import Analysis, Rollback
 from glass_cnn.training.rollback import onset
-from hpc.files import read_json, read_records
+from hpc.files import read_json
+from hpc.records import read_records
 from hpc.yaml_files import merge
 from tests import tiny
 from tests.conftest import MpiRun
@@ -18,19 +20,22 @@ from tests.test_train import Plan, fault
 ANALYSIS = Analysis(learned_accuracy=0.9, learned_evaluations=2)
 
 
-def evaluations(accuracies: list[float], fractions: list[float] | None = None) -> list[dict]:
+def evaluations(accuracies: list[float], fractions: list[float] | None = None) -> list[Evaluation]:
     """Records of 100 examples, half of them glass."""
     fractions = fractions or [0.5] * len(accuracies)
     return [
-        {
-            "iteration": number,
-            "step": 10 * number,
-            "validation_accuracy": accuracy,
-            "predicted_glass_fraction": fraction,
-            "validation_examples": 100,
-            "validation_glass": 50,
-            "finite": True,
-        }
+        Evaluation(
+            iteration=number,
+            step=10 * number,
+            learning_rate=1e-3,
+            train_accuracy=accuracy,
+            train_loss=1.0,
+            validation_accuracy=accuracy,
+            validation_loss=1.0,
+            predicted_glass_fraction=fraction,
+            validation_examples=100,
+            validation_glass=50,
+        )
         for number, (accuracy, fraction) in enumerate(
             zip(accuracies, fractions, strict=True), start=1
         )
@@ -61,7 +66,7 @@ def test_one_class_is_chance_whatever_its_accuracy() -> None:
 
 def test_a_loss_that_is_not_finite_counts_at_once() -> None:
     records = evaluations([0.5, 0.5])
-    records[1]["finite"] = False
+    records[1].finite = False
     assert onset(records, Rollback(enabled=True), ANALYSIS) == 2
 
 
@@ -163,7 +168,7 @@ def test_an_interruption_changes_no_rollback(
     plan.shell("bash", "-c", f"cd '{plan.logs('damaged')}'/tiny/runs/* && {harm}")
     plan.add("damaged")
 
-    plan.add("killed", fault(0, "_return_before", 1, "SIGKILL"))
+    plan.add("killed", fault(0, "go back", 1, "SIGKILL"))
     plan.carry_out(mpirun, code=None)
     plan.add("killed")
     plan.carry_out(mpirun)

@@ -19,7 +19,8 @@ import yaml
 from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
-from hpc.files import read_json, read_records
+from hpc.files import read_json
+from hpc.records import read_records
 from hpc.stages import Stage, Task
 from tests.slurm.cluster import (
     Cluster,

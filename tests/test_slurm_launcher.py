@@ -17,7 +17,8 @@ from glass_cnn.paths import StudyDir
 from hpc import requeue, slurm
 from hpc.checkpoint_names import newest_step
 from hpc.errors import ConfigError
-from hpc.files import read_records, write_json
+from hpc.files import write_json
+from hpc.records import read_records
 from hpc.requeue import JobState, decide
 from hpc.slurm import (
     Queued,

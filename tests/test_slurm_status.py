@@ -17,9 +17,10 @@ from rich.console import Console
 
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
-from hpc.files import append_record, read_records
+from hpc.records import append_record, read_records
 from hpc.slurm import Queued, Site, job_text
 from hpc.stages import Task
+from hpc.words import duration
 from jobs import cancel, status
 from jobs.task import choose
 from tests import synthetic
@@ -99,7 +100,7 @@ def test_time_left_is_the_rate_of_late_times_what_is_to_do(tmp_path: Path) -> No
     lines = [json.dumps({"iteration": i, "seconds": 100 + 2.0 * i}) for i in range(1, 11)]
     run.metrics.write_text("\n".join(lines) + '\n{"iteration": 11, "sec')
     assert status.time_left(run, {"train.iterations": 60}) == pytest.approx(2.0 * 50)
-    assert status.duration(3675) == "1:01:15"
+    assert duration(3675) == "1:01:15"
 
 
 def test_table_is_readable_and_long_ones_are_cut(

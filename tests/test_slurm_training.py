@@ -23,7 +23,7 @@ from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import load_study
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
-from hpc.files import read_records
+from hpc.records import read_records
 from hpc.world import world
 from tests import tiny
 from tests.slurm.cluster import (

@@ -16,8 +16,9 @@ import pytest
 from glass_cnn.study import load_study
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, ConfigError, DataError
-from hpc.files import read_json, read_records
+from hpc.files import read_json
 from hpc.preempt import STOP_SIGNALS
+from hpc.records import read_records
 from jobs import dataset, report, submit
 from tests import synthetic, tiny
 from tests.conftest import ONE_THREAD, ROOT

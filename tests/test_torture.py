@@ -19,6 +19,7 @@ import pytest
 
 from glass_cnn.paths import RunDir
 from hpc.checkpoint_writer import Checkpoints
+from hpc.records import Event
 from tests.checkpoints import IDENTITY, Run, state
 from tests.conftest import ROOT
 from tests.torture import faults
@@ -85,12 +86,12 @@ def run(tmp_path: Path) -> RunDir:
 def test_every_damage_is_found(run: RunDir, kind: str, seed: int) -> None:
     assert faults.steps_on_disk(run) == [10, 20, 30]
     assert faults.damage(run, kind, random.Random(seed))
-    events: list[dict] = []
+    events: list[Event] = []
     with Checkpoints(run.checkpoints, IDENTITY, 3, None, 1, events.append) as checkpoints:
         found = checkpoints.latest()
     assert found is not None
     assert found.step == 20
-    assert [event["event"] for event in events] == ["checkpoint_refused"]
+    assert [event.event for event in events] == ["checkpoint_refused"]
     assert faults.steps_on_disk(run) == [10, 20]
 
 

@@ -23,7 +23,8 @@ import pytest
 from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import checkpoint
-from hpc.files import read_json, read_records
+from hpc.files import read_json
+from hpc.records import read_records
 from tests import tiny
 from tests.conftest import ONE_THREAD
 
@@ -146,10 +147,10 @@ def disturbances(ranks: int) -> dict[str, list[Fault]]:
             fault(last, "restore", 1, "SIGINT"),
             fault(0, "record", 2, "SIGTERM"),
             fault(last, "finish", 1, "SIGUSR1"),
-            fault(0, "_agreed_digest", 1, "SIGTERM"),
+            fault(0, "compare weights", 1, "SIGTERM"),
         ],
         "tests": [
-            fault(0, "_assign_best", 1, "SIGTERM"),
+            fault(0, "test the best", 1, "SIGTERM"),
             fault(last, "evaluate", 5, "SIGINT"),
             fault(0, "evaluate", 10, "SIGUSR2"),
         ],
@@ -169,7 +170,7 @@ def plans(
             for each in faults:
                 plan.add(case, each)
             plan.add(case)
-        plan.add("too late", fault(0, "finished", 1, "SIGTERM"))
+        plan.add("too late", fault(0, "write the result", 1, "SIGTERM"))
         plan.add("left", fault(0, "step", 8, "SIGTERM"))
         if before is not None:
             shutil.copytree(done[before].logs("left"), plan.logs("taken over"), symlinks=True)

@@ -13,7 +13,8 @@ import yaml
 from glass_cnn.data import simulate, store
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings, build_run
-from hpc.files import read_json, read_records
+from hpc.files import read_json
+from hpc.records import read_records
 from hpc.world import world
 from hpc.yaml_files import merge
 from tests.torture.campaign import STUDY

@@ -87,7 +87,7 @@ class Row:
     weights_sha256: str | None = None
     well_named: bool = False
     """the directory's name carries the digest of the settings in it"""
-    diagnostics: records.Diagnostics = records.NO_DIAGNOSTICS
+    diagnostics: records.DiagnosticSummary = records.NO_DIAGNOSTICS
 
 
 _TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.paths import RunDir
+from glass_cnn.records import Lineage
 from glass_cnn.settings import RestartFrom, RunSettings
 from hpc import checkpoint, checkpoint_names
 from hpc.errors import ConfigError, DataError
@@ -23,8 +24,8 @@ class Branch:
     tensors: dict[str, np.ndarray]
     updates: int
     """updates that the optimizer's state has seen; 0 without it"""
-    lineage: dict[str, Any]
-    """run, checkpoint, step, which: goes into the provenance"""
+    lineage: Lineage
+    """goes into the provenance"""
 
 
 def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> Branch | None:
@@ -39,13 +40,13 @@ def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> 
     found = _locate(source, root, settings.seed)
     tensors = _chosen(found, source)
     _check_shapes(found.path, tensors, state)
-    lineage = {
-        "run": _run_of(found.path).name,
-        "checkpoint": str(found.path),
-        "step": found.step,
-        "which": source.which,
-        "optimizer_state": source.optimizer_state,
-    }
+    lineage = Lineage(
+        run=_run_of(found.path).name,
+        checkpoint=str(found.path),
+        step=found.step,
+        which=source.which,
+        optimizer_state=source.optimizer_state,
+    )
     return Branch(tensors, int(found.meta["updates"]) if source.optimizer_state else 0, lineage)
 
 

@@ -1,81 +1,101 @@
-"""What rank 0 writes of a run: log, metrics, TensorBoard, checkpoints, provenance, result."""
+"""What is written of a run: log, metrics, TensorBoard, checkpoints, provenance, result.
+
+A recorder exists on every rank and is silent on all but rank 0. It is handed what it writes. Where
+it cannot write, it asks all ranks to stop, which they do at their next agreement.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import errno
+import functools
 import math
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
-import tensorflow as tf
 
 from glass_cnn.paths import RunDir
-from glass_cnn.settings import RunSettings
+from glass_cnn.records import Evaluation, Lineage, Result, Start, Tested, read_evaluations
+from glass_cnn.settings import RunSettings, load_run
 from glass_cnn.training.engine import COUNTS
+from glass_cnn.training.state import State
+from glass_cnn.training.tensorboard import EventFiles
 from hpc.checkpoint_writer import Checkpoints
-from hpc.config import to_yaml, validate
-from hpc.errors import ConfigError
-from hpc.files import (
+from hpc.config import to_yaml
+from hpc.errors import ConfigError, UserError
+from hpc.files import make_directory, storage_errors, write_atomic, write_json
+from hpc.preempt import StopFlag
+from hpc.records import (
+    Event,
+    append_event,
     append_record,
+    as_dict,
     keep_records,
-    make_directory,
+    now,
+    read_events,
     read_records,
-    storage_errors,
-    write_atomic,
-    write_json,
 )
-from hpc.words import plural
-from hpc.yaml_files import read_yaml
+from hpc.words import duration, plural
+from hpc.world import World
 
-if TYPE_CHECKING:
-    from glass_cnn.training.loop import Job
+P = ParamSpec("P")
 
-CURVES = (
-    "learning_rate", "train_accuracy", "train_loss", "l2_loss", "validation_accuracy",
-    "validation_loss", "predicted_glass_fraction",
-)  # fmt: skip
+
+def rank_0(
+    method: Callable[Concatenate[Recorder, P], None],
+) -> Callable[Concatenate[Recorder, P], None]:
+    """Let a method write on rank 0 and do nothing elsewhere; a failure asks all ranks to stop."""
+
+    @functools.wraps(method)
+    def silent(self: Recorder, /, *args: P.args, **named: P.kwargs) -> None:
+        if self.world.is_root:
+            try:
+                method(self, *args, **named)
+            except UserError as error:
+                self.stop.fail(error)
+
+    return silent
 
 
 class Recorder:
-    """Rank 0's files of one run. Raises StorageError wherever they cannot be written."""
+    """The files of one run. Collective to make: raises, on every rank, StorageError or ConfigError
+    for a directory that cannot be written or belongs to other settings."""
 
-    def __init__(self, settings: RunSettings, run: RunDir, ranks: int) -> None:
-        self.settings, self.run = settings, run
-        self.lineage: dict[str, Any] | None = None
-        make_directory(run.path)
-        self._claim()
+    checkpoints: Checkpoints
+    """on rank 0 only"""
+
+    def __init__(self, settings: RunSettings, run: RunDir, world: World, stop: StopFlag) -> None:
+        self.settings, self.run, self.world, self.stop = settings, run, world, stop
         self._saved: tuple[int, int] | None = None
         self._ended = False
-        self.checkpoints = Checkpoints(
-            run.checkpoints,
-            identity=settings.run_digest(),
-            keep=settings.checkpoint.keep,
-            milestone=self._stays,
-            ranks=ranks,
-            on_event=self.event,
-        )
-        self._events: Any = None
         self._since = time.monotonic()
+        self._curves = EventFiles(run.tensorboard)
+        world.on_root(self._open)
 
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._events is not None:
-            with contextlib.suppress(tf.errors.OpError):  # everything in it has been flushed
-                self._events.close()
-        self.checkpoints.close()
+    def __exit__(self, *exception: object) -> None:
+        if self.world.is_root:
+            self._curves.close()
+            self.checkpoints.close()
+
+    def _open(self) -> None:
+        make_directory(self.run.path)
+        self._claim()
+        self.checkpoints = Checkpoints(
+            self.run.checkpoints,
+            identity=self.settings.run_digest(),
+            keep=self.settings.checkpoint.keep,
+            milestone=self._stays,
+            ranks=self.world.size,
+            on_event=self._tell,
+        )
 
     def _claim(self) -> None:
         """Write `config.yaml`, or refuse a directory that belongs to other settings."""
         if self.run.config.exists():
-            old = validate(RunSettings, read_yaml(self.run.config), str(self.run.config))
+            old = load_run(self.run.config)
             if old.run_digest() != self.settings.run_digest():
                 raise ConfigError(
                     f"{self.run.path}: holds a run with other settings (see its config.yaml); "
@@ -103,216 +123,177 @@ class Recorder:
 
     # -- log ------------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
-        """One message to standard output and run.log."""
+    def _say(self, text: str) -> None:
+        """Print a message, and append it to run.log."""
         print(text, flush=True)
         with storage_errors(self.run.log), open(self.run.log, "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
-    def event(self, event: dict[str, Any]) -> None:
-        """Record something out of the ordinary, and say it."""
-        append_record(self.run.events, {"time": _now(), **event})
-        details = ", ".join(f"{k} {v}" for k, v in event.items() if k != "event")
-        self.say(f"{event['event']}: {details}")
+    def _tell(self, event: Event) -> None:
+        """Record an event, and print it."""
+        told = as_dict(append_event(self.run.events, event))
+        details = ", ".join(
+            f"{key} {value}" for key, value in told.items() if key not in ("time", "event")
+        )
+        self._say(f"{event.event}: {details}")
 
-    # -- start ------------------------------------------------------------------------------------
+    event = rank_0(_tell)
+    """record something out of the ordinary, and print it"""
 
-    def started(self, job: Job, hosts: list[str], reason: str, start: dict[str, Any]) -> None:
-        """Cut the records back to where the run stands and head this start's log."""
-        done = job.progress.evaluated
+    # -- start ----------------------------------------------------------------------------------
+
+    @rank_0
+    def started(
+        self, state: State, start: Start, lineage: Lineage | None, reason: str, data: str
+    ) -> None:
+        """Cut the records back to where the run stands and head this start's log with `data`."""
+        done, step = state.progress.evaluated, state.progress.step
         keep_records(self.run.metrics, lambda record: record.get("iteration", 0) <= done)
-        record = {
-            "time": _now(),
-            **start,
-            "hosts": sorted(set(hosts)),
-            "ranks": len(hosts),
-            "resumed_step": job.progress.step,
-            "reason": reason,
-        }
-        if self.lineage is not None:
-            record["lineage"] = self.lineage
+        start.time, start.resumed_step, start.reason, start.lineage = now(), step, reason, lineage
+        record = as_dict(start)
+        if lineage is None:
+            del record["lineage"]
         append_record(self.run.provenance, record)
-        slurm = "".join(f", {k} {v}" for k, v in start.get("slurm", {}).items())
-        self.say(
-            f"=== {record['time']} {self.run.name}: {reason}, step {job.progress.step} of "
-            f"{self.settings.train.steps}; {plural(len(hosts), 'rank')} on "
-            f"{', '.join(record['hosts'])}, start {self.starts()}{slurm}"
+        slurm = "".join(f", {k} {v}" for k, v in (start.slurm or {}).items())
+        self._say(
+            f"=== {start.time} {self.run.name}: {reason}, step {step} of "
+            f"{self.settings.train.steps}; {plural(self.world.size, 'rank')} on "
+            f"{', '.join(start.hosts)}, start {self.starts()}{slurm}\n{data}"
         )
-        self.say(f"{job.data.path.name}: {len(job.data)} images\n{job.parts.describe()}")
-        self._open_tensorboard()
-        best = job.engine.snapshot("model/") if self.settings.checkpoint.best else None
-        self.checkpoints.prepare(job.engine.snapshot(), best)
+        self._curves.begin(read_evaluations(self.run.metrics))
+        best = state.model() if self.settings.checkpoint.best else None
+        self.checkpoints.prepare(state.tensors(), best)
         self._since = time.monotonic()
-
-    def _open_tensorboard(self) -> None:
-        """Event files hold exactly what metrics.jsonl holds: made anew at every start."""
-        with _event_errors(self.run.tensorboard):
-            for old in self.run.tensorboard.glob("events.out.tfevents.*"):
-                old.unlink()
-            self._events = tf.summary.create_file_writer(str(self.run.tensorboard))
-        for record in read_records(self.run.metrics):
-            self._plot(record)
-
-    def _plot(self, record: dict[str, Any]) -> None:
-        with _event_errors(self.run.tensorboard), self._events.as_default(step=record["step"]):
-            for key in CURVES:
-                if record[key] is not None:
-                    tf.summary.scalar(key, record[key])
-            self._events.flush()
-
-    # -- while it runs ----------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raise what went wrong in the background since the last call."""
-        self.checkpoints.check()
-
-    def evaluated(self, job: Job, record: dict[str, Any], improved: bool) -> None:
-        """Write one evaluation down; keep the best model for the next checkpoint."""
-        append_record(self.run.metrics, record)
-        self._plot(record)
-        self._report(record)
-        progress = job.progress
-        if improved and self.settings.checkpoint.best:
-            self.checkpoints.save_best(progress.step, job.engine.snapshot("model/"), job.meta())
-
-    def save_when_due(self, job: Job) -> None:
-        """A checkpoint every so many iterations."""
-        if job.progress.evaluated % self.settings.checkpoint.every_iterations == 0:
-            self.save(job)
-
-    def _report(self, record: dict[str, Any]) -> None:
-        train = self.settings.train
-        now = time.monotonic()
-        took, self._since = now - self._since, now
-        left = (train.iterations - record["iteration"]) * took
-        speed = train.batches_per_iteration * train.batch_size / took
-        self.say(
-            f"iteration {record['iteration']:>{len(str(train.iterations))}}/{train.iterations}  "
-            f"step {record['step']}  rate {record['learning_rate']:.3g}  "
-            f"train {record['train_accuracy']:7.2%} {_loss(record['train_loss'])}  "
-            f"validation {record['validation_accuracy']:7.2%} "
-            f"{_loss(record['validation_loss'])}  {speed:.0f} img/s  ETA {_duration(left)}"
-        )
-
-    def save(self, job: Job) -> None:
-        """A checkpoint of the present state, in the background, unless it is saved already."""
-        state = (job.progress.step, job.progress.evaluated)
-        if state != self._saved:
-            self.checkpoints.save(job.progress.step, job.engine.snapshot(), job.meta())
-            self._saved = state
-
-    def rolled_back(self, job: Job, onset: int, step: int, action: str) -> None:
-        """Forget what came after checkpoint `step`, but for the record that it happened."""
-        done = job.progress.evaluated
-        left = [r for r in read_records(self.run.metrics) if r["iteration"] > done]
-        keys = ("iteration", "validation_accuracy", "validation_loss")
-        self.event(
-            {
-                "event": "rollback",
-                "iteration": onset,
-                "step": step,
-                "action": action,
-                "abandoned": [{key: record[key] for key in keys} for record in left],
-            }
-        )
-        self.checkpoints.drop_after(step)
-        keep_records(self.run.metrics, lambda record: record["iteration"] <= done)
-        self._open_tensorboard()
-        self._saved = None
-        self.save(job)
-
-    # -- ends -------------------------------------------------------------------------------------
-
-    def suspended(self, job: Job, by: str) -> None:
-        """Make the present state durable, and say what this start was stopped by."""
-        began = time.monotonic()
-        self.save(job)
-        self.checkpoints.flush()
-        took, step = time.monotonic() - began, job.progress.step
-        stop = {"event": "stopped", "by": by, "step": step, "start": self.starts()}
-        append_record(self.run.events, {"time": _now(), **stop})
-        self.say(
-            f"stopped: {by} at step {step}; durable checkpoint after {took:.2f} s. The same "
-            "command goes on from here."
-        )
-
-    def stopped_by(self) -> str | None:
-        """What the last start was stopped by; None when it ended without notice."""
-        stops = [r for r in read_records(self.run.events) if r.get("event") == "stopped"]
-        return stops[-1]["by"] if stops and stops[-1]["start"] == self.starts() else None
 
     def starts(self) -> int:
         """Starts of this run so far; the present one counts from `started` on."""
         return len(read_records(self.run.provenance))
 
+    def stopped_by(self) -> str | None:
+        """What the last start was stopped by; None when it ended without notice."""
+        stops = [event for event in read_events(self.run.events) if event.event == "stopped"]
+        return stops[-1].by if stops and stops[-1].start == self.starts() else None
+
+    # -- while it runs --------------------------------------------------------------------------
+
+    @rank_0
+    def check(self) -> None:
+        """Notice what went wrong in the background since the last call."""
+        self.checkpoints.check()
+
+    @rank_0
+    def evaluated(self, state: State, evaluation: Evaluation) -> None:
+        """Write an evaluation down; keep the best model for the next checkpoint."""
+        append_record(self.run.metrics, evaluation)
+        self._curves.add(evaluation)
+        self._report(evaluation)
+        if state.is_best and self.settings.checkpoint.best:
+            self.checkpoints.save_best(state.progress.step, state.model(), state.meta())
+
+    def _report(self, evaluation: Evaluation) -> None:
+        train = self.settings.train
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        left = (train.iterations - evaluation.iteration) * took
+        speed = train.batches_per_iteration * train.batch_size / took
+        self._say(
+            f"iteration {evaluation.iteration:>{len(str(train.iterations))}}/{train.iterations}  "
+            f"step {evaluation.step}  rate {evaluation.learning_rate:.3g}  "
+            f"train {evaluation.train_accuracy:7.2%} {_loss(evaluation.train_loss)}  "
+            f"validation {evaluation.validation_accuracy:7.2%} "
+            f"{_loss(evaluation.validation_loss)}  {speed:.0f} img/s  ETA {duration(left)}"
+        )
+
+    @rank_0
+    def save_when_due(self, state: State) -> None:
+        """A checkpoint every so many iterations."""
+        if state.progress.evaluated % self.settings.checkpoint.every_iterations == 0:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
+        """A checkpoint of the present state, in the background, unless it is saved already."""
+        present = (state.progress.step, state.progress.evaluated)
+        if present != self._saved:
+            self.checkpoints.save(state.progress.step, state.tensors(), state.meta())
+            self._saved = present
+
+    save = rank_0(_save)
+
+    @rank_0
+    def rolled_back(self, state: State, onset: int, step: int) -> None:
+        """Forget what came after checkpoint `step`, but for the record that it happened."""
+        done = state.progress.evaluated
+        left = [e for e in read_evaluations(self.run.metrics) if e.iteration > done]
+        keys = ("iteration", "validation_accuracy", "validation_loss")
+        abandoned = [{key: getattr(evaluation, key) for key in keys} for evaluation in left]
+        action = self.settings.train.rollback.action
+        self._tell(
+            Event(event="rollback", iteration=onset, step=step, action=action, abandoned=abandoned)
+        )
+        self.checkpoints.drop_after(step)
+        keep_records(self.run.metrics, lambda record: record["iteration"] <= done)
+        self._curves.begin(read_evaluations(self.run.metrics))
+        self._saved = None
+        self._save(state)
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    @rank_0
+    def suspended(self, state: State, by: str) -> None:
+        """Make the present state durable, and say what this start was stopped by."""
+        began = time.monotonic()
+        self._save(state)
+        self.checkpoints.flush()
+        took, step = time.monotonic() - began, state.progress.step
+        append_event(self.run.events, Event(event="stopped", by=by, step=step, start=self.starts()))
+        self._say(
+            f"stopped: {by} at step {step}; durable checkpoint after {took:.2f} s. The same "
+            "command goes on from here."
+        )
+
+    @rank_0
     def finished(
         self,
-        job: Job,
+        state: State,
         digest: str,
         optimal: np.ndarray | None,
         final: np.ndarray,
+        examples: dict[str, int],
     ) -> None:
-        """Write result.json: the run is complete; then remove what it needs no more."""
-        progress = job.progress
-        result: dict[str, Any] = {
-            "seed": self.settings.seed,
-            "steps": progress.step,
-            "optimal": {
-                "iteration": progress.best_iteration,
-                "validation_accuracy": progress.best_accuracy,
-                "test_accuracy": None if optimal is None else _accuracy(optimal),
-            },
-            "final": {
-                "iteration": progress.evaluated,
-                "validation_accuracy": progress.accuracy,
-                "test_accuracy": _accuracy(final),
-            },
-            "weights_sha256": digest,
-            "restarts": self.starts() - 1,
-            "wall_seconds": progress.seconds,
-            "examples": {
-                part: len(getattr(job.parts, part)) for part in ("train", "validation", "test")
-            },
-            "rollbacks": progress.rollbacks,
-        }
-        write_json(self.run.result, result)
+        """Write result.json: the run is complete; then remove what it needs no more.
+
+        `optimal` and `final` are the sums over the test set of the two models, in the order of
+        COUNTS; `optimal` is None where the best model was not kept.
+        """
+        progress = state.progress
+        best_test = None if optimal is None else _accuracy(optimal)
+        result = Result(
+            seed=self.settings.seed,
+            steps=progress.step,
+            optimal=Tested(progress.best_iteration, progress.best_accuracy, best_test),
+            final=Tested(progress.evaluated, progress.accuracy, _accuracy(final)),
+            weights_sha256=digest,
+            restarts=self.starts() - 1,
+            wall_seconds=progress.seconds,
+            examples=examples,
+            rollbacks=progress.rollbacks,
+        )
+        write_json(self.run.result, as_dict(result))
         self._ended = True
         self.checkpoints.retire(self.settings.checkpoint.after_end)
-        tested = "not kept for the" if optimal is None else f"{_accuracy(optimal):.2%}"
-        self.say(
+        tested = "not kept for the" if best_test is None else f"{best_test:.2%}"
+        self._say(
             f"done: optimal {progress.best_accuracy:.2%} validation, {tested} test at iteration "
             f"{progress.best_iteration}; final {progress.accuracy:.2%} validation, "
             f"{_accuracy(final):.2%} test; "
-            f"{_duration(progress.seconds)}, {plural(result['restarts'], 'restart')}"
+            f"{duration(progress.seconds)}, {plural(result.restarts, 'restart')}"
         )
 
 
-@contextlib.contextmanager
-def _event_errors(path: Path) -> Iterator[None]:
-    """`storage_errors` for TensorBoard's files, whose errors are TensorFlow's."""
-    with storage_errors(path):
-        try:
-            yield
-        except tf.errors.OpError as error:
-            full = isinstance(error, tf.errors.ResourceExhaustedError)
-            number = errno.ENOSPC if full else errno.EIO
-            raise OSError(number, os.strerror(number), str(path)) from error
-
-
 def _accuracy(sums: np.ndarray) -> float:
-    count = dict(zip(COUNTS, sums.tolist(), strict=True))
+    count: dict[str, Any] = dict(zip(COUNTS, sums.tolist(), strict=True))
     return count["correct"] / count["examples"]
 
 
 def _loss(value: float | None) -> str:
     return "  nan " if value is None or not math.isfinite(value) else f"{value:6.3f}"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,19 +1,83 @@
-"""When a run goes back: the decision of `train.rollback`, from the evaluations so far."""
+"""When a run goes back, and how: `train.rollback`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from glass_cnn.outcomes import Evaluations, at_chance, classify, streaks
-from glass_cnn.settings import Analysis, Rollback
+from glass_cnn.paths import RunDir
+from glass_cnn.records import Evaluation, read_evaluations
+from glass_cnn.settings import Analysis, Rollback, RunSettings
+from glass_cnn.training.recorder import Recorder
+from glass_cnn.training.state import State
+from hpc.checkpoint import NoValidCheckpoint
+from hpc.moments import reached
+from hpc.records import Event
+from hpc.world import World
 
 
-def onset(
-    records: Sequence[Mapping[str, Any]], rollback: Rollback, analysis: Analysis
-) -> int | None:
+class Rollbacks:
+    """Returns of one run to a checkpoint from before a collapse; each is recorded."""
+
+    def __init__(
+        self, settings: RunSettings, run: RunDir, world: World, recorder: Recorder
+    ) -> None:
+        self.settings, self.run, self.world, self.recorder = settings, run, world, recorder
+
+    def go_back_if_due(self, state: State) -> None:
+        """After a collapse, return to a checkpoint from before it; all ranks."""
+        rollback = self.settings.train.rollback
+        if not rollback.enabled or len(state.progress.rollbacks) >= rollback.at_most:
+            return
+        found = self.world.broadcast(self.world.on_root(self._onset))
+        if found is not None:
+            self.world.on_root(lambda: self._return_before(found, state))
+            state.share(self.world)
+
+    def _onset(self) -> int | None:
+        records = read_evaluations(self.run.metrics)
+        return onset(records, self.settings.train.rollback, self.settings.analysis)
+
+    def _return_before(self, onset: int, state: State) -> None:
+        """Rank 0: set the state of a checkpoint before iteration `onset`, and what is changed."""
+        reached("go back")
+        rollback, before = self.settings.train.rollback, state.progress
+        # Of the regular checkpoints: those of interruptions would lead to other bits.
+        goal = max(onset - rollback.back_iterations, 0)
+        goal -= goal % self.settings.checkpoint.every_iterations
+        goal *= self.settings.train.batches_per_iteration
+        found = None
+        with contextlib.suppress(NoValidCheckpoint):  # newer ones may well be valid
+            found = self.recorder.checkpoints.latest(at_most=goal)
+        if found is None:
+            before.rollbacks = [*before.rollbacks, onset]  # a try: it cannot succeed later
+            reason = f"no checkpoint at or before step {goal} can be used"
+            event = Event(event="rollback_impossible", iteration=onset, reason=reason)
+            self.recorder.event(event)
+            return
+        state.restore(found)
+        state.progress = dataclasses.replace(
+            state.progress,
+            seconds=before.seconds,
+            skipped=before.skipped,
+            rate_factor=before.rate_factor,
+            rollbacks=[*before.rollbacks, onset],
+        )
+        match rollback.action:
+            case "skip":
+                state.progress.skipped += rollback.skip_steps
+            case "lower_rate":
+                state.progress.rate_factor *= rollback.rate_factor
+            case "fresh_optimizer":
+                state.engine.optimizer.reset()
+        self.recorder.rolled_back(state, onset, found.step)
+
+
+def onset(records: Sequence[Evaluation], rollback: Rollback, analysis: Analysis) -> int | None:
     """Iteration at which a collapse began, once it is one; None as long as there is none.
 
     A collapse is a loss that is not finite, or chance in `rollback.chance_evaluations`
@@ -24,25 +88,21 @@ def onset(
     """
     if not records:
         return None
-    finite = np.array([record["finite"] for record in records])
+    finite = np.array([record.finite for record in records])
     if not finite.all():
-        return int(records[int(np.argmin(finite))]["iteration"])
-    columns = {
-        "accuracy": "validation_accuracy",
-        "glass_fraction": "predicted_glass_fraction",
-        "examples": "validation_examples",
-        "glass": "validation_glass",
-    }
+        return records[int(np.argmin(finite))].iteration
     run = Evaluations(
-        step=np.array([record["step"] for record in records]),
+        step=np.array([record.step for record in records]),
         finite=finite,
-        **{key: np.array([r[name] for r in records], float) for key, name in columns.items()},
+        accuracy=np.array([record.validation_accuracy for record in records], float),
+        glass_fraction=np.array([record.predicted_glass_fraction for record in records], float),
+        examples=np.array([record.validation_examples for record in records], float),
+        glass=np.array([record.validation_glass for record in records], float),
     )
-    course = classify(run, analysis)
-    if course.first_bad is None:
+    if classify(run, analysis).first_bad is None:
         return None
     chance = at_chance(run.accuracy, run.glass_fraction, run.examples, run.glass, analysis)
     lasted = int(streaks(chance)[-1])
     if lasted < rollback.chance_evaluations:
         return None
-    return int(records[len(records) - lasted]["iteration"])
+    return records[len(records) - lasted].iteration

@@ -4,24 +4,26 @@ The plan (argv[1], JSON) is a list of items:
     {"train": [arguments of jobs.train], "fault": {...} or null}
     {"shell": [command]}                                   run by rank 0 between starts
 A fault is {"rank": 1, "before": "step" | "evaluate" | "restore" | …, "call": 3, "do": "SIGTERM"}:
-before that rank's call number 3 (from 1) of that method of Job, Engine or Recorder it does this to
+when that rank reaches the moment of that name (`hpc.moments`) for the third time, it does this to
 itself; rank -1 is every rank, and "do" is a signal's name, "raise", or "flip" (a bit of a weight;
-before methods of Job). Into the directory argv[2] go
+before steps). Into the directory argv[2] go
 codes.json, the exit codes of each start, rank by rank, and what each rank said at each start.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hpc import moments
 from hpc.commandline import run_main
 from hpc.world import world
 from jobs import train
@@ -35,37 +37,27 @@ def injected(fault: Fault | None) -> Iterator[None]:
     if fault is None or fault["rank"] not in (-1, world().rank):
         yield
         return
-    from glass_cnn.training.engine import Engine
-    from glass_cnn.training.loop import Job
-    from glass_cnn.training.recorder import Recorder
+    calls = itertools.count(1)
 
-    # An evaluation goes through the engine many times.
-    owners: dict[str, Any] = {"evaluate": Engine, "finished": Recorder}
-    owner = owners.get(fault["before"], Job)
-    original = getattr(owner, fault["before"])
-    setattr(owner, fault["before"], _counting(original, fault))
+    def watch(moment: str, what: Any) -> None:
+        if moment == fault["before"] and next(calls) == fault["call"]:
+            strike(fault["do"], what)
+
+    moments.watchers.append(watch)
     try:
         yield
     finally:
-        setattr(owner, fault["before"], original)
+        moments.watchers.remove(watch)
 
 
-def _counting(original: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
-    calls = 0
-
-    def method(*args: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fault["call"]:
-            if fault["do"] == "raise":
-                raise RuntimeError("injected")
-            if fault["do"] == "flip":
-                flip_a_bit(args[0].engine)
-            else:
-                os.kill(os.getpid(), getattr(signal, fault["do"]))
-        return original(*args, **named)
-
-    return method
+def strike(what: str, engine: Any) -> None:
+    """Do what a fault does."""
+    if what == "raise":
+        raise RuntimeError("injected")
+    if what == "flip":
+        flip_a_bit(engine)
+    else:
+        os.kill(os.getpid(), getattr(signal, what))
 
 
 def flip_a_bit(engine: Any) -> None:

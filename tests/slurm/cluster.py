@@ -18,8 +18,9 @@ import pytest
 from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
-from hpc.files import read_json, read_records
+from hpc.files import read_json
 from hpc.preempt import STOP_SIGNALS
+from hpc.records import read_records
 
 Ranks = list[psutil.Process]
 Moment = Callable[[Ranks], object]

@@ -20,8 +20,9 @@ import numpy as np
 
 from glass_cnn.paths import RunDir
 from hpc.errors import EXIT_AGAIN
-from hpc.files import append_record, keep_records, make_directory, read_json, write_json
+from hpc.files import make_directory, read_json, write_json
 from hpc.preempt import StopFlag
+from hpc.records import append_record, keep_records
 
 BATCH = 80
 SLICES = 10

@@ -36,8 +36,9 @@ from glass_cnn.study import load_study
 from hpc.checkpoint_names import saved
 from hpc.commandline import Parser
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
-from hpc.files import make_directory, read_json, read_records, write_atomic, write_json
+from hpc.files import make_directory, read_json, write_atomic, write_json
 from hpc.local import command
+from hpc.records import read_records
 from hpc.stages import Stage, Task
 from hpc.words import plural
 from tests.torture import faults

@@ -27,7 +27,7 @@ import psutil
 
 from glass_cnn.paths import RunDir
 from hpc import checkpoint, checkpoint_names
-from hpc.files import read_records
+from hpc.records import read_records
 
 MARK = "GLASS_FAULTS"
 LOOK_EVERY = 0.02
