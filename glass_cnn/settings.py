@@ -2,24 +2,38 @@
 
 Lengths are in σ_AA, energies in ε_AA, times in τ = σ_AA·√(m/ε_AA), temperatures in ε_AA/k_B.
 Everything that does not depend on the data or the machine is checked here, before anything starts.
+
+A field says by `Identity` what it does not change: which trajectories (`simulation`), which data
+set (`data`) or which results of a run (`run`); without a mark it changes all that it is a part of.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from hpc.config import Name, Settings, digest, load, to_tree, validate
-from hpc.errors import ConfigError
+from glass_cnn.train_settings import Train
+from hpc.config import (
+    Count,
+    Fraction,
+    Identity,
+    Name,
+    NotNegative,
+    Positive,
+    Settings,
+    digest,
+    identity_tree,
+    load,
+    validate,
+)
 
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
-Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-Count = Annotated[int, pydantic.Field(ge=1)]
+SPEED = Identity(without=("simulation", "data", "run"))
+"""changes how fast or where, no result beyond rounding"""
+LABELS = Identity(without=("data",))
+"""changes what a run is shown, not what is stored"""
 MAX_SEED = 2**31 - 1
 Seed = Annotated[int, pydantic.Field(ge=0, le=MAX_SEED)]
 
@@ -51,7 +65,7 @@ class Simulation(Settings):
     """relaxation time of the Nosé–Hoover thermostat, τ"""
     seed: Seed = 1
     """seed of the first trajectory's velocities and types; the others follow from it"""
-    style: Literal["auto", "plain", "opt", "intel", "omp"] = "auto"
+    style: Annotated[Literal["auto", "plain", "opt", "intel", "omp"], SPEED] = "auto"
     """LAMMPS pair style variant; auto takes the fastest that this machine offers"""
 
     @property
@@ -123,9 +137,9 @@ class Data(Settings):
     """frame of each trajectory that is labelled glass (1)"""
     form: Literal["thermal", "inherent"] = "thermal"
     """configurations as simulated, or minimised to their inherent structures"""
-    transition_temperature: Positive = 0.21
+    transition_temperature: Annotated[Positive, LABELS] = 0.21
     """assumed glass transition, ε/k_B (0.21 in the results log, 0.37 in the later repository)"""
-    permute_labels: bool = False
+    permute_labels: Annotated[bool, LABELS] = False
     """shuffle the labels over the images: a leakage check whose accuracy must stay at chance"""
 
 
@@ -185,250 +199,6 @@ class Model(Settings):
 
     recipe: Literal["swanson2017", "modern"] = "swanson2017"
     """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
-
-
-class Constant(Settings):
-    """The same rate at every step."""
-
-    kind: Literal["constant"] = "constant"
-    """constant, linear, threshold, exponential, warmup_exponential or cosine"""
-    initial: Positive = 1e-3
-    """learning rate"""
-
-
-class Linear(Settings):
-    """From initial to final in a straight line over the schedule length, then final."""
-
-    kind: Literal["linear"]
-    """linear"""
-    initial: Positive
-    """learning rate of the first step"""
-    final: Positive
-    """learning rate once the schedule length is over"""
-    schedule_length: Count
-    """iterations over which the rate changes"""
-
-
-class Level(Settings):
-    """One threshold of a threshold schedule."""
-
-    above: Fraction
-    """validation accuracy that must be exceeded"""
-    rate: Positive
-    """learning rate while it is"""
-
-
-class Threshold(Settings):
-    """Initial rate until the last validation accuracy exceeds a level, and back to it below."""
-
-    kind: Literal["threshold"]
-    """threshold"""
-    initial: Positive
-    """learning rate while no level is exceeded"""
-    levels: Annotated[tuple[Level, ...], pydantic.Field(min_length=1)]
-    """accuracies and their rates, in rising order of accuracy; the highest exceeded one counts"""
-
-    @pydantic.model_validator(mode="after")
-    def _rising(self) -> Threshold:
-        marks = [level.above for level in self.levels]
-        if any(b <= a for a, b in itertools.pairwise(marks)):
-            raise ValueError(f"levels must rise in accuracy; they are {marks}")
-        return self
-
-
-class Exponential(Settings):
-    """initial · decay^(iteration / decay_iterations), continuous or in stairs, not below final."""
-
-    kind: Literal["exponential"]
-    """exponential"""
-    initial: Positive
-    """learning rate of the first step"""
-    decay: Annotated[float, pydantic.Field(gt=0, lt=1)]
-    """factor over each decay_iterations"""
-    decay_iterations: Count
-    """iterations over which the rate falls by the factor"""
-    staircase: bool = False
-    """fall once each decay_iterations instead of a little each step"""
-    final: NotNegative = 0.0
-    """lowest learning rate"""
-
-
-class WarmupExponential(Settings):
-    """Straight up from 0 to peak over the warm-up, then exponential decay."""
-
-    kind: Literal["warmup_exponential"]
-    """warmup_exponential"""
-    peak: Positive
-    """learning rate at the end of the warm-up"""
-    warmup_iterations: Count
-    """iterations of the warm-up"""
-    decay: Annotated[float, pydantic.Field(gt=0, lt=1)]
-    """factor over each decay_iterations"""
-    decay_iterations: Count
-    """iterations over which the rate falls by the factor"""
-    final: NotNegative = 0.0
-    """lowest learning rate after the warm-up"""
-
-
-class Cosine(Settings):
-    """Half a cosine from initial to final over the schedule length, after a linear warm-up."""
-
-    kind: Literal["cosine"]
-    """cosine"""
-    initial: Positive
-    """learning rate at the top"""
-    final: NotNegative = 0.0
-    """learning rate once the schedule length is over"""
-    schedule_length: Count
-    """iterations of the half cosine"""
-    warmup_iterations: Annotated[int, pydantic.Field(ge=0)] = 0
-    """iterations of linear warm-up before it"""
-
-
-def _kind_or(default: str) -> pydantic.BeforeValidator:
-    """Let a mapping without `kind` mean the default kind."""
-
-    def complete(tree: Any) -> Any:
-        return {"kind": default, **tree} if isinstance(tree, dict) else tree
-
-    return pydantic.BeforeValidator(complete)
-
-
-LearningRate = Annotated[
-    Constant | Linear | Threshold | Exponential | WarmupExponential | Cosine,
-    pydantic.Field(discriminator="kind"),
-    _kind_or("constant"),
-]
-
-
-class Adam(Settings):
-    """Adam (Kingma and Ba 2014) with TensorFlow's ε̂ placement; AdamW with weight_decay."""
-
-    kind: Literal["adam"] = "adam"
-    """adam or sgd"""
-    beta_1: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
-    """decay of the mean of gradients"""
-    beta_2: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.999
-    """decay of the mean of squared gradients"""
-    epsilon: Positive = 1e-8
-    """added to the root of the second moment"""
-    weight_decay: NotNegative = 0.0
-    """decoupled weight decay of the four weight tensors, times the learning rate (AdamW)"""
-    clip_norm: Positive | None = None
-    """largest global gradient norm; null does not clip"""
-
-
-class Sgd(Settings):
-    """Stochastic gradient descent with momentum."""
-
-    kind: Literal["sgd"]
-    """sgd"""
-    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
-    """decay of the velocity"""
-    nesterov: bool = False
-    """look ahead along the velocity"""
-    weight_decay: NotNegative = 0.0
-    """decoupled weight decay of the four weight tensors, times the learning rate"""
-    clip_norm: Positive | None = None
-    """largest global gradient norm; null does not clip"""
-
-
-Optimizer = Annotated[Adam | Sgd, pydantic.Field(discriminator="kind"), _kind_or("adam")]
-
-
-class Augmentation(Settings):
-    """Random symmetries of each training image, a pure function of seed and step."""
-
-    rotations: bool = False
-    """rotate by 0, 90, 180 or 270 degrees"""
-    flips: bool = False
-    """mirror left-right or not"""
-    translations: bool = False
-    """shift by whole pixels over the periodic edge; whole-box images only"""
-
-
-class RestartFrom(Settings):
-    """Start a new run from another run's weights (a branch; the lineage is recorded)."""
-
-    run: str
-    """run directory, or one checkpoint inside it"""
-    which: Literal["latest", "best"] = "latest"
-    """the newest checkpoint, or the one of the best validation accuracy"""
-    optimizer_state: bool = False
-    """take the optimizer's state along (a best checkpoint has none)"""
-
-    @pydantic.model_validator(mode="after")
-    def _best_has_no_state(self) -> RestartFrom:
-        if self.which == "best" and self.optimizer_state:
-            raise ValueError("optimizer_state needs which: latest; best checkpoints hold weights")
-        return self
-
-
-class Rollback(Settings):
-    """Going back when a run collapses or its loss is not finite. Off by default: studies want to
-    see collapses."""
-
-    enabled: bool = False
-    """roll back at all"""
-    action: Literal["skip", "lower_rate", "fresh_optimizer"] = "skip"
-    """after going back: skip batches, lower the rate, or reset the optimizer's state"""
-    back_iterations: Count = 10
-    """go back at least so many iterations before the onset"""
-    skip_steps: Count = 200
-    """skip: steps whose batches are left out"""
-    rate_factor: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
-    """lower_rate: factor on the learning rate from then on"""
-    at_most: Count = 3
-    """rollbacks before the run goes on without"""
-    chance_evaluations: Count = 3
-    """evaluations in a row at chance, after the run had learned, that count as a collapse"""
-
-
-class Train(Settings):
-    """One training."""
-
-    batch_size: Count = 80
-    """global batch, the same at any number of ranks"""
-    iterations: Count = 600
-    """iterations; the run's length"""
-    batches_per_iteration: Count = 10
-    """steps before each evaluation"""
-    learning_rate: LearningRate = Constant()
-    """schedule of the learning rate"""
-    optimizer: Optimizer = Adam()
-    """update rule"""
-    l2: NotNegative = 0.01
-    """coefficient of Σ ½‖W‖² over the four weight tensors, biases free (Keras' l2 is twice it)"""
-    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
-    """share of the dense layer's units dropped at each training step"""
-    augmentation: Augmentation = Augmentation()
-    """random symmetries of the training images"""
-    evaluation_examples: Count | None = None
-    """validation examples each evaluation counts (the first of them); null counts all"""
-    evaluation_batch: Count = 250
-    """examples per evaluation batch over all ranks; changes speed only"""
-    diagnostics_every: Annotated[int, pydantic.Field(ge=0)] = 1
-    """evaluations between measurements of gradients, dead units and Adam's state; 0 is never"""
-    curvature_every: Annotated[int, pydantic.Field(ge=0)] = 0
-    """evaluations between measurements of Adam's preconditioned curvature; 0 is never"""
-    restart_from: RestartFrom | None = None
-    """start from another run's weights"""
-    rollback: Rollback = Rollback()
-    """going back after a collapse"""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer updates in the whole run."""
-        return self.iterations * self.batches_per_iteration
-
-    @pydantic.model_validator(mode="after")
-    def _curvature_is_adams(self) -> Train:
-        if self.curvature_every and self.optimizer.kind != "adam":
-            raise ValueError(
-                f"curvature_every {self.curvature_every} needs optimizer.kind adam: it measures "
-                f"what Adam's moments do to the curvature; set it to 0 for {self.optimizer.kind}"
-            )
-        return self
 
 
 class Checkpoint(Settings):
@@ -506,9 +276,9 @@ class RunSettings(Settings):
     """the network"""
     train: Train = Train()
     """the training"""
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Annotated[Checkpoint, SPEED] = Checkpoint()
     """restart files"""
-    launch: Launch = Launch()
+    launch: Annotated[Launch, SPEED] = Launch()
     """ranks, threads, site"""
     analysis: Analysis = Analysis()
     """thresholds of the outcomes"""
@@ -571,34 +341,27 @@ class RunSettings(Settings):
     def simulation_digest(self) -> str:
         """Identity of the trajectories: the ramp and the frames that are kept of it."""
         kept = sorted({self.frame("liquid"), self.frame("glass")})
-        tree = to_tree(self.simulation)
-        tree.pop("style")
+        tree = identity_tree(self.simulation, "simulation")
         return digest({"simulation": tree, "frames": kept, "form": self.data.form})
 
     def dataset_digest(self) -> str:
         """Identity of the data set: what it is made from and how it is rendered."""
-        data, render = to_tree(self.data), to_tree(self.render)
-        data.pop("permute_labels")
+        render = identity_tree(self.render, "data")
         if self.data.source == "import":
-            return digest({"import": data["name"], "render": render})
+            return digest({"import": self.data.name, "render": render})
+        data = identity_tree(self.data, "data")
         for side in ("liquid", "glass"):
-            data[side] = self.frame(side)
-        data.pop("transition_temperature")
-        tree = {"simulation": self.simulation_digest(), "data": data, "render": render}
-        return digest(tree)
+            data[side] = self.frame(side)  # however the frame was chosen
+        return digest({"simulation": self.simulation_digest(), "data": data, "render": render})
 
     def point_digest(self) -> str:
         """Identity of a run but for its seed: everything that changes results beyond rounding."""
-        tree = to_tree(self)
-        for section in ("seed", "checkpoint", "launch"):
-            tree.pop(section)
+        tree = identity_tree(self, "run")
+        del tree["seed"]
         if not self.train.rollback.enabled:  # a rollback is decided by these thresholds
-            tree.pop("analysis")
-        tree["simulation"].pop("style")
-        for key in ("evaluation_batch", "diagnostics_every", "curvature_every"):
-            tree["train"].pop(key)
+            del tree["analysis"]
         if self.data.source == "import":
-            tree.pop("simulation")
+            del tree["simulation"]
         return digest(tree)
 
     def run_digest(self) -> str:
@@ -614,6 +377,3 @@ def load_run(path: Path) -> RunSettings:
 def build_run(tree: dict[str, Any], source: str) -> RunSettings:
     """Validate one run's tree of settings; raises ConfigError."""
     return validate(RunSettings, tree, source)
-
-
-__all__ = ["ConfigError", "RunSettings", "build_run", "load_run"]

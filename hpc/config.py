@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,6 +32,32 @@ def _check_name(value: str) -> str:
 
 Name = Annotated[str, pydantic.AfterValidator(_check_name)]
 """A string that is safe as a path component and as a shell word."""
+
+
+Positive = Annotated[float, pydantic.Field(gt=0)]
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How a field enters the identity of what it is a setting of; stands in its `Annotated` type.
+
+    A name made of a digest must outlive the next version of the program. So a setting that is
+    added later says `since=2` (or more) and counts only where its value differs from `before`, what
+    the program did without it: its default may even change later. A setting whose values come to
+    mean something else gets the next `meaning`, and everything it touches gets a new name.
+    """
+
+    without: tuple[str, ...] = ()
+    """identities that it is no part of, as named in `identity_tree`"""
+    since: int = 1
+    """version of identities in which it was added"""
+    before: Any = None
+    """since > 1: the value that stands for what was done before it was added"""
+    meaning: int = 1
+    """raised when the same value makes other results than before"""
 
 
 class Settings(pydantic.BaseModel):
@@ -223,6 +250,31 @@ def unknown_key_message(name: str, known: Iterable[str]) -> str:
 def to_tree(settings: Settings) -> dict[str, Any]:
     """Settings as a plain tree that `validate` reads back to an equal object."""
     return settings.model_dump(mode="json", by_alias=True)
+
+
+def identity_tree(settings: Settings, of: str) -> dict[str, Any]:
+    """Settings that tell one `of` from another, as a plain tree for `digest`; see Identity."""
+    return _identity_tree(settings, to_tree(settings), of)
+
+
+def _identity_tree(settings: Settings, tree: Mapping[str, Any], of: str) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(settings).model_fields.items():
+        mark = next((m for m in field.metadata if isinstance(m, Identity)), Identity())
+        value, key = getattr(settings, name), field.alias or name
+        if of in mark.without or (mark.since > 1 and value == mark.before):
+            continue
+        plain = _identity_value(value, tree[key], of)
+        kept[key] = plain if mark.meaning == 1 else {"meaning": mark.meaning, "value": plain}
+    return kept
+
+
+def _identity_value(value: Any, plain: Any, of: str) -> Any:
+    if isinstance(value, Settings):
+        return _identity_tree(value, plain, of)
+    if isinstance(value, tuple):
+        return [_identity_value(v, p, of) for v, p in zip(value, plain, strict=True)]
+    return plain
 
 
 def to_yaml(settings: Settings | Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from glass_cnn.settings import Adam
+from glass_cnn.train_settings import Adam
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.model import Network, Optimizer
 from hpc.errors import ConfigError

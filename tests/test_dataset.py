@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from glass_cnn.data import dataset as data
 from glass_cnn.data import simulate, store
 from glass_cnn.data.render import render
-from glass_cnn.settings import Augmentation, RunSettings, Split, build_run
+from glass_cnn.settings import RunSettings, Split, build_run
+from glass_cnn.train_settings import Augmentation
 from hpc.errors import DataError, StorageError
 from hpc.preempt import StopFlag
 from hpc.world import world

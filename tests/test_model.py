@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from glass_cnn.settings import Adam, Sgd, build_run
+from glass_cnn.settings import build_run
+from glass_cnn.train_settings import Adam, Sgd
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine
 from glass_cnn.training.model import Network, Optimizer, dropout_mask

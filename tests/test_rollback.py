@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from glass_cnn.records import Evaluation
-from glass_cnn.settings import Analysis, Rollback
+from glass_cnn.settings import Analysis
+from glass_cnn.train_settings import Rollback
 from glass_cnn.training.rollback import onset
 from hpc.files import read_json
 from hpc.records import read_records

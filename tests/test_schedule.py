@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from glass_cnn.settings import LearningRate
+from glass_cnn.train_settings import LearningRate
 from glass_cnn.training.schedule import learning_rate
 
 PER = 10

@@ -25,7 +25,8 @@ import numpy as np
 import xxhash
 
 from glass_cnn.paths import dataset_dir
-from glass_cnn.settings import Augmentation, RunSettings, Split
+from glass_cnn.settings import RunSettings, Split
+from glass_cnn.train_settings import Augmentation
 from hpc.errors import DataError
 from hpc.files import read_json
 from hpc.words import plural

@@ -34,7 +34,7 @@ from glass_cnn.data import dataset as data
 from glass_cnn.data.dataset import CLASSES, Dataset, Parts
 from glass_cnn.paths import RunDir
 from glass_cnn.report.figures import PALETTE, STYLE
-from glass_cnn.settings import Augmentation
+from glass_cnn.train_settings import Augmentation
 from glass_cnn.training.saved import WORDS, SavedModel, Which
 from hpc.files import make_directory, write_atomic
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from glass_cnn.paths import RunDir
 from glass_cnn.records import Lineage
-from glass_cnn.settings import RestartFrom, RunSettings
+from glass_cnn.settings import RunSettings
+from glass_cnn.train_settings import RestartFrom
 from hpc import checkpoint, checkpoint_names
 from hpc.errors import ConfigError, DataError
 

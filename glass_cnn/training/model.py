@@ -11,7 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from glass_cnn.settings import Adam, Sgd
+from glass_cnn.train_settings import Adam, Sgd
 
 CLASSES = 2
 DENSE = 80

@@ -11,7 +11,8 @@ import numpy as np
 from glass_cnn.outcomes import Evaluations, at_chance, classify, streaks
 from glass_cnn.paths import RunDir
 from glass_cnn.records import Evaluation, read_evaluations
-from glass_cnn.settings import Analysis, Rollback, RunSettings
+from glass_cnn.settings import Analysis, RunSettings
+from glass_cnn.train_settings import Rollback
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.state import State
 from hpc.checkpoint import NoValidCheckpoint

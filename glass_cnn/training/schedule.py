@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from glass_cnn.settings import (
+from glass_cnn.train_settings import (
     Constant,
     Cosine,
     Exponential,
