@@ -16,7 +16,7 @@ from hpc.records import read_records
 from hpc.yaml_files import merge
 from tests import tiny
 from tests.conftest import MpiRun
-from tests.test_train import Plan, fault
+from tests.plans import Plan, fault
 
 ANALYSIS = Analysis(learned_accuracy=0.9, learned_evaluations=2)
 
