@@ -17,7 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import EllipseCollection
 
-from glass_cnn.data.render import RADII, TYPE_A, TYPE_B, render
+from glass_cnn.configuration import Configuration
+from glass_cnn.data.render import RADII, render
+from glass_cnn.mixture import TYPE_A, TYPE_B
 from glass_cnn.settings import Render
 
 DENSITY = 1.2
@@ -90,12 +92,13 @@ def main() -> None:
     generator = np.random.default_rng(1)
     positions = generator.uniform(0, box, (args.particles, 2))
     types = np.where(np.arange(args.particles) % 20 < 13, TYPE_A, TYPE_B)
+    configuration = Configuration(positions, types, np.array([box, box]))
     peer = Matplotlib(args.pixels, box)
     print(f"{args.particles} particles, {args.pixels} px, one core (processor time)")
     peers = {"scatter2017": peer.scatter2017, "disc": peer.disc}
     for style, draw in peers.items():
         settings = Render(style=style, pixels=args.pixels)  # type: ignore[arg-type]
-        ours = rate(functools.partial(render, positions, types, box, settings))
+        ours = rate(functools.partial(render, configuration, settings))
         theirs = rate(functools.partial(draw, positions, types))
         print(
             f"{style:12s} {ours:7.0f} images/s   matplotlib {theirs:5.0f} images/s   "

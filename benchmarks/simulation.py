@@ -18,9 +18,10 @@ import time
 
 import numpy as np
 
-from glass_cnn.data.simulate import SKIN, Lammps, available_styles, choose_style, simulate, start
-from glass_cnn.data.simulate import trajectory_seeds as seeds_of
+from glass_cnn.data.lammps import Lammps, available_styles, choose_style
+from glass_cnn.data.simulate import SKIN, simulate, start
 from glass_cnn.settings import Simulation
+from glass_cnn.streams import lammps_seeds
 from hpc.world import World, world
 
 # Inherent-structure energy per particle at a temperature; the glass after 2·10⁵ steps.
@@ -37,7 +38,7 @@ class Variant:
         self.lammps = Lammps(style)
         self.simulation = simulation
         self.times: list[float] = []
-        start(self.lammps, simulation, seeds_of(1, 0))
+        start(self.lammps, simulation, lammps_seeds(1, 0))
         self.lammps.do(f"neighbor {skin} bin")
 
     def hold(self, temperature: float) -> None:

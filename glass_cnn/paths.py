@@ -134,6 +134,73 @@ class StudyDir:
         return RunDir(self.runs / run_name(label, seed, digest))
 
 
+@dataclass(frozen=True)
+class DatasetDir:
+    """One data set's directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def record(self) -> Path:
+        """How it was made, counts, checksums; written last: its existence says it is whole."""
+        return self.path / "dataset.json"
+
+    @property
+    def columns(self) -> Path:
+        """One row for each image, and for each configuration that they were drawn from."""
+        return self.path / "dataset.h5"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images.npy"
+
+    @property
+    def building(self) -> Path:
+        """The directory that it is made in, and gets its name when it is whole."""
+        return self.path.with_name(f".{self.name}.building")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the job that makes it."""
+        return self.path.with_name(f".{self.name}.lock")
+
+    @property
+    def log(self) -> Path:
+        """What the jobs said that made it and its neighbours."""
+        return self.path.parent / "build.log"
+
+    def is_done(self) -> bool:
+        return self.record.exists()
+
+
+@dataclass(frozen=True)
+class TrajectoriesDir:
+    """The directory of one simulation's trajectories."""
+
+    path: Path
+
+    @property
+    def file(self) -> Path:
+        """All of them. Its existence means that there is nothing left to simulate."""
+        return self.path / "trajectories.h5"
+
+    @property
+    def parts(self) -> Path:
+        """Finished trajectories, until all are there."""
+        return self.path / "parts"
+
+    def part(self, index: int) -> Path:
+        """One finished trajectory."""
+        return self.parts / f"{index:06d}.npz"
+
+    def is_done(self) -> bool:
+        return self.file.exists()
+
+
 def run_name(label: str, seed: int, digest: str) -> str:
     """`<label>-s<seed>-<hash8>`: readable, and different for different settings."""
     return f"{label}-s{seed}-{digest[:HASH_LENGTH]}"
@@ -144,11 +211,11 @@ def study_dir(root: Path, study: str) -> StudyDir:
     return StudyDir(root / study)
 
 
-def dataset_dir(root: Path, name: str, digest: str) -> Path:
+def dataset_dir(root: Path, name: str, digest: str) -> DatasetDir:
     """Where a data set lies under the logs directory `root`."""
-    return root / "datasets" / f"{name}-{digest[:HASH_LENGTH]}"
+    return DatasetDir(root / "datasets" / f"{name}-{digest[:HASH_LENGTH]}")
 
 
-def trajectories_dir(root: Path, name: str, digest: str) -> Path:
+def trajectories_dir(root: Path, name: str, digest: str) -> TrajectoriesDir:
     """Where simulated trajectories lie under the logs directory `root`."""
-    return root / "trajectories" / f"{name}-{digest[:HASH_LENGTH]}"
+    return TrajectoriesDir(root / "trajectories" / f"{name}-{digest[:HASH_LENGTH]}")

@@ -31,3 +31,9 @@ class DataError(UserError):
 
 class StorageError(UserError):
     """Files cannot be written: no permission, no space (exit code 70)."""
+
+
+class Stopped(UserError):
+    """Ended on request with everything finished kept; run it again (exit code 75)."""
+
+    exit_code = EXIT_AGAIN

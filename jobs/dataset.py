@@ -43,7 +43,7 @@ def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     root, wanted = ranks.broadcast(ranks.on_root(lambda: (logs_root(args.logs), choose(args))))
     for settings in wanted:
         place = dataset.directory(settings, root)
-        exists = ranks.broadcast((place / "dataset.json").exists())
+        exists = ranks.broadcast(place.is_done())
         if settings.data.source == "simulation" and not exists:
             simulate.run(settings, root, ranks, stop)
         store.build(settings, root, ranks, stop)

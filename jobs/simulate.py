@@ -37,28 +37,29 @@ def main(argv: list[str]) -> int:
 def make(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Simulate what is missing of each file."""
     from glass_cnn.data import simulate
+    from glass_cnn.data.trajectories import directory
     from glass_cnn.paths import logs_root
 
     root, wanted = ranks.everywhere(lambda: (logs_root(args.logs), choose(args)))
     if ranks.is_root and not wanted:
         print("nothing to simulate: the study's data are imported.")
     for settings in wanted:
-        exists = simulate.product(settings, root).exists()
-        path = simulate.run(settings, root, ranks, stop)
+        exists = directory(settings, root).is_done()
+        place = simulate.run(settings, root, ranks, stop)
         if ranks.is_root and exists:
-            print(f"{path}: complete; nothing to do.", flush=True)
+            print(f"{place.file}: complete; nothing to do.", flush=True)
 
 
 def choose(args: argparse.Namespace) -> list[RunSettings]:
     """Settings of each file of trajectories that the study needs, in the order of its points."""
-    from glass_cnn.data import simulate
+    from glass_cnn.data.trajectories import directory
     from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
 
     study = load_study(args.config, args.set, logs_root(args.logs))
     points = (point.settings for point in study.points)
     simulated = (settings for settings in points if settings.data.source == "simulation")
-    return list({simulate.product(settings, Path()): settings for settings in simulated}.values())
+    return list({directory(settings, Path()): settings for settings in simulated}.values())
 
 
 if __name__ == "__main__":

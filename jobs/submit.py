@@ -162,17 +162,16 @@ def _data_tasks(study: Study, root: Path) -> tuple[Task, ...]:
     tasks = []
     for settings in study.datasets:
         place = directory(settings, root)
-        done = place / "dataset.json"
-        if done.exists():
+        if place.is_done():
             continue
         if settings.data.source == "import":
             raise DataError(
-                f"{place}: the imported data set is not there; first "
+                f"{place.path}: the imported data set is not there; first "
                 f"make import SOURCE=<directory> CONFIG={study.source}"
             )
         config = str(study.directory(root).study)
         words = (config, "--only", place.name, "--logs", str(root))
-        tasks.append(Task(place.name, "jobs.dataset", words, done, root / "datasets" / "build.log"))
+        tasks.append(Task(place.name, "jobs.dataset", words, place.record, place.log))
     return tuple(tasks)
 
 

@@ -76,6 +76,14 @@ def tiny_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logs directory with another one (tests/small_data.py); not to be changed."""
+    from tests import small_data
+
+    return small_data.make(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
 def tensorflow() -> None:
     """TensorFlow in this process, set up once as a training sets it up: one thread, deterministic.
 

@@ -16,9 +16,9 @@ Arrow = tuple[str, str]
 
 # Library -> the only rooms that may import it themselves; the others go through these.
 ONLY = {
-    "mpi4py": {"hpc.world", "glass_cnn.data.simulate"},  # LAMMPS needs the libmpi that it loads
+    "mpi4py": {"hpc.world", "glass_cnn.data.lammps"},  # LAMMPS needs the libmpi that it loads
     "horovod": {"glass_cnn.training.division"},
-    "lammps": {"glass_cnn.data.simulate"},
+    "lammps": {"glass_cnn.data.lammps"},
     # The launchers start programs; provenance asks git for the commit, the doctor tries things out.
     "subprocess": {"hpc.slurm", "hpc.local", "hpc.provenance", "jobs.doctor"},
 }

@@ -88,6 +88,20 @@ def test_a_triangular_lattice_is_perfectly_ordered_and_few_particles_are_refused
         hexatic_order(few)
 
 
+def test_hexatic_order_is_the_mean_over_six_nearest_neighbours() -> None:
+    rng, box = np.random.default_rng(3), 9.0
+    positions = rng.uniform(0, box, (60, 2))
+    across = positions[None] - positions[:, None]
+    across -= box * np.round(across / box)
+    nearest = np.argsort((across**2).sum(axis=-1), axis=1)[:, 1:7]
+    bonds = np.take_along_axis(across, nearest[..., None], axis=1)
+    angles = np.arctan2(bonds[..., 1], bonds[..., 0])
+    expected = np.abs(np.exp(6j * angles).mean(axis=1)).mean()
+    species = np.ones(60, np.uint8)
+    random = Configuration(positions, species, np.array([box, box]))
+    assert hexatic_order(random) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_mixture_is_that_of_kob_and_andersen() -> None:
     assert list(mixture.EPSILON.values()) == [1.0, 1.5, 0.5]
     assert list(mixture.SIGMA.values()) == [1.0, 0.8, 0.88]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glass_cnn.configuration import Configuration
 from glass_cnn.data import dataset as data
 from glass_cnn.data.formats import read_frames
 from glass_cnn.data.imports import import_data, read_listing
@@ -125,11 +126,11 @@ def test_same_source_again_changes_nothing(
 ) -> None:
     source, _ = write_images(tmp_path / "in")
     stored = store(source, tmp_path)
-    before = (stored.path / "dataset.json").stat().st_mtime_ns
+    before = stored.place.record.stat().st_mtime_ns
     moved = source.rename(tmp_path / "moved")
     again = store(moved, tmp_path)
     assert "imported already" in capsys.readouterr().out
-    assert (again.path / "dataset.json").stat().st_mtime_ns == before
+    assert again.place.record.stat().st_mtime_ns == before
 
 
 def test_another_source_under_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_another_source_under_the_same_name_is_refused(tmp_path: Path) -> None:
         store(other, tmp_path)
     for name in (source, other, stored.path):
         assert str(name) in str(error.value)
-    assert (data.load(stored.path).images == stored.images).all()
+    assert (data.load(stored.place).images == stored.images).all()
 
 
 def test_settings_that_ask_for_a_simulation(tmp_path: Path) -> None:
@@ -551,9 +552,8 @@ def test_trajectory_files_become_a_data_set(tmp_path: Path) -> None:
     assert stored.trajectories.tolist() == [0, 0, 1, 2, 2]
     for row, seed in enumerate((1, 3, 4)):
         places, types = particles(seed)
-        assert (
-            stored.images[row] == render(places.astype(np.float32), types, BOX, SETTINGS.render)
-        ).all()
+        there = Configuration(places.astype(np.float32), types, BOX)
+        assert (stored.images[row] == render(there, SETTINGS.render)).all()
     assert stored.column("configurations/density") == pytest.approx(30 / 36)
     psi6 = stored.column("configurations/psi6")
     assert ((psi6 > 0.2) & (psi6 < 0.8)).all()

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glass_cnn.data.render import RADII, TYPE_A, TYPE_B, dot_stamp, pixels_per_sigma, render
+from glass_cnn.configuration import Configuration
+from glass_cnn.data.render import RADII, Image, dot_stamp, pixels_per_sigma, render
+from glass_cnn.mixture import TYPE_A, TYPE_B
 from glass_cnn.settings import Render
 from hpc.errors import DataError
 
@@ -24,6 +26,18 @@ STYLES = [
     Render(style="scatter2017", pixels=80, dot_pixels=21),
     Render(style="disc", pixels=80),
 ]
+
+
+def draw(
+    positions: np.ndarray,
+    types: np.ndarray,
+    box: float | np.ndarray,
+    settings: Render,
+    corner: tuple[float, float] | np.ndarray = (0.0, 0.0),
+) -> Image:
+    """The image of such particles in a box of this side, or of these sides."""
+    sides = np.array(np.broadcast_to(box, 2))
+    return render(Configuration(positions, types, sides), settings, corner)
 
 
 def configuration(count: int, seed: int = 0, box: float = BOX) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +68,8 @@ def ink(image: np.ndarray, colour: tuple[int, int, int]) -> float:
 def test_translation_by_whole_pixels(settings: Render, shift: tuple[int, int]) -> None:
     positions, types = configuration(40)
     pixel = BOX / settings.pixels
-    image = render(positions, types, BOX, settings)
-    moved = render(positions + np.array(shift) * pixel, types, BOX, settings)
+    image = draw(positions, types, BOX, settings)
+    moved = draw(positions + np.array(shift) * pixel, types, BOX, settings)
     across, up = shift
     expected = np.roll(image, (-up, across), axis=(0, 1)).astype(int)
     assert np.abs(moved - expected).max() <= 1  # rounding of the coordinates may show in a level
@@ -67,22 +81,22 @@ def test_quarter_turns(settings: Render, turns: int) -> None:
     positions, types = configuration(40)
     angle = turns * math.pi / 2
     rotation = np.round([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    turned = render(positions @ rotation.T, types, BOX, settings)
-    expected = np.rot90(render(positions, types, BOX, settings), turns).astype(int)
+    turned = draw(positions @ rotation.T, types, BOX, settings)
+    expected = np.rot90(draw(positions, types, BOX, settings), turns).astype(int)
     assert np.abs(turned - expected).max() <= 1
 
 
 @pytest.mark.parametrize("settings", STYLES)
 def test_mirror(settings: Render) -> None:
     positions, types = configuration(40)
-    mirrored = render(positions * [-1, 1], types, BOX, settings)
-    expected = render(positions, types, BOX, settings)[:, ::-1].astype(int)
+    mirrored = draw(positions * [-1, 1], types, BOX, settings)
+    expected = draw(positions, types, BOX, settings)[:, ::-1].astype(int)
     assert np.abs(mirrored - expected).max() <= 1
 
 
 @pytest.mark.parametrize("settings", STYLES)
 def test_rows_run_from_top_to_bottom(settings: Render) -> None:
-    high = render(np.array([[2.51, 9.01]]), np.array([TYPE_A]), BOX, settings)
+    high = draw(np.array([[2.51, 9.01]]), np.array([TYPE_A]), BOX, settings)
     rows, columns = np.nonzero((high < 255).any(axis=2))
     assert rows.mean() == pytest.approx(80 * (1 - 0.901) - 0.5, abs=1)
     assert columns.mean() == pytest.approx(80 * 0.251 - 0.5, abs=1)
@@ -92,13 +106,13 @@ def test_rows_run_from_top_to_bottom(settings: Render) -> None:
 def test_species_have_their_colours_and_b_lies_over_a(settings: Render) -> None:
     place = np.array([[5.06, 5.06]])
     row, column = 80 - 1 - 40, 40
-    a = render(place, np.array([TYPE_A]), BOX, settings)
-    b = render(place, np.array([TYPE_B]), BOX, settings)
+    a = draw(place, np.array([TYPE_A]), BOX, settings)
+    b = draw(place, np.array([TYPE_B]), BOX, settings)
     assert tuple(a[row, column]) == ORANGE
     assert tuple(b[row, column]) == BLUE
     assert tuple(a[0, 0]) == WHITE
     for types in ([TYPE_A, TYPE_B], [TYPE_B, TYPE_A]):  # whatever the order of the particles
-        both = render(np.repeat(place, 2, axis=0), np.array(types), BOX, settings)
+        both = draw(np.repeat(place, 2, axis=0), np.array(types), BOX, settings)
         assert tuple(both[row, column]) == BLUE
 
 
@@ -106,19 +120,19 @@ def test_species_have_their_colours_and_b_lies_over_a(settings: Render) -> None:
 def test_dots_ink(dot_pixels: int) -> None:
     settings = Render(style="scatter2017", pixels=80, dot_pixels=dot_pixels)
     positions, types = sparse()
-    image = render(positions, types, BOX, settings)
+    image = draw(positions, types, BOX, settings)
     _, covered = dot_stamp(dot_pixels)
     assert len(covered) == dot_pixels
     assert (image < 255).any(axis=2).sum() == len(types) * (covered > 0.01).sum()
     for kind, colour in ((TYPE_A, ORANGE), (TYPE_B, BLUE)):
-        alone = render(positions[types == kind], types[types == kind], BOX, settings)
+        alone = draw(positions[types == kind], types[types == kind], BOX, settings)
         expected = (types == kind).sum() * covered.sum()
         assert ink(alone, colour) == pytest.approx(expected, rel=0.01)
 
 
 def test_every_dot_of_the_log_has_nine_pixels() -> None:
     positions, types = sparse()
-    image = render(positions, types, BOX, Render(style="scatter2017", pixels=80))
+    image = draw(positions, types, BOX, Render(style="scatter2017", pixels=80))
     assert (image < 255).any(axis=2).sum() == 9 * len(types)
 
 
@@ -129,7 +143,7 @@ def test_discs_ink(pixels: int) -> None:
     scale = pixels_per_sigma(settings, BOX)
     for kind, colour in ((TYPE_A, ORANGE), (TYPE_B, BLUE)):
         chosen = types == kind
-        image = render(positions[chosen], types[chosen], BOX, settings)
+        image = draw(positions[chosen], types[chosen], BOX, settings)
         expected = chosen.sum() * math.pi * (RADII[kind] * scale) ** 2
         assert ink(image, colour) == pytest.approx(expected, rel=0.01)
 
@@ -137,8 +151,8 @@ def test_discs_ink(pixels: int) -> None:
 @pytest.mark.parametrize("settings", [STYLES[0], STYLES[3]])
 @pytest.mark.parametrize(("x", "y"), [(0.01, 5.0), (9.99, 5.0), (5.0, 0.01), (0.01, 9.99)])
 def test_what_hangs_over_an_edge_shows_at_the_other(settings: Render, x: float, y: float) -> None:
-    middle = render(np.array([[x, y]]) + 5.0, np.array([TYPE_A]), BOX, settings)
-    edge = render(np.array([[x, y]]), np.array([TYPE_A]), BOX, settings)
+    middle = draw(np.array([[x, y]]) + 5.0, np.array([TYPE_A]), BOX, settings)
+    edge = draw(np.array([[x, y]]), np.array([TYPE_A]), BOX, settings)
     assert np.abs(np.roll(middle, (40, 40), axis=(0, 1)) - edge.astype(int)).max() <= 1
     sides = [edge[0], edge[-1]] if x == 5.0 else [edge[:, 0], edge[:, -1]]
     assert all((side < 255).any() for side in sides)
@@ -148,9 +162,9 @@ def test_what_hangs_over_an_edge_shows_at_the_other(settings: Render, x: float, 
 @pytest.mark.parametrize("corner", [(0, 0), (13, 40), (70, 70), (79, 3), (-5, 200)])
 def test_windows_are_crops_of_the_whole_box(style: Style, corner: tuple[int, int]) -> None:
     positions, types = configuration(60)
-    whole = render(positions, types, BOX, Render(style=style, pixels=80))
+    whole = draw(positions, types, BOX, Render(style=style, pixels=80))
     window = Render(style=style, pixels=32, window=4.0)
-    image = render(positions, types, BOX, window, np.array(corner) * BOX / 80)
+    image = draw(positions, types, BOX, window, np.array(corner) * BOX / 80)
     column, row = corner[0], 80 - corner[1] - 32
     crop = np.roll(whole, (-row, -column), axis=(0, 1))[:32, :32]
     assert np.abs(image - crop.astype(int)).max() <= 1
@@ -164,15 +178,15 @@ def test_a_mark_that_only_just_does_not_show(pixels: int, style: Style) -> None:
     scale = pixels / 9.1
     reach = 3 if style == "scatter2017" else math.ceil(0.5 * scale)
     place = np.array([[-reach / scale, 4.0]])
-    assert (render(place, np.array([TYPE_A]), 30.0, settings) == 255).all()
-    assert (render(place, np.array([TYPE_A]), 9.1, settings) < 255).any()
+    assert (draw(place, np.array([TYPE_A]), 30.0, settings) == 255).all()
+    assert (draw(place, np.array([TYPE_A]), 9.1, settings) < 255).any()
 
 
 def test_discs_of_like_particles_touch_at_contact() -> None:
     """σ_AA = 1 and σ_BB = 0.88, from the published table."""
     settings = Render(style="disc", pixels=250)
     for kind, sigma, colour in ((TYPE_A, 1.0, ORANGE), (TYPE_B, 0.88, BLUE)):
-        image = render(np.array([[5.0, 5.0]]), np.array([kind]), BOX, settings)
+        image = draw(np.array([[5.0, 5.0]]), np.array([kind]), BOX, settings)
         assert ink(image, colour) == pytest.approx(math.pi * (12.5 * sigma) ** 2, rel=0.01)
 
 
@@ -180,18 +194,18 @@ def test_positions_need_not_be_wrapped() -> None:
     positions, types = configuration(40)
     away = positions + BOX * np.random.default_rng(1).integers(-3, 4, positions.shape)
     for settings in STYLES:
-        expected = render(positions, types, BOX, settings).astype(int)
-        assert np.abs(render(away, types, BOX, settings) - expected).max() <= 1
+        expected = draw(positions, types, BOX, settings).astype(int)
+        assert np.abs(draw(away, types, BOX, settings) - expected).max() <= 1
 
 
 def test_oblong_box_needs_a_window_that_fits() -> None:
     positions, types = configuration(40)
     with pytest.raises(DataError, match=r"images are square.*render\.window to at most 8"):
-        render(positions, types, np.array([10.0, 8.0]), Render(pixels=80))
+        draw(positions, types, np.array([10.0, 8.0]), Render(pixels=80))
     with pytest.raises(DataError, match=r"render\.window 9 σ is larger than the box"):
-        render(positions, types, np.array([10.0, 8.0]), Render(pixels=80, window=9.0))
+        draw(positions, types, np.array([10.0, 8.0]), Render(pixels=80, window=9.0))
     window = Render(pixels=80, window=8.0)
-    assert render(positions, types, np.array([10.0, 8.0]), window).shape == (80, 80, 3)
+    assert draw(positions, types, np.array([10.0, 8.0]), window).shape == (80, 80, 3)
 
 
 def slow_render(
@@ -235,7 +249,7 @@ def test_equals_the_definition(style: Style, window: float | None, corner: tuple
     settings = Render(style=style, pixels=48, window=window)
     positions, types = configuration(30, seed=3)
     expected = slow_render(positions, types, settings, BOX, corner).astype(int)
-    assert np.abs(render(positions, types, BOX, settings, corner) - expected).max() <= 1
+    assert np.abs(draw(positions, types, BOX, settings, corner) - expected).max() <= 1
 
 
 def test_scatter2017_is_what_matplotlib_draws() -> None:
@@ -259,6 +273,6 @@ def test_scatter2017_is_what_matplotlib_draws() -> None:
     figure.canvas.draw()
     theirs = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)  # type: ignore[attr-defined]
     plt.close(figure)
-    ours = render(positions, types, 250.0, Render(style="scatter2017", pixels=250))
+    ours = draw(positions, types, 250.0, Render(style="scatter2017", pixels=250))
     assert ((ours < 255).any(axis=2) == (theirs < 255).any(axis=2)).all()
     assert np.abs(ours - theirs).max() <= 4

@@ -1,32 +1,26 @@
-"""A stored data set, opened: images, labels, the split, the order of samples, augmentation.
+"""A stored data set, opened: images, labels, and how they are split.
 
-    logs/datasets/<name>-<hash8>/
-        images.npy     uint8 [images, pixels, pixels, 3], memory-mapped
-        dataset.h5     /images: one row for each image; /configurations: what they were drawn from
-        dataset.json   how it was made, counts, checksums
-
-`glass_cnn.data.store` makes it. Everything random here is a pure function of seeds and counters
-through Philox (Salmon et al. 2011), whose stream NumPy promises never to change.
+Its directory (`DatasetDir`) holds the images, uint8 [images, pixels, pixels, 3], memory-mapped;
+the columns, one row for each image and for each configuration that they were drawn from; and the
+record: how it was made, counts, checksums. `glass_cnn.data.store` makes it.
 """
 
 from __future__ import annotations
 
-import enum
-import functools
+import dataclasses
 import itertools
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import xxhash
 
-from glass_cnn.paths import dataset_dir
+from glass_cnn.configuration import Configuration
+from glass_cnn.paths import DatasetDir, dataset_dir
 from glass_cnn.settings import RunSettings, Split
-from glass_cnn.train_settings import Augmentation
+from glass_cnn.streams import Stream, permutation, philox
 from hpc.errors import DataError
 from hpc.files import read_json
 from hpc.words import plural
@@ -38,30 +32,6 @@ BLOCK = 256
 PARTS = ("train", "validation", "test")
 
 
-class Stream(enum.IntEnum):
-    """What random numbers are for: one seed gives each purpose a stream of its own."""
-
-    WINDOWS = 1
-    SPLIT = 2
-    EXAMPLES = 3
-    LABELS = 4
-    ORDER = 5
-    AUGMENTATION = 6
-
-
-def philox(stream: Stream, seed: int, index: int = 0, counter: int = 0) -> np.random.Philox:
-    """Bit generator number `index` of a stream, its `counter` at a block of four 64-bit words."""
-    return np.random.Philox(
-        key=np.array([seed + (int(stream) << 32), index], dtype=np.uint64),
-        counter=np.array([counter, 0, 0, 0], dtype=np.uint64),
-    )
-
-
-def permutation(bits: np.random.Philox, count: int) -> np.ndarray:
-    """Random permutation of 0 … count - 1, int64."""
-    return np.argsort(bits.random_raw(count), kind="stable")
-
-
 # --- The open data set --------------------------------------------------------------------------
 
 
@@ -69,9 +39,9 @@ def permutation(bits: np.random.Philox, count: int) -> np.ndarray:
 class Dataset:
     """A data set on disk; its images are read as they are needed."""
 
-    path: Path
+    place: DatasetDir
     record: dict[str, Any]
-    """dataset.json"""
+    """how it was made, counts, checksums"""
     images: np.ndarray
     """uint8 [images, pixels, pixels, 3], memory-mapped, read-only; row 0 of an image is its top"""
     labels: np.ndarray
@@ -82,18 +52,28 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def path(self) -> Path:
+        return self.place.path
+
     def column(self, name: str) -> np.ndarray:
-        """A column of dataset.h5: 'images/corner', 'configurations/positions', …
+        """One column: 'images/corner', 'configurations/positions', …
 
         Raises DataError where the data set has none of that name (imported images have no
         configurations).
         """
-        with _open_columns(self.path / "dataset.h5") as file:
+        with _open_columns(self.place.columns) as file:
             if name not in file:
                 found = [f"{group}/{key}" for group in file for key in file[group]]
                 raise DataError(f"{self.path}: has no column '{name}'; it has {', '.join(found)}.")
             column = file[name]
             return (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[...]
+
+    def configurations(self, rows: np.ndarray) -> list[Configuration]:
+        """Those of these rows of /configurations; raises DataError as `column` does."""
+        columns = (self.column(f"configurations/{name}") for name in ("positions", "types", "box"))
+        chosen = zip(rows, *(column[rows] for column in columns), strict=True)
+        return [configuration(self.place.columns, row, *parts) for row, *parts in chosen]
 
     def describe(self) -> str:
         """Where it lies, what it holds, and how ordered each class is."""
@@ -107,15 +87,14 @@ class Dataset:
         return text
 
     def verify(self) -> None:
-        """Compare every byte with the checksums in dataset.json; raises DataError."""
+        """Compare every byte with the checksums in the record; raises DataError."""
+        columns, images = self.place.columns, self.place.images
         sums = self.record["checksums"]
-        if file_checksum(self.path / "dataset.h5") != sums["dataset.h5"]:
-            raise _damaged(self.path / "dataset.h5", "its checksum is not the one it was made with")
-        for block, checksum in zip(blocks(len(self)), sums["images.npy"], strict=True):
+        if file_checksum(columns) != sums[columns.name]:
+            raise _damaged(columns, "its checksum is not the one it was made with")
+        for block, checksum in zip(blocks(len(self)), sums[images.name], strict=True):
             if xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self.images[block]).data) != checksum:
-                raise _damaged(
-                    self.path / "images.npy", f"images {block.start} to {block.stop - 1} changed"
-                )
+                raise _damaged(images, f"images {block.start} to {block.stop - 1} changed")
 
 
 def blocks(count: int) -> list[slice]:
@@ -128,29 +107,37 @@ def file_checksum(path: Path) -> str:
     return xxhash.xxh3_64_hexdigest(path.read_bytes())
 
 
-def directory(settings: RunSettings, root: Path) -> Path:
+def configuration(
+    path: Path, row: int, positions: np.ndarray, species: np.ndarray, box: np.ndarray
+) -> Configuration:
+    """Row number `row` of the configurations stored in a file; raises DataError naming it."""
+    try:
+        return Configuration(positions, species, box)
+    except DataError as error:
+        raise _damaged(path, f"configuration {row}: {error}".rstrip(".")) from None
+
+
+def directory(settings: RunSettings, root: Path) -> DatasetDir:
     """Where the data set of these settings lies, whether it exists or not."""
     return dataset_dir(root, settings.data.name, settings.dataset_digest())
 
 
-def load(source: RunSettings | Path, root: Path | None = None) -> Dataset:
-    """Open the data set at a path, or that of settings under the logs directory `root`.
+def load(source: RunSettings | DatasetDir, root: Path | None = None) -> Dataset:
+    """Open the data set of a directory, or that of settings under the logs directory `root`.
 
     Only with settings are labels shuffled where data.permute_labels asks for it. Sizes, types and
     classes are checked here, every byte by `Dataset.verify`. Raises DataError.
     """
-    if isinstance(source, Path):
+    if isinstance(source, DatasetDir):
         return _open(source)
-    path = directory(source, Path() if root is None else root)
-    if not (path / "dataset.json").exists():
-        raise DataError(f"{path}: there is no such data set. {_how_to_make(source)}")
-    dataset = _open(path)
+    place = directory(source, Path() if root is None else root)
+    if not place.is_done():
+        raise DataError(f"{place.path}: there is no such data set. {_how_to_make(source)}")
+    dataset = _open(place)
     if not source.data.permute_labels:
         return dataset
     shuffled = permutation(philox(Stream.LABELS, source.split.seed), len(dataset))
-    return Dataset(
-        path, dataset.record, dataset.images, dataset.labels[shuffled], dataset.trajectories
-    )
+    return dataclasses.replace(dataset, labels=dataset.labels[shuffled])
 
 
 def _how_to_make(settings: RunSettings) -> str:
@@ -159,28 +146,28 @@ def _how_to_make(settings: RunSettings) -> str:
     return "Make it: make submit CONFIG=<study file>, or python -m jobs.dataset <study file>"
 
 
-def _open(path: Path) -> Dataset:
-    record = read_json(path / "dataset.json")
+def _open(place: DatasetDir) -> Dataset:
+    record = read_json(place.record)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else record
-        raise _damaged(path / "dataset.json", f"format {found!r} is not {FORMAT}")
-    images = _map_images(path / "images.npy", record)
-    with _open_columns(path / "dataset.h5") as file:
+        raise _damaged(place.record, f"format {found!r} is not {FORMAT}")
+    images = _map_images(place.images, record)
+    with _open_columns(place.columns) as file:
         try:
             labels, trajectories = (file[f"images/{n}"][...] for n in ("label", "trajectory"))
         except (KeyError, OSError, ValueError) as error:
-            raise _damaged(path / "dataset.h5", str(error)) from None
+            raise _damaged(place.columns, str(error)) from None
     if not len(images) == len(labels) == len(trajectories):
-        raise _damaged(path, f"it has {len(images)} images and {len(labels)} labels")
-    check_classes(labels, str(path))
-    return Dataset(path, record, images, labels, trajectories)
+        raise _damaged(place.path, f"it has {len(images)} images and {len(labels)} labels")
+    check_classes(labels, str(place.path))
+    return Dataset(place, record, images, labels, trajectories)
 
 
 def _map_images(path: Path, record: dict[str, Any]) -> np.ndarray:
     try:
         size = path.stat().st_size
-        if size != record["sizes"]["images.npy"]:
-            raise ValueError(f"{size:,} bytes where {record['sizes']['images.npy']:,} were written")
+        if size != record["sizes"][path.name]:
+            raise ValueError(f"{size:,} bytes where {record['sizes'][path.name]:,} were written")
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         shape = (record["images"], record["pixels"], record["pixels"], 3)
         if images.shape != shape or images.dtype != np.uint8:
@@ -327,107 +314,3 @@ def proportional_counts(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         table[cell] += 1
         remainder[cell] -= 1
     return table
-
-
-# --- Order, augmentation, batches ---------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return permutation(philox(Stream.ORDER, seed, epoch), count)
-
-
-def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which of `count` samples make the batch of `step` (from 0): int64 [batch_size].
-
-    Batches follow each other without gaps through one permutation after another, so every epoch
-    visits each sample exactly once and batches run across the ends of epochs.
-    """
-    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), count)
-    chosen = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        chosen[here] = _epoch_order(seed, int(epoch), count)[places[here]]
-    return chosen
-
-
-class Choices(NamedTuple):
-    """Random symmetry of each sample of a batch, as integer arrays [batch_size]."""
-
-    rotation: np.ndarray
-    """quarter turns counter-clockwise, 0 to 3"""
-    flip: np.ndarray
-    """1 mirrors left and right, before the turn"""
-    shift_row: np.ndarray
-    """shift in 2⁻³² of the image's height"""
-    shift_column: np.ndarray
-    """shift in 2⁻³² of the image's width"""
-
-
-def augment(seed: int, step: int, batch_size: int) -> Choices:
-    """The symmetries drawn for the batch of `step`, whether they are used or not."""
-    bits = philox(Stream.AUGMENTATION, seed, counter=step * batch_size)
-    words = bits.random_raw(4 * batch_size).reshape(batch_size, 4)
-    rotation, flip, row, column = (words >> np.array([62, 63, 32, 32], dtype=np.uint64)).T
-    return Choices(*(choice.astype(np.int64) for choice in (rotation, flip, row, column)))
-
-
-def apply(images: np.ndarray, choices: Choices, settings: Augmentation) -> np.ndarray:
-    """Images uint8 [n, pixels, pixels, 3] under the symmetries that `settings` allow."""
-    pixels = images.shape[1]
-    if settings.translations:
-        rows, columns = (
-            shift * pixels >> 32 for shift in (choices.shift_row, choices.shift_column)
-        )
-        shifts = zip(images, rows, columns, strict=True)
-        images = np.stack([np.roll(image, (r, c), axis=(0, 1)) for image, r, c in shifts])
-    turns = choices.rotation * settings.rotations
-    flips = choices.flip * settings.flips
-    result = np.empty_like(images)
-    for turn, flip in itertools.product(range(4), range(2)):
-        chosen = (turns == turn) & (flips == flip)
-        mirrored = images[chosen][:, :, ::-1] if flip else images[chosen]
-        result[chosen] = np.rot90(mirrored, turn, axes=(1, 2))
-    return result
-
-
-def batches(
-    dataset: Dataset,
-    part: np.ndarray,
-    seed: int,
-    batch_size: int,
-    augmentation: Augmentation,
-    rows: slice = slice(None),
-    first_step: int = 0,
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Images uint8 [n, pixels, pixels, 3] and labels uint8 [n] of one step after another, for ever.
-
-    `part` holds the indices to draw from, `rows` this rank's share of the global batch. While one
-    batch is used a thread reads the next. The only state is the step, and closing the generator
-    ends the thread; an error in it is raised by the `next` that asks for its batch.
-    """
-    read: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(
-        _read, dataset, part, seed, batch_size, augmentation, rows
-    )
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
-        ahead = reader.submit(read, first_step)
-        for step in itertools.count(first_step + 1):
-            ready, ahead = ahead, reader.submit(read, step)
-            yield ready.result()
-
-
-def _read(
-    dataset: Dataset,
-    part: np.ndarray,
-    seed: int,
-    batch_size: int,
-    augmentation: Augmentation,
-    rows: slice,
-    step: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    chosen = part[order(seed, step, batch_size, len(part))[rows]]
-    images = dataset.images[chosen]
-    if augmentation.rotations or augmentation.flips or augmentation.translations:
-        drawn = Choices(*(choice[rows] for choice in augment(seed, step, batch_size)))
-        images = apply(images, drawn, augmentation)
-    return images, dataset.labels[chosen]

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from glass_cnn.data.render import TYPE_A, TYPE_B, Image
+from glass_cnn.data.render import Image
+from glass_cnn.mixture import TYPE_A, TYPE_B
 from hpc.errors import DataError
 
 IMAGE_SUFFIX = ".png"

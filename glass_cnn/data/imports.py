@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from glass_cnn.configuration import Configuration, hexatic_order
 from glass_cnn.data.dataset import CLASSES, directory, load
 from glass_cnn.data.formats import (
     IMAGE_SUFFIX,
@@ -41,8 +42,8 @@ from glass_cnn.data.formats import (
     suffix,
 )
 from glass_cnn.data.render import Image, check_window
-from glass_cnn.data.simulate import hexatic_order
 from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
+from glass_cnn.paths import DatasetDir
 from glass_cnn.settings import Render, RunSettings
 from hpc.errors import ConfigError, DataError
 from hpc.preempt import StopFlag
@@ -64,7 +65,7 @@ class Entry:
 
 def import_data(
     source: Path, settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None
-) -> Path:
+) -> DatasetDir:
     """Store what `source` holds as the data set of `settings`, all ranks together.
 
     The same source again changes nothing. Raises, on every rank alike, DataError for whatever is
@@ -86,7 +87,9 @@ def import_data(
     return store(target, settings, world, collect, draw, stop)
 
 
-def _examine(source: Path, settings: RunSettings, target: Path) -> tuple[list[Entry], str] | None:
+def _examine(
+    source: Path, settings: RunSettings, target: DatasetDir
+) -> tuple[list[Entry], str] | None:
     """The list and its fingerprint; None when exactly this is stored already."""
     if settings.data.source != "import":
         raise ConfigError(
@@ -95,14 +98,14 @@ def _examine(source: Path, settings: RunSettings, target: Path) -> tuple[list[En
         )
     entries = read_listing(source)
     fingerprint = _fingerprint(source, entries)
-    if not (target / "dataset.json").exists():
+    if not target.is_done():
         return entries, fingerprint
     record = load(target).record
     if record.get("fingerprint") == fingerprint:
-        print(f"{target}: {record['source']} is imported already; nothing to do.", flush=True)
+        print(f"{target.path}: {record['source']} is imported already; nothing to do.", flush=True)
         return None
     raise DataError(
-        f"{target}: already holds what was imported from {record['source']} at "
+        f"{target.path}: already holds what was imported from {record['source']} at "
         f"{record['created']}, and {source.resolve()} differs from it. Give the new data another "
         "data.name, or remove that directory first."
     )
@@ -283,7 +286,7 @@ def _numbers(names: Sequence[str | None]) -> np.ndarray:
 
 
 def _read_images(source: Path, pixels: int, columns: Path) -> Draw:
-    """The function that reads the images listed in a dataset.h5."""
+    """The function that reads the images listed in the columns of a data set."""
 
     def draw(block: slice) -> Image:
         with h5py.File(columns, "r", locking="best-effort") as file:
@@ -351,7 +354,9 @@ def _columns(found: Sequence[tuple[Entry, Frame]]) -> dict[str, np.ndarray]:
         "types": np.stack([frame.types for frame in frames]),
         "box": box,
         "density": len(frames[0].types) / box.prod(axis=1),
-        "psi6": np.array([hexatic_order(frame.positions, frame.box) for frame in frames]),
+        "psi6": np.array(
+            [hexatic_order(Configuration(f.positions, f.types, f.box)) for f in frames]
+        ),
         "label": np.array([entry.label for entry in entries], np.uint8),
         "trajectory": _numbers([e.path if e.trajectory is None else e.trajectory for e in entries]),
         "path": np.array([entry.path for entry in entries]),

@@ -1,4 +1,4 @@
-"""A configuration becomes an image. Pure functions: arrays in, array out.
+"""A configuration becomes an image. Pure functions: a configuration in, an array out.
 
 Both styles put orange A particles first and blue B particles over them, on white:
 
@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from glass_cnn.configuration import Configuration
+from glass_cnn.mixture import SIGMA, TYPE_A, TYPE_B
 from glass_cnn.settings import Render
 from hpc.errors import DataError
 
-TYPE_A, TYPE_B = 1, 2
 WHITE, ORANGE, BLUE = (
     np.array(colour, dtype=np.float32)
     for colour in ((255, 255, 255), (255, 127, 14), (31, 119, 180))  # matplotlib's C1 and C0
 )
-RADII = np.array([0.0, 0.5, 0.44], dtype=np.float32)
-"""radius by type, σ: half of σ_AA and of σ_BB, so that like neighbours touch at contact"""
+RADII = np.array([0, *(SIGMA[kind, kind] / 2 for kind in (TYPE_A, TYPE_B))], dtype=np.float32)
+"""radius by species, σ: half of σ_AA and of σ_BB, so that like neighbours touch at contact"""
 DOT_RADIUS = 1.4 / 3
 """radius of a dot over the root of its pixels: 1.4 px for the log's dots of 9"""
 
@@ -35,28 +36,26 @@ Image = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def render(
-    positions: np.ndarray,
-    types: np.ndarray,
-    box: float | np.ndarray,
+    configuration: Configuration,
     settings: Render,
     corner: tuple[float, float] | np.ndarray = (0.0, 0.0),
 ) -> Image:
     """Draw one configuration as uint8 [pixels, pixels, 3].
 
-    `positions` [N, 2] in σ need not be wrapped; `types` [N] are 1 (A) or 2 (B); `box` is the side
-    or the two sides in σ; `corner` is the window's lower left corner in σ. Raises DataError when
-    the window does not fit into the box, or when no window is set and the box is no square.
+    `corner` is the window's lower left corner in σ. Raises DataError when the window does not fit
+    into the box, or when no window is set and the box is no square.
     """
-    sides = np.broadcast_to(np.asarray(box, dtype=np.float64), 2)
+    sides = configuration.box
     window = check_window(sides, settings.window)
     scale = settings.pixels / window
     draw = _dots if settings.style == "scatter2017" else _discs
     reach = _reach(settings, scale)
-    index, x, y = _visible(np.asarray(positions, np.float64) - corner, sides, window, reach / scale)
+    places = configuration.positions.astype(np.float64) - corner
+    index, x, y = _visible(places, sides, window, reach / scale)
     border = 2 * reach + 1  # centres lie up to `reach` outside, to rounding, marks once more
     columns, rows = border + x * scale, border + settings.pixels - y * scale
     cleared = np.ones((2, *[settings.pixels + 2 * border] * 2), dtype=np.float32)
-    draw(cleared, rows, columns, types[index], settings, scale)
+    draw(cleared, rows, columns, configuration.species[index], settings, scale)
     inside = slice(border, border + settings.pixels)
     return _blend(cleared[0, inside, inside], cleared[1, inside, inside])
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import functools
 import importlib.metadata
-import io
 import itertools
 import os
 import platform
@@ -30,29 +27,39 @@ import numpy as np
 import rich.progress
 import xxhash
 
-from glass_cnn.data import simulate
+from glass_cnn.data import trajectories
 from glass_cnn.data.dataset import (
     CLASSES,
     FORMAT,
-    Stream,
     blocks,
     check_classes,
+    configuration,
     directory,
     file_checksum,
     load,
-    philox,
 )
 from glass_cnn.data.render import Image, render
+from glass_cnn.data.trajectories import Trajectory
+from glass_cnn.mixture import SPECIES
+from glass_cnn.paths import DatasetDir
 from glass_cnn.settings import Render, RunSettings
+from glass_cnn.streams import Stream, philox
 from hpc.config import to_tree
-from hpc.errors import DataError
-from hpc.files import fsync_directory, make_directory, storage_errors, write_atomic, write_json
+from hpc.errors import Stopped
+from hpc.files import (
+    fsync_directory,
+    locked,
+    make_directory,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from hpc.preempt import StopFlag, signal_name
 from hpc.world import World
 
 UNITS = {
     "positions": "sigma, wrapped into the box",
-    "types": "1 is A, 2 is B",
+    "types": ", ".join(f"{number} is {name}" for number, name in SPECIES.items()),
     "box": "sigma, both sides",
     "temperature": "epsilon/k_B",
     "density": "sigma^-2",
@@ -67,7 +74,7 @@ UNITS = {
     "corner": "sigma, lower left corner of the window",
     "path": "imported file, in the imported directory",
 }
-"""unit or meaning of every column of dataset.h5"""
+"""unit or meaning of every column"""
 
 Arrays = dict[str, np.ndarray]
 Draw = Callable[[slice], Image]
@@ -83,10 +90,12 @@ class Contents:
     configurations: Arrays
     """columns with one row for each configuration; empty for imported images"""
     record: dict[str, Any]
-    """what dataset.json says beside the counts"""
+    """what the data set's record says beside the counts"""
 
 
-def build(settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None) -> Path:
+def build(
+    settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None
+) -> DatasetDir:
     """Make the data set of `settings` unless it exists, all ranks together; returns its directory.
 
     Raises, on every rank alike, DataError when trajectories are missing or damaged, or the data
@@ -101,19 +110,19 @@ def build(settings: RunSettings, root: Path, world: World, stop: StopFlag | None
 
 
 def store(
-    target: Path,
+    target: DatasetDir,
     settings: RunSettings,
     world: World,
     collect: Callable[[], Contents],
     open_images: Callable[[Path], Draw],
     stop: StopFlag | None = None,
-) -> Path:
+) -> DatasetDir:
     """Write a data set unless it exists, all ranks together; returns `target`.
 
     `collect`, called on rank 0, says what it holds. `open_images`, called on every rank with the
-    path of dataset.h5, returns the function that draws a slice of the images.
+    path of the stored columns, returns the function that draws a slice of the images.
     """
-    aside = target.with_name(f".{target.name}.building")
+    aside = DatasetDir(target.building)
     stop = stop or StopFlag()
 
     def exists() -> bool:
@@ -130,78 +139,66 @@ def store(
             world.on_root(lambda: _publish(aside, target, settings, contents, checksums))
         finally:
             if world.is_root:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(aside.path, ignore_errors=True)
     return target
 
 
 @contextlib.contextmanager
-def _sole_builder(target: Path, world: World, stop: StopFlag) -> Iterator[None]:
+def _sole_builder(target: DatasetDir, world: World, stop: StopFlag) -> Iterator[None]:
     """Let one job at a time make a data set; the others wait and then find it."""
     with contextlib.ExitStack() as stack:
-        if lock := world.on_root(lambda: _lock(target, stop)):
-            stack.enter_context(lock)
+        world.on_root(lambda: stack.enter_context(_lock(target, stop)))
         yield
 
 
-def _lock_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lock")
+def _lock(target: DatasetDir, stop: StopFlag) -> contextlib.AbstractContextManager[None]:
+    """The lock of those who make this data set."""
 
+    def waiting(who: str, seconds: float) -> None:
+        if seconds < 0.1:
+            print(f"{target.name} is being made by {who}: waiting.", flush=True)
+        _heed(stop)
 
-def _lock(target: Path, stop: StopFlag) -> io.IOBase:
-    make_directory(target.parent)
-    path = _lock_path(target)
-    with storage_errors(path):
-        file = path.open("w")
-        for attempt in itertools.count():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 0:
-                    print(f"{target.name} is being made by another job: waiting.", flush=True)
-                _heed(stop)
-                time.sleep(0.2)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                print(
-                    f"{target.parent} is on a file system without locks: let no other job make "
-                    f"{target.name} at the same time.",
-                    flush=True,
-                )
-                break
-    return file
+    def without(_: OSError) -> None:
+        print(
+            f"{target.path.parent} is on a file system without locks: let no other job make "
+            f"{target.name} at the same time.",
+            flush=True,
+        )
+
+    make_directory(target.path.parent)
+    return locked(target.lock, waiting, without)
 
 
 def _heed(stop: StopFlag) -> None:
     if stop.signal:
-        raise simulate.Stopped(
+        raise Stopped(
             f"stopped by {signal_name(stop.signal)} before the data set was whole; "
             "run the same command again to make it."
         )
 
 
-def _is_whole(target: Path) -> bool:
+def _is_whole(target: DatasetDir) -> bool:
     """Whether the data set exists; raises DataError when what exists is damaged."""
-    if not (target / "dataset.json").exists():
+    if not target.is_done():
         return False
     load(target)
     return True
 
 
-def _prepare(aside: Path, collect: Callable[[], Contents], settings: Render) -> Contents:
-    """Make the directory aside, with dataset.h5 and room for all images."""
-    shutil.rmtree(aside, ignore_errors=True)  # left behind by a build that was killed
+def _prepare(aside: DatasetDir, collect: Callable[[], Contents], settings: Render) -> Contents:
+    """Make the directory aside, with the columns and room for all images."""
+    shutil.rmtree(aside.path, ignore_errors=True)  # left behind by a build that was killed
     contents = collect()
     check_classes(contents.images["label"], contents.record["source"])
-    make_directory(aside)
-    _write_columns(aside / "dataset.h5", contents)
-    _reserve(aside / "images.npy", len(contents.images["label"]), settings.pixels)
+    make_directory(aside.path)
+    _write_columns(aside.columns, contents)
+    _reserve(aside.images, len(contents.images["label"]), settings.pixels)
     return contents
 
 
 def _write_columns(path: Path, contents: Contents) -> None:
-    """Write dataset.h5: made in memory, so that a full disk is an error of one plain write."""
+    """Write the columns: made in memory, so that a full disk is an error of one plain write."""
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         for group, columns in (
             ("images", contents.images),
@@ -221,7 +218,7 @@ def _write_columns(path: Path, contents: Contents) -> None:
 
 
 def _reserve(path: Path, count: int, pixels: int) -> None:
-    """Write the header of images.npy and reserve its space, so that a full disk shows at once."""
+    """Write the header of the images and reserve their space, so that a full disk shows at once."""
     shape = (count, pixels, pixels, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with storage_errors(path), path.open("wb") as file:
@@ -231,15 +228,15 @@ def _reserve(path: Path, count: int, pixels: int) -> None:
 
 
 def _write_images(
-    aside: Path,
+    aside: DatasetDir,
     settings: Render,
     world: World,
     open_images: Callable[[Path], Draw],
     stop: StopFlag,
 ) -> list[str]:
     """Draw and write this rank's share of blocks; returns the checksums of all, on rank 0."""
-    path = aside / "images.npy"
-    draw = open_images(aside / "dataset.h5")
+    path = aside.images
+    draw = open_images(aside.columns)
 
     def write_share() -> list[str]:
         checksums = []
@@ -282,25 +279,29 @@ def _announced(blocks: Sequence[slice], world: World) -> Iterator[slice]:
 
 
 def _publish(
-    aside: Path,
-    target: Path,
+    aside: DatasetDir,
+    target: DatasetDir,
     settings: RunSettings,
     contents: Contents | None,
     checksums: list[str],
 ) -> None:
-    """Write dataset.json and give the directory its name: from here on the data set exists."""
+    """Write the record and give the directory its name: from here on the data set exists."""
     assert contents is not None  # this runs on rank 0, which collected them
-    write_json(aside / "dataset.json", _record(aside, target, settings, contents, checksums))
-    with storage_errors(target):
-        fsync_directory(aside)
-        shutil.rmtree(target, ignore_errors=True)  # had no dataset.json: was no data set
-        aside.rename(target)
-        fsync_directory(target.parent)
-        _lock_path(target).unlink(missing_ok=True)  # who waits for it finds the data set
+    write_json(aside.record, _record(aside, target, settings, contents, checksums))
+    with storage_errors(target.path):
+        fsync_directory(aside.path)
+        shutil.rmtree(target.path, ignore_errors=True)  # had no record: was no data set
+        aside.path.rename(target.path)
+        fsync_directory(target.path.parent)
+        target.lock.unlink(missing_ok=True)  # who waits for it finds the data set
 
 
 def _record(
-    aside: Path, target: Path, settings: RunSettings, contents: Contents, checksums: list[str]
+    aside: DatasetDir,
+    target: DatasetDir,
+    settings: RunSettings,
+    contents: Contents,
+    checksums: list[str],
 ) -> dict[str, Any]:
     labels = contents.images["label"]
     tree = to_tree(settings)
@@ -318,8 +319,11 @@ def _record(
         "settings": {key: tree[key] for key in ("simulation", "data", "render")},
         "software": _versions(),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "sizes": {name: (aside / name).stat().st_size for name in ("images.npy", "dataset.h5")},
-        "checksums": {"dataset.h5": file_checksum(aside / "dataset.h5"), "images.npy": checksums},
+        "sizes": {file.name: file.stat().st_size for file in (aside.images, aside.columns)},
+        "checksums": {
+            aside.columns.name: file_checksum(aside.columns),
+            aside.images.name: checksums,
+        },
     }
 
 
@@ -356,7 +360,7 @@ def image_columns(configurations: Arrays, settings: Render) -> Arrays:
 
 
 def draw_configurations(settings: Render, path: Path) -> Draw:
-    """The function that draws images of the configurations in the dataset.h5 at `path`."""
+    """The function that draws images of the configurations whose columns lie at `path`."""
 
     def draw(block: slice) -> Image:
         with h5py.File(path, "r", locking="best-effort") as file:
@@ -366,60 +370,47 @@ def draw_configurations(settings: Render, path: Path) -> Draw:
             positions, types, box = (
                 file[f"configurations/{name}"][rows] for name in ("positions", "types", "box")
             )
-        pictures = [
-            render(positions[row], types[row], box[row], settings, corner)
-            for row, corner in zip(index - index[0], corners, strict=True)
+        drawn = [
+            configuration(path, rows.start + k, positions[k], types[k], box[k])
+            for k in range(len(positions))
         ]
-        return np.stack(pictures)
+        each = zip(index - rows.start, corners, strict=True)
+        return np.stack([render(drawn[k], settings, corner) for k, corner in each])
 
     return draw
 
 
 def _simulated(settings: RunSettings, root: Path) -> Contents:
     """The two chosen frames of every simulated trajectory, liquid and glass in turn."""
-    path = simulate.product(settings, root)
-    try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            configurations = _chosen_frames(file, settings)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: there are no such trajectories. Simulate them: "
-            "make submit CONFIG=<study file>, or python -m jobs.simulate <study file>"
-        ) from None
-    except (KeyError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: is damaged: {error}. Remove {path.parent} and simulate again."
-        ) from None
-    return Contents(
-        image_columns(configurations, settings.render), configurations, {"source": str(path)}
-    )
+    place = trajectories.directory(settings, root)
+    found = trajectories.load(place)
+    configurations = _chosen_frames(found, settings)
+    images = image_columns(configurations, settings.render)
+    return Contents(images, configurations, {"source": str(place.file)})
 
 
-def _chosen_frames(file: h5py.File, settings: RunSettings) -> Arrays:
-    kept = file["frames"][0].tolist()
+def _chosen_frames(found: Sequence[Trajectory], settings: RunSettings) -> Arrays:
+    """Columns with one row for each configuration; raises DataError for what is none."""
+    kept = found[0].frames.tolist()
     frames = [kept.index(settings.frame(side)) for side in ("liquid", "glass")]
     inherent = settings.data.form == "inherent"
-    trajectories, particles = file["types"].shape
+    chosen = [(trajectory, frame) for trajectory in found for frame in frames]
+    configurations = [one.configuration(frame, inherent) for one, frame in chosen]
 
-    def each(name: str) -> np.ndarray:
-        """A column with one row for each configuration."""
-        values = file[name]
-        if name in ("types", "box", "cooling_rate", "seeds", "index"):
-            return np.repeat(values[...], 2, axis=0)
-        return values[:, frames].reshape(2 * trajectories, *values.shape[2:])
+    def measured(name: str) -> np.ndarray:
+        return np.array([getattr(one, name)[frame] for one, frame in chosen])
 
-    box = each("box")
     return {
-        "positions": each("inherent_positions" if inherent else "positions"),
-        "types": each("types"),
-        "box": np.stack([box, box], axis=1),
-        "temperature": each("temperature"),
-        "density": particles / box**2,
-        "cooling_rate": each("cooling_rate"),
-        "seeds": each("seeds"),
-        "potential_energy": each("inherent_energy" if inherent else "potential_energy"),
-        "inherent_energy": each("inherent_energy"),
-        "psi6": each("inherent_psi6" if inherent else "psi6"),
-        "label": np.tile(np.array([0, 1], np.uint8), trajectories),
-        "trajectory": each("index").astype(np.int64),
+        "positions": np.stack([one.positions for one in configurations]),
+        "types": np.stack([one.species for one in configurations]),
+        "box": np.stack([one.box for one in configurations]),
+        "temperature": measured("temperature"),
+        "density": np.array([one.density for one in configurations]),
+        "cooling_rate": np.array([one.cooling_rate for one, _ in chosen]),
+        "seeds": np.stack([one.seeds for one, _ in chosen]),
+        "potential_energy": measured("inherent_energy" if inherent else "potential_energy"),
+        "inherent_energy": measured("inherent_energy"),
+        "psi6": measured("inherent_psi6" if inherent else "psi6"),
+        "label": np.tile(np.array([0, 1], np.uint8), len(found)),
+        "trajectory": np.array([one.index for one, _ in chosen], np.int64),
     }

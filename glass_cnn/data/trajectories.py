@@ -16,6 +16,9 @@ from typing import Annotated, Any, NamedTuple
 import h5py
 import numpy as np
 
+from glass_cnn.configuration import Configuration
+from glass_cnn.paths import TrajectoriesDir, trajectories_dir
+from glass_cnn.settings import RunSettings
 from hpc.errors import DataError
 from hpc.files import write_atomic
 
@@ -57,6 +60,19 @@ class Trajectory:
     inherent_positions: Annotated[
         np.ndarray | None, Column("f4", "FND", "inherent structure, in [0, box), σ")
     ]
+
+    def configuration(self, row: int, inherent: bool = False) -> Configuration:
+        """Kept frame number `row`, as simulated or its inherent structure.
+
+        Raises DataError when that is none, or was not kept.
+        """
+        positions = self.inherent_positions if inherent else self.positions
+        if positions is None:
+            raise DataError(f"trajectory {self.index}: its inherent structures were not kept.")
+        try:
+            return Configuration(positions[row], self.types, np.array([self.box, self.box]))
+        except DataError as error:
+            raise DataError(f"trajectory {self.index}, kept frame {row}: {error}") from None
 
 
 COLUMNS: dict[str, Column] = {
@@ -123,11 +139,17 @@ def _create(file: h5py.File, name: str, rows: np.ndarray, count: int) -> h5py.Da
     return dataset
 
 
-def load(path: Path) -> list[Trajectory]:
-    """All trajectories of a file, by index.
+def directory(settings: RunSettings, root: Path) -> TrajectoriesDir:
+    """Where the trajectories of these settings lie, whether they exist or not."""
+    return trajectories_dir(root, settings.data.name, settings.simulation_digest())
+
+
+def load(place: TrajectoriesDir) -> list[Trajectory]:
+    """All trajectories of a directory, by index.
 
     Raises DataError when it is missing, damaged or something else.
     """
+    path = place.file
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             if file.attrs.get("format") != FORMAT:
@@ -135,9 +157,14 @@ def load(path: Path) -> list[Trajectory]:
             columns = {name: file[name][:] for name in COLUMNS if name in file}
         _check(columns, "T")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `python -m jobs.simulate` makes it.") from None
+        raise DataError(
+            f"{path}: there are no such trajectories. Simulate them: "
+            "make submit CONFIG=<study file>, or python -m jobs.simulate <study file>"
+        ) from None
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: is damaged ({error}); remove it and run again.") from None
+        raise DataError(
+            f"{path}: is damaged: {error}. Remove {place.path} and simulate again."
+        ) from None
     return [_row(columns, i) for i in range(len(columns["index"]))]
 
 

@@ -30,7 +30,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glass_cnn.data import dataset as data
+from glass_cnn.data import batches
 from glass_cnn.data.dataset import CLASSES, Dataset, Parts
 from glass_cnn.paths import RunDir
 from glass_cnn.report.figures import PALETTE, STYLE
@@ -342,12 +342,14 @@ def augmented(probe: Probe, dataset: Dataset, parts: Parts) -> Shown:
     used = any(chosen.model_dump().values())
     tried = chosen if used else Augmentation(rotations=True, flips=True)
     batch = settings.train.batch_size
-    first = data.order(settings.seed, 0, batch, len(parts.train))[:EXAMPLES]
+    first = batches.order(settings.seed, 0, batch, len(parts.train))[:EXAMPLES]
     originals = dataset.images[parts.train[first]]
     versions = [
-        data.apply(
+        batches.apply(
             originals,
-            data.Choices(*(c[: len(first)] for c in data.augment(settings.seed, step, batch))),
+            batches.Choices(
+                *(c[: len(first)] for c in batches.augment(settings.seed, step, batch))
+            ),
             tried,
         )
         for step in range(3)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.data import dataset as data
+from glass_cnn.data.batches import batches
 from glass_cnn.paths import RunDir
 from glass_cnn.records import Start
 from glass_cnn.settings import RunSettings
@@ -163,7 +164,7 @@ class Feed:
         if self._batches is None or step != self._next:
             self.__exit__()
             train = self.settings.train
-            self._batches = data.batches(
+            self._batches = batches(
                 self.images,
                 self.parts.train,
                 seed=self.settings.seed,

@@ -11,11 +11,11 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.train_settings import Adam, Sgd
 
 CLASSES = 2
 DENSE = 80
-DROPOUT_STREAM = 0x44524F50  # "DROP": keeps masks apart from every other use of the seed
 
 
 class Network(tf.Module):
@@ -41,9 +41,10 @@ class Network(tf.Module):
             "output": (DENSE, CLASSES),
         }
         self.parameters: dict[str, tf.Variable] = {}
+        key = training_key(TrainingStream.WEIGHTS, seed)
         for number, (layer, shape) in enumerate(shapes.items()):
             weights = tf.random.stateless_truncated_normal(
-                shape, seed=(seed, number), stddev=self._spread(shape), alg="philox"
+                shape, seed=(key, number), stddev=self._spread(shape), alg="philox"
             )
             self._add(f"{layer}/weights", weights)
             self._add(f"{layer}/biases", tf.fill(shape[-1:], 0.1))
@@ -100,7 +101,8 @@ def dropout_mask(seed: int, step: tf.Tensor, batch_size: int, rate: float) -> tf
     A pure function of seed, step and place in the batch; each rank takes its own rows, so the
     masks are the same at any number of ranks.
     """
-    key = tf.stack([tf.constant(seed ^ DROPOUT_STREAM, tf.int64), tf.cast(step, tf.int64)])
+    first = training_key(TrainingStream.DROPOUT, seed)
+    key = tf.stack([tf.constant(first, tf.int64), tf.cast(step, tf.int64)])
     uniform = tf.random.stateless_uniform((batch_size, DENSE), seed=key, alg="philox")
     return tf.cast(uniform >= rate, tf.float32) / (1.0 - rate)
 

@@ -13,6 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 from glass_cnn.data import dataset as data
+from glass_cnn.data.batches import batches
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.division import DataParallel
 from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
@@ -36,20 +37,18 @@ def digest(*arrays: np.ndarray) -> str:
 def feed(opened: data.Dataset, settings: RunSettings, rows: slice, first: int = 0) -> Any:
     train = settings.train
     part = data.split(opened, settings).train
-    return data.batches(
-        opened, part, settings.seed, train.batch_size, train.augmentation, rows, first
-    )
+    return batches(opened, part, settings.seed, train.batch_size, train.augmentation, rows, first)
 
 
 def global_batches(opened: data.Dataset, settings: RunSettings, ranks: World, first: int) -> list:
     """Digests of whole batches put together from all ranks' rows, and the sizes of the shares."""
-    batches = feed(opened, settings, ranks.share(settings.train.batch_size), first)
+    own = feed(opened, settings, ranks.share(settings.train.batch_size), first)
     digests = []
     for _ in range(first, STEPS):
-        parts = ranks.comm.allgather(next(batches))
+        parts = ranks.comm.allgather(next(own))
         images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         digests.append([digest(images, labels), [len(p[1]) for p in parts]])
-    batches.close()
+    own.close()
     return digests
 
 
@@ -59,16 +58,16 @@ def steps(opened: data.Dataset, settings: RunSettings, ranks: World, count: int)
     if not ranks.is_root:  # else all begin alike, and a broadcast has nothing to do
         engine.assign({name: np.zeros_like(v) for name, v in engine.snapshot().items()})
     engine.broadcast()
-    batches = feed(opened, settings, engine.share)
+    own = feed(opened, settings, engine.share)
     losses, corrects = [], []
     first: dict[str, np.ndarray] = {}
     for step in range(count):
-        images, labels = next(batches)
+        images, labels = next(own)
         result = engine.train_step(images, labels, step, 1e-3)
         losses.append(result.loss)
         corrects.append(result.correct)
         first = first or {k: g.numpy() for k, g in result.gradients.items()}
-    batches.close()
+    own.close()
     weights = {k: v.copy() for k, v in engine.snapshot("model/").items()}
     digests = ranks.comm.allgather(digest(*weights.values()))
     assert len(set(digests)) == 1, "ranks have different weights"

@@ -1,0 +1,120 @@
+"""What a training reads, step after step: the order of samples, their augmentation, batches.
+
+Pure functions of seeds and counters (`glass_cnn.streams`): the same on any number of ranks and
+after any restart.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from glass_cnn.data.dataset import Dataset
+from glass_cnn.streams import Stream, permutation, philox
+from glass_cnn.train_settings import Augmentation
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return permutation(philox(Stream.ORDER, seed, epoch), count)
+
+
+def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which of `count` samples make the batch of `step` (from 0): int64 [batch_size].
+
+    Batches follow each other without gaps through one permutation after another, so every epoch
+    visits each sample exactly once and batches run across the ends of epochs.
+    """
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), count)
+    chosen = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = _epoch_order(seed, int(epoch), count)[places[here]]
+    return chosen
+
+
+class Choices(NamedTuple):
+    """Random symmetry of each sample of a batch, as integer arrays [batch_size]."""
+
+    rotation: np.ndarray
+    """quarter turns counter-clockwise, 0 to 3"""
+    flip: np.ndarray
+    """1 mirrors left and right, before the turn"""
+    shift_row: np.ndarray
+    """shift in 2⁻³² of the image's height"""
+    shift_column: np.ndarray
+    """shift in 2⁻³² of the image's width"""
+
+
+def augment(seed: int, step: int, batch_size: int) -> Choices:
+    """The symmetries drawn for the batch of `step`, whether they are used or not."""
+    bits = philox(Stream.AUGMENTATION, seed, counter=step * batch_size)
+    words = bits.random_raw(4 * batch_size).reshape(batch_size, 4)
+    rotation, flip, row, column = (words >> np.array([62, 63, 32, 32], dtype=np.uint64)).T
+    return Choices(*(choice.astype(np.int64) for choice in (rotation, flip, row, column)))
+
+
+def apply(images: np.ndarray, choices: Choices, settings: Augmentation) -> np.ndarray:
+    """Images uint8 [n, pixels, pixels, 3] under the symmetries that `settings` allow."""
+    pixels = images.shape[1]
+    if settings.translations:
+        rows, columns = (
+            shift * pixels >> 32 for shift in (choices.shift_row, choices.shift_column)
+        )
+        shifts = zip(images, rows, columns, strict=True)
+        images = np.stack([np.roll(image, (r, c), axis=(0, 1)) for image, r, c in shifts])
+    turns = choices.rotation * settings.rotations
+    flips = choices.flip * settings.flips
+    result = np.empty_like(images)
+    for turn, flip in itertools.product(range(4), range(2)):
+        chosen = (turns == turn) & (flips == flip)
+        mirrored = images[chosen][:, :, ::-1] if flip else images[chosen]
+        result[chosen] = np.rot90(mirrored, turn, axes=(1, 2))
+    return result
+
+
+def batches(
+    dataset: Dataset,
+    part: np.ndarray,
+    seed: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    rows: slice = slice(None),
+    first_step: int = 0,
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Images uint8 [n, pixels, pixels, 3] and labels uint8 [n] of one step after another, for ever.
+
+    `part` holds the indices to draw from, `rows` this rank's share of the global batch. While one
+    batch is used a thread reads the next. The only state is the step, and closing the generator
+    ends the thread; an error in it is raised by the `next` that asks for its batch.
+    """
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(
+        _read, dataset, part, seed, batch_size, augmentation, rows
+    )
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
+        ahead = reader.submit(read, first_step)
+        for step in itertools.count(first_step + 1):
+            ready, ahead = ahead, reader.submit(read, step)
+            yield ready.result()
+
+
+def _read(
+    dataset: Dataset,
+    part: np.ndarray,
+    seed: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    rows: slice,
+    step: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    chosen = part[order(seed, step, batch_size, len(part))[rows]]
+    images = dataset.images[chosen]
+    if augmentation.rotations or augmentation.flips or augmentation.translations:
+        drawn = Choices(*(choice[rows] for choice in augment(seed, step, batch_size)))
+        images = apply(images, drawn, augmentation)
+    return images, dataset.labels[chosen]

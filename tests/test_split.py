@@ -1,0 +1,101 @@
+"""The split: by trajectory, with exact shares, every class in every part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glass_cnn.data import dataset as data
+from glass_cnn.paths import DatasetDir
+from glass_cnn.settings import Split
+from hpc.errors import DataError
+from tests.small_data import SETTINGS, TREE, with_changes
+
+
+@pytest.fixture(scope="module")
+def tiny(small_logs: Path) -> data.Dataset:
+    return data.load(SETTINGS, small_logs)
+
+
+def test_split_keeps_trajectories_together(tiny: data.Dataset) -> None:
+    parts = data.split(tiny, SETTINGS)
+    chosen = [parts.train, parts.validation, parts.test]
+    assert sorted(np.concatenate(chosen)) == list(range(len(tiny)))
+    groups = [set(tiny.trajectories[part]) for part in chosen]
+    assert [len(g) for g in groups] == [6, 2, 1]  # 9 × 0.7 / 0.15 / 0.15 = 6.3 / 1.35 / 1.35
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    again = data.split(tiny, SETTINGS)
+    assert all(
+        (a == b).all()
+        for a, b in zip(chosen, (again.train, again.validation, again.test), strict=True)
+    )
+    other = data.split(tiny, with_changes(split={"seed": 2}))
+    assert set(tiny.trajectories[other.train]) != groups[0]
+    assert (
+        "480 images of      6 trajectories: 240 liquid, 240 glass (50.0% glass)" in parts.describe()
+    )
+
+
+def test_first_examples_of_a_part_are_a_fair_sample(tiny: data.Dataset) -> None:
+    first = data.split(tiny, SETTINGS).validation[:80]
+    assert 20 < tiny.labels[first].sum() < 60
+    groups, counts = np.unique(tiny.trajectories[first], return_counts=True)
+    assert len(groups) == 2
+    assert min(counts) > 20
+
+
+def test_split_does_not_depend_on_the_seed_of_the_run(tiny: data.Dataset) -> None:
+    one, two = (data.split(tiny, with_changes(seed=seed)) for seed in (1, 2))
+    assert (one.test == two.test).all()
+
+
+@given(
+    count=st.integers(5, 400),
+    shares=st.sampled_from([(0.7, 0.15, 0.15), (0.8, 0.1, 0.1), (0.34, 0.33, 0.33)]),
+    pure=st.integers(0, 400),
+)
+def test_shares_are_exact(count: int, shares: tuple[float, ...], pure: int) -> None:
+    """`pure` trajectories hold one class only, the others both."""
+    settings = Split(train=shares[0], validation=shares[1], test=shares[2])
+    trajectories = np.repeat(np.arange(count), 2)
+    labels = np.tile([0, 1], count)
+    for k in range(min(pure, count)):
+        labels[2 * k : 2 * k + 2] = k % 2
+    try:
+        part = data.assign(trajectories, labels, settings)[::2]
+    except DataError:
+        assert (np.array(shares) * count < 1).any()
+        return
+    sizes = np.bincount(part, minlength=3)
+    assert np.abs(sizes - np.array(shares) * count).max() < 1
+    assert sizes.sum() == count
+    for k in (0, 1):  # trajectories of one class are divided like all of them
+        of_class = part[: min(pure, count)][k::2]
+        expected = len(of_class) * sizes / count
+        assert np.abs(np.bincount(of_class, minlength=3) - expected).max() < 2
+
+
+def test_too_few_trajectories() -> None:
+    with pytest.raises(DataError, match=r"4 trajectories cannot be split.*at least 5"):
+        data.assign(np.repeat(np.arange(4), 2), np.tile([0, 1], 4), Split())
+
+
+def test_part_without_a_class() -> None:
+    labels = np.array([0] * 19 + [1], np.uint8)
+    lonely = data.Dataset(DatasetDir(Path("here")), {}, np.zeros(20), labels, np.arange(20))
+    for seed in range(20):  # none helps, and the message says so
+        with pytest.raises(DataError, match=r"part of the split has \d+ liquid and 0 glass.*seed"):
+            data.split(lonely, with_changes(split={"seed": seed}))
+
+
+def test_permuted_labels(small_logs: Path, tiny: data.Dataset) -> None:
+    permuted = data.load(with_changes(data={**TREE["data"], "permute_labels": True}), small_logs)
+    assert permuted.path == tiny.path
+    assert permuted.labels.sum() == tiny.labels.sum()
+    assert 0.4 < (permuted.labels == tiny.labels).mean() < 0.6
+    parts = data.split(permuted, SETTINGS)
+    assert (parts.labels == permuted.labels).all()
