@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from glass_cnn import mixture
 from glass_cnn.train_settings import Train
 from hpc.config import (
     Count,
@@ -45,7 +46,7 @@ class Simulation(Settings):
     """number of independent coolings"""
     particles: Annotated[int, pydantic.Field(ge=20)] = 400
     """number of particles in the periodic box"""
-    fraction_a: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.65
+    fraction_a: Annotated[float, pydantic.Field(gt=0, lt=1)] = mixture.FRACTION_A
     """share of type A; the number of A is rounded to a whole particle"""
     density: Positive = 1.2
     """number density, σ⁻²"""
@@ -94,11 +95,11 @@ class Simulation(Settings):
                 f"cooling_steps {self.cooling_steps} must be a multiple of frames {self.frames}, "
                 "so that frames are evenly spaced"
             )
-        if self.box < 2 * 2.5:
+        if self.box < 2 * mixture.CUTOFF:
             raise ValueError(
                 f"{self.particles} particles at density {self.density} make a box of side "
-                f"{self.box:.2f} σ; it must be at least twice the cutoff, 5 σ: more particles "
-                "or a lower density"
+                f"{self.box:.2f} σ; it must be at least twice the cutoff, "
+                f"{2 * mixture.CUTOFF:g} σ: more particles or a lower density"
             )
         return self
 

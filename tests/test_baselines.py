@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from glass_cnn.analysis import baselines
+from glass_cnn.configuration import Configuration
 from glass_cnn.data.dataset import Dataset, load
 from hpc.commandline import run_main
 from hpc.errors import EXIT_COMPLETE, EXIT_DATA, DataError
@@ -21,25 +22,34 @@ BOX = np.array([10.0, 10.0])
 
 def test_smallest_distance_is_over_sigma_and_over_the_edge() -> None:
     positions = np.array([[0.1, 5.0], [9.5, 5.0], [5.0, 1.0], [5.0, 1.9]])
-    types = np.array([1, 2, 1, 1])
+    species = np.array([1, 2, 1, 1])
+    four = Configuration(positions, species, BOX)
+    two = Configuration(positions[:2] * [[1, 1], [0.5, 1]], species[:2], BOX)
     # A and B are 0.6 apart over the edge, 0.75 σ_AB; the two A are 0.9 σ_AA apart.
-    assert baselines.smallest_distance(positions, types, BOX) == pytest.approx(0.6 / 0.8)
-    assert baselines.smallest_distance(positions[:2] * [[1, 1], [0.5, 1]], types[:2], BOX) == np.inf
+    assert baselines.smallest_distance(four) == pytest.approx(0.6 / 0.8)
+    assert baselines.smallest_distance(two) == np.inf
 
 
 def test_pair_correlations_of_a_gas_are_one_and_of_a_pair_peak_at_its_distance() -> None:
     rng = np.random.default_rng(0)
-    gas = rng.uniform(0, 10, (2000, 2))
-    found = baselines.pair_correlations(gas, np.repeat([1, 2], 1000), BOX).reshape(3, -1)
+    gas = Configuration(rng.uniform(0, 10, (2000, 2)), np.repeat([1, 2], 1000), BOX)
+    found = baselines.pair_correlations(gas).reshape(3, -1)
     assert found[:, 15:].mean(axis=1) == pytest.approx(1, abs=0.02)
     places = np.array([[2.0, 2.0], [3.03, 2.0], [6.0, 6.0], [6.0, 8.17]])
-    like, unlike, other = baselines.pair_correlations(places, np.array([1, 1, 2, 2]), BOX).reshape(
-        3, -1
-    )
+    pairs = Configuration(places, np.array([1, 1, 2, 2]), BOX)
+    like, unlike, other = baselines.pair_correlations(pairs).reshape(3, -1)
     width = baselines.R_MAX / baselines.BINS
     assert np.flatnonzero(like).tolist() == [int(1.03 / width)]
     assert np.flatnonzero(other).tolist() == [int(2.17 / width)]
     assert not unlike[: int(3 / width)].any()
+
+
+def test_pair_correlations_of_a_species_that_is_not_there_are_zero() -> None:
+    only_a = Configuration(np.array([[2.0, 2.0], [3.03, 2.0]]), np.array([1, 1]), BOX)
+    like, unlike, other = baselines.pair_correlations(only_a).reshape(3, -1)
+    assert like.any()
+    assert not unlike.any()
+    assert not other.any()
 
 
 def test_power_spectrum_of_stripes_has_their_wave_number() -> None:

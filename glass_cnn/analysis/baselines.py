@@ -19,15 +19,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from glass_cnn.analysis.evaluation import auc, auc_interval
+from glass_cnn.configuration import Configuration
 from glass_cnn.data.dataset import CLASSES, Dataset
+from glass_cnn.mixture import SIGMA, SPECIES
 from hpc.errors import DataError
 from hpc.words import plural
 
 FOLDS = 5
 MOST = 2000
 """configurations, or images, that are measured at most"""
-SIGMA = np.array([[1.0, 0.8], [0.8, 0.88]])
-"""σ_ij of types A and B"""
 REACH = 1.5
 """distance within which the smallest one is sought, σ"""
 BINS, R_MAX = 60, 4.0
@@ -97,38 +97,50 @@ def _check_trajectories(dataset: Dataset) -> None:
 
 def configuration_measures(dataset: Dataset, rows: NDArray[np.intp]) -> dict[str, Floats]:
     """Features [configurations, n] of each measure."""
-    columns = ("positions", "types", "box", "potential_energy", "psi6")
-    positions, types, box, energy, psi6 = (
-        dataset.column(f"configurations/{name}")[rows] for name in columns
+    configurations = dataset.configurations(rows)
+    energy, psi6 = (
+        dataset.column(f"configurations/{name}")[rows] for name in ("potential_energy", "psi6")
     )
-    each = list(zip(positions, types, box, strict=True))
     return {
         "pair energy": energy[:, None],
-        "smallest distance / σ": np.array([[smallest_distance(*one)] for one in each]),
+        "smallest distance / σ": np.array([[smallest_distance(one)] for one in configurations]),
         "mean |ψ6|": psi6[:, None],
-        "g(r) of AA, AB, BB": np.stack([pair_correlations(*one) for one in each]),
+        "g(r) of AA, AB, BB": np.stack([pair_correlations(one) for one in configurations]),
     }
 
 
-def smallest_distance(positions: np.ndarray, types: np.ndarray, box: np.ndarray) -> float:
-    """Smallest r_ij/σ_ij over pairs of a periodic configuration; inf if none is within REACH σ."""
-    tree = cKDTree(np.mod(positions, box), boxsize=box)
+def smallest_distance(configuration: Configuration) -> float:
+    """Smallest r_ij/σ_ij over the pairs; inf if none is within REACH σ."""
+    box = configuration.box
+    tree = cKDTree(np.mod(configuration.positions, box), boxsize=box)
     pairs = tree.sparse_distance_matrix(tree, REACH, output_type="coo_matrix")
     apart = pairs.row < pairs.col
-    i, j = types[pairs.row[apart]] - 1, types[pairs.col[apart]] - 1
-    return float(np.min(pairs.data[apart] / SIGMA[i, j], initial=np.inf))
+    i, j = configuration.species[pairs.row[apart]], configuration.species[pairs.col[apart]]
+    return float(np.min(pairs.data[apart] / sigma_table()[i, j], initial=np.inf))
 
 
-def pair_correlations(positions: np.ndarray, types: np.ndarray, box: np.ndarray) -> Floats:
-    """Partial g(r) of AA, AB and BB, one after the other, [3 · BINS]."""
-    r_max = min(R_MAX, 0.499 * float(min(box)))
-    cell = freud.box.Box(Lx=box[0], Ly=box[1], is2D=True)
-    points = np.zeros((len(positions), 3), np.float32)
-    points[:, :2] = positions
+def sigma_table() -> Floats:
+    """σ_ij by the numbers of both species, symmetric; no species has number 0."""
+    table = np.full((max(SPECIES) + 1, max(SPECIES) + 1), np.nan)
+    for (i, j), sigma in SIGMA.items():
+        table[i, j] = table[j, i] = sigma
+    return table
+
+
+def pair_correlations(configuration: Configuration) -> Floats:
+    """Partial g(r) of AA, AB and BB, one after the other, [3 · BINS]; 0 where there is no pair."""
+    r_max = min(R_MAX, 0.499 * float(configuration.box.min()))
+    cell = freud.box.Box(*configuration.box, is2D=True)
+    points = np.zeros((len(configuration), 3), np.float32)
+    points[:, :2] = configuration.positions
+    of = {number: points[configuration.species == number] for number in SPECIES}
     found = []
-    for first, second in ((1, 1), (1, 2), (2, 2)):
+    for first, second in SIGMA:
+        if not (len(of[first]) and len(of[second])):
+            found.append(np.zeros(BINS))
+            continue
         rdf = freud.density.RDF(bins=BINS, r_max=r_max)
-        rdf.compute((cell, points[types == first]), query_points=points[types == second])
+        rdf.compute((cell, of[first]), query_points=of[second])
         found.append(np.where(rdf.bin_centers < 0.1, 0, rdf.rdf))  # a particle and itself
     return np.concatenate(found)
 
