@@ -26,9 +26,9 @@ import pydantic
 
 from glass_cnn.paths import RunDir, StudyDir, run_name, study_dir
 from glass_cnn.settings import MAX_SEED, RunSettings, Seed, build_run
-from hpc.config import Name, Settings, digest, to_yaml, validate
+from hpc.config import Name, Settings, digest, overlay, to_yaml, validate
 from hpc.errors import ConfigError
-from hpc.yaml_files import is_key, merge, read_tree, unflatten
+from hpc.yaml_files import is_key, read_tree, unflatten, union
 
 Values = dict[str, list[Any]]
 MAX_RUNS = 200_000
@@ -161,6 +161,8 @@ class Point:
     changes: Mapping[str, Any]
     settings: RunSettings
     digest: str
+    notes: tuple[str, ...] = ()
+    """what of the base setting its changes dropped"""
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,17 @@ class Study:
     section: StudySection
     tree: Mapping[str, Any]
     source: str
+    dropped: tuple[str, ...] = ()
+    """what of extended files the file, or --set, dropped"""
 
     @property
     def name(self) -> str:
         return self.section.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know before the study starts."""
+        return (*self.dropped, *(note for point in self.points for note in point.notes))
 
     @functools.cached_property
     def points(self) -> tuple[Point, ...]:
@@ -260,7 +269,7 @@ class Study:
         `after`, or where that is now.
         """
         place = after or self.needed
-        return to_yaml(merge(self.tree, {"study": {"after": str(place)}} if place else {}))
+        return to_yaml(union(self.tree, {"study": {"after": str(place)}} if place else {}))
 
     def _changes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         arms = list(self.section.arms.items()) or [("", {})]
@@ -293,10 +302,12 @@ class Study:
         base = {key: value for key, value in self.tree.items() if key != "study"}
         if "seed" in base:
             raise ConfigError(f"{self.source}: seed belongs into study.seeds.")
-        tree = merge(base, unflatten(changes))
         where = self.source if label == "base" else f"{self.source} ({label})"
+        dropped: list[str] = []
+        tree = overlay(RunSettings, base, unflatten(changes), dropped.append)
         settings = build_run({**tree, "seed": self.section.seed_list[0]}, where)
-        return Point(label, changes, settings, settings.point_digest())
+        notes = tuple(f"{where}: {each}" for each in dropped)
+        return Point(label, changes, settings, settings.point_digest(), notes)
 
 
 def _leaves(changes: Mapping[str, Any]) -> Iterator[str]:
@@ -332,7 +343,7 @@ def _text(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9_.+]+", "_", text).strip("_")[:40] or "x"
 
 
-def build_study(tree: Mapping[str, Any], source: str) -> Study:
+def build_study(tree: Mapping[str, Any], source: str, dropped: tuple[str, ...] = ()) -> Study:
     """Validate a resolved tree that has a `study:` section; raises ConfigError."""
     if "study" not in tree:
         raise ConfigError(
@@ -340,7 +351,7 @@ def build_study(tree: Mapping[str, Any], source: str) -> Study:
             "'study: {name: my_study, seeds: 2}'."
         )
     section = validate(_StudyFile, {"study": tree["study"]}, source).study
-    study = Study(section, tree, source)
+    study = Study(section, tree, source, dropped)
     if not study.points:
         raise ConfigError(f"{source}: the study has no points.")
     return study
@@ -372,9 +383,15 @@ def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None =
     Raises ConfigError.
     """
     path = _file(Path(config), root)
-    study = build_study(read_tree(path, sets), str(path))
+    dropped: list[str] = []
+
+    def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        return overlay(RunSettings, base, over, lambda note: dropped.append(f"{path}: {note}"))
+
+    study = build_study(read_tree(path, sets, lay), str(path), tuple(dropped))
     if study.section.after is None:
         return study
     # Kept as a whole path: the resolved study lies elsewhere than the file it comes from.
     after = str(path.parent.absolute() / study.section.after)
-    return build_study(merge(study.tree, {"study": {"after": after}}), str(path))
+    tree = union(study.tree, {"study": {"after": after}})
+    return build_study(tree, str(path), study.dropped)

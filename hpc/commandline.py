@@ -66,11 +66,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def assignments(text: str) -> list[str]:
-    """The assignments of a text such as `a.b=1 c={kind: x, rate: 1e-3}`.
+    """The assignments of a text such as `a.b=1 c={kind: x, rate: 1e-3} d='two words, e=3'`.
 
-    Values are YAML, which has spaces of its own: one ends where the next `key=` begins.
+    Values are YAML, which has spaces of its own: one ends where the next `key=` begins, outside of
+    quotes and brackets.
     """
-    return re.split(r"\s+(?=[A-Za-z_][\w.-]*=)", text.strip())
+    begins = [
+        match.start()
+        for match in re.finditer(r"(?<!\S)[A-Za-z_][\w.-]*=", text)
+        if not _inside(text[: match.start()])
+    ]
+    ends = [*begins[1:], len(text)] if begins else []
+    head = text[: begins[0]].strip() if begins else text.strip()
+    found = [text[a:b].strip() for a, b in zip(begins, ends, strict=True)]
+    return ([head] if head or not found else []) + found
+
+
+def _inside(text: str) -> bool:
+    """Whether a text ends within quotes or brackets that it has opened."""
+    quote, depth, before = "", 0, " "
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"" and before in " =[{,:":  # elsewhere it is an apostrophe
+            quote = sign
+        else:
+            depth += (sign in "[{") - (sign in "]}")
+        before = sign
+    return bool(quote) or depth > 0
 
 
 @contextlib.contextmanager

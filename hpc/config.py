@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -135,9 +136,58 @@ def _follows_from_others(item: Any, tree: Any) -> bool:
     return item["type"] == "too_short" and bool(_at(tree, _without_tags(item, tree)))
 
 
+def overlay(
+    model: type[Settings],
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+    told: Callable[[str], object] = str,
+) -> dict[str, Any]:
+    """`base` with what `over` says laid on it, both trees of `model`.
+
+    Mappings merge key by key, everything else is replaced. Where `over` names another `kind` of a
+    schedule, optimizer, … than the one that is there (the default one, where none is named), keys
+    of `base` that this kind does not know are dropped, and `told` is given a sentence for each.
+    """
+    return _overlay([model], base, over, told, "")
+
+
+def _overlay(
+    models: list[type[Settings]],
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+    told: Callable[[str], object],
+    place: str,
+) -> dict[str, Any]:
+    before, now = _chosen(models, base), _chosen(models, {**base, **over})
+    merged = dict(base)
+    if before is not now and now is not None:
+        for key in [key for key in base if key not in _fields(now)]:
+            kind = {**base, **over}["kind"]
+            told(f"{place}kind = {show(kind)} drops {place}{key} = {show(merged.pop(key))}")
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            field = _fields(now).get(str(key)) if now else None
+            inner = _models(field.annotation) if field else []
+            merged[key] = _overlay(inner, old, value, told, f"{place}{key}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _chosen(models: list[type[Settings]], tree: Mapping[str, Any]) -> type[Settings] | None:
+    """Which of a union's members a tree means: by its kind, else the one with a default kind."""
+    tagged = [m for m in models if "kind" in m.model_fields]
+    if "kind" in tree:
+        return next((m for m in tagged if tree["kind"] in _kinds(m)), None)
+    default = [m for m in tagged if not m.model_fields["kind"].is_required()]
+    return (default or models or [None])[0]  # type: ignore[list-item]
+
+
 def load(path: Path, model: type[S], sets: Iterable[str] = ()) -> S:
     """Read, extend, override and validate one settings file; raises ConfigError."""
-    return validate(model, read_tree(path, sets), str(path))
+    lay = functools.partial(overlay, model)
+    return validate(model, read_tree(path, sets, lay), str(path))
 
 
 def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:

@@ -34,7 +34,7 @@ from hpc.errors import EXIT_COMPLETE, ConfigError, UserError
 from hpc.files import make_directory, read_json, write_atomic, write_json
 from hpc.stages import Stage, Task
 from hpc.words import plural, shown
-from hpc.yaml_files import merge, read_tree
+from hpc.yaml_files import read_tree, union
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEVELOPMENT = PROJECT / ".slurm-dev" / "slurm.conf"
@@ -179,7 +179,7 @@ class Site(Settings):
         if stage == "train":
             return self
         tree = {"nodes": None, "min_nodes": None, "gpus_per_node": 0, **getattr(self, stage)}
-        return validate(Site, merge(to_tree(self), tree), f"the site profile's section '{stage}'")
+        return validate(Site, union(to_tree(self), tree), f"the site profile's section '{stage}'")
 
 
 def load_site(name: str, over: Mapping[str, Any]) -> Site:
@@ -197,7 +197,7 @@ def load_site(name: str, over: Mapping[str, Any]) -> Site:
                 "the path of a YAML file of your own."
             )
     where = f"{path} with launch.slurm" if over else str(path)
-    site = validate(Site, merge(read_tree(path), over), where)
+    site = validate(Site, union(read_tree(path), over), where)
     for stage in ("simulate", "aggregate"):
         site.of(stage)
     return site

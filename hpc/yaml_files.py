@@ -7,11 +7,12 @@ applied last, its value read as YAML.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,32 @@ from hpc.errors import ConfigError
 MAX_EXTENDS = 16
 
 
+MAX_NODES = 1_000_000
+"""of one file, each counted as often as it is repeated: aliases of aliases could fill memory"""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a number and refuses a key written twice."""
+    """Safe YAML that also reads 1e-3 as a number, takes dates as text, and refuses what people and
+    YAML 1.1 read differently: 010 (octal there, 8), 1:30 (base 60, 90), a key written twice."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; whatever is wrong with it is told with its place."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            raise _refusal(node, f"{error}" or "this value cannot be read") from None
 
 
+def _refusal(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -34,6 +57,42 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+# As integers, so that they are refused below; YAML takes 08 and 0o10 for text, people do not.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?0[0-9_]*[0-9]$|^[-+]?0o[0-7_]+$"), list("-+0")
+)
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(node.value).replace("_", "")
+    if ":" in text:
+        raise _refusal(node, _means(node, "colons mean base 60 in YAML"))
+    octal = re.fullmatch(r"([-+]?)0(o?)([0-9]+)", text)
+    if octal is None:
+        return loader.construct_yaml_int(node)
+    plain = f"{octal[1]}{octal[3].lstrip('0') or '0'}"
+    ways = [plain] if not octal[2] else []
+    with contextlib.suppress(ValueError):
+        value = int(f"{octal[1]}{octal[3]}", 8)
+        ways += [str(value)] if str(value) not in ways else []
+    what = "a leading zero can mean an octal number"
+    raise _refusal(node, f"{node.value}: {what}; write {' or '.join(ways)}, or quotes for text")
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    if ":" in str(node.value):
+        raise _refusal(node, _means(node, "colons mean base 60 in YAML"))
+    return loader.construct_yaml_float(node)
+
+
+def _means(node: yaml.ScalarNode, what: str) -> str:
+    parts = [float(part) for part in re.findall(r"[\d.]+", str(node.value).replace("_", ""))]
+    value = 0.0
+    for part in parts:
+        value = 60 * value + part
+    sign = "-" if str(node.value).startswith("-") else ""
+    quoted = f'"{node.value}"'
+    return f"{node.value}: {what}; write {sign}{value:g} for the number, or {quoted} for text"
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -43,9 +102,7 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
             continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{key}' stands twice in one mapping", key_node.start_mark
-            )
+            raise _refusal(key_node, f"the key '{key}' stands twice in one mapping")
         if isinstance(key, str):
             seen.add(key)
     loader.flatten_mapping(node)
@@ -53,11 +110,28 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Number of nodes that one stands for, aliases followed each time; raises RecursionError."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0  # one inside itself is refused when it is constructed
+        inner = [
+            part for each in node.value for part in (each if isinstance(each, tuple) else [each])
+        ]
+        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML text safely; raises ConfigError naming `where`, line and column."""
     try:
+        if _size(yaml.compose(text, Loader=_Loader), {}) > MAX_NODES:
+            raise ConfigError(f"{where}: its aliases stand for more than {MAX_NODES:,d} values.")
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise ConfigError(f"{where}: is nested too deep to be a settings file.") from None
@@ -97,19 +171,25 @@ def _nearest_file(path: Path) -> str:
     return f" Files there: {', '.join(sorted(names)[:12])}." if names else ""
 
 
-def read_tree(path: Path, sets: Iterable[str] = ()) -> dict[str, Any]:
+Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+"""how one tree is laid over another"""
+
+
+def read_tree(path: Path, sets: Iterable[str] = (), merge: Merge | None = None) -> dict[str, Any]:
     """Read a settings file, follow `extends`, apply `--set` assignments; raises ConfigError.
 
     `extends: base.yaml` lays the file over another one, whose path is relative to it;
-    `extends: [a.yaml, b.yaml]` over several, of which later ones lie over earlier ones.
+    `extends: [a.yaml, b.yaml]` over several, of which later ones lie over earlier ones. All
+    assignments together are laid over the files, as one more. `merge` lays one over another.
     """
-    tree = _read_extended(Path(path), ())
+    merge = merge or union
+    said: dict[str, Any] = {}
     for assignment in sets:
-        tree = merge(tree, _assignment(assignment))
-    return tree
+        said = union(said, _assignment(assignment))
+    return merge(_read_extended(Path(path), (), merge), said)
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _read_extended(path: Path, chain: tuple[Path, ...], merge: Merge) -> dict[str, Any]:
     here = Path(os.path.realpath(path))  # resolve() raises where links go round in a circle
     if here in chain or len(chain) >= MAX_EXTENDS:
         route = " -> ".join(p.name for p in (*chain, here))
@@ -123,7 +203,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         )
     whole: dict[str, Any] = {}
     for base in named:
-        whole = merge(whole, _read_extended(path.parent / base, (*chain, here)))
+        whole = merge(whole, _read_extended(path.parent / base, (*chain, here), merge))
     return merge(whole, tree)
 
 
@@ -145,31 +225,24 @@ def _assignment(text: str) -> dict[str, Any]:
     return unflatten({key: parse_yaml(value, f"--set {key}")})
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on it: mappings merge key by key, everything else is replaced.
-
-    A mapping whose `kind` changes is replaced whole: the fields of one kind of schedule or
-    optimizer mean nothing to another.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            new_kind = "kind" in value and value["kind"] != old.get("kind")
-            merged[key] = dict(value) if new_kind else merge(old, value)
-        else:
-            merged[key] = value
-    return merged
+def union(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What both say: mappings key by key; of everything else the second one's."""
+    both = dict(first)
+    for key, value in second.items():
+        old = both.get(key)
+        inner = isinstance(value, Mapping) and isinstance(old, Mapping)
+        both[key] = union(old, value) if inner else value  # type: ignore[arg-type]
+    return both
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a.b': 1, 'a.c': 2} as {'a': {'b': 1, 'c': 2}}."""
+    """{'a.b': 1, 'a.c': 2} as {'a': {'b': 1, 'c': 2}}, in whatever order they stand."""
     tree: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in sorted(flat.items(), key=lambda item: item[0].count(".")):
         branch: Any = value
         for part in reversed(key.split(".")):
             branch = {part: branch}
-        tree = merge(tree, branch)
+        tree = union(tree, branch)
     return tree
 
 

@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
         if not args.dry_run:
             with storage_errors(result):
                 result.replace(result.with_name("result.json.damaged"))
+    for note in dict.fromkeys(note for each in chain for note in each.notes):
+        print(f"note: {note}")
     missing = [stage for each in chain for stage in stages(each, root)]
     if not missing:
         print(f"{study.name}: {all_of(study)} complete; nothing to do.")

@@ -28,6 +28,8 @@ class Wheel(Settings):
     """wheel or wing"""
     spokes: Annotated[int, pydantic.Field(ge=1)] = 32
     """number of spokes"""
+    colour: str = "black"
+    """its paint"""
 
 
 class Wing(Settings):
@@ -37,6 +39,8 @@ class Wing(Settings):
     """wing"""
     span: float
     """tip to tip, m"""
+    colour: str = "white"
+    """its paint"""
 
 
 class Machine(Settings):
@@ -91,6 +95,55 @@ def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0100", "0100: a leading zero can mean an octal number; write 100 or 64, or quotes"),
+        ("010", "write 10 or 8"),
+        ("-007", "write -7, or quotes"),
+        ("08", "write 8, or quotes"),
+        ("00", "write 0, or quotes"),
+        ("01_0", "write 10 or 8"),
+        ("0o17", "write 15, or quotes"),
+        ("[1, 010]", "line 1, column 5: 010: a leading zero"),
+        ("a: {b: 010}", "line 1, column 8: 010: a leading zero"),
+        ('!!int "010"', "write 10 or 8"),
+        ("1:30", '1:30: colons mean base 60 in YAML; write 90 for the number, or "1:30" for text'),
+        ("-1:30:00", "write -5400 for the number"),
+        ("190:20:30.15", "write 685230 for the number"),
+        ("!!float 1:30", "colons mean base 60"),
+    ],
+)
+def test_numbers_that_yaml_and_people_read_differently_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        yaml_files.parse_yaml(text, "f")
+
+
+@pytest.mark.parametrize("text", ["2017-02-30", "2017-02-28", "2017-02-28 10:00:00", "12:30pm"])
+def test_dates_are_text(text: str) -> None:
+    assert yaml_files.parse_yaml(text, "f") == text
+
+
+@pytest.mark.parametrize("text", ["0", "-0", "0.5", "00.5", "0x1F", "0b11", "10", "1_000"])
+def test_other_numbers_stay_what_they_are(text: str) -> None:
+    assert yaml_files.parse_yaml(text, "f") == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["!!timestamp 2017-02-30", "!!float abc", "!!int x", "!!bool x", "="]
+)
+def test_whatever_a_constructor_says_is_told_with_its_place(text: str) -> None:
+    with pytest.raises(ConfigError, match="f, line 2, column 4: "):
+        yaml_files.parse_yaml(f"a: 1\nb: {text}", "f")
+
+
+def test_aliases_that_would_fill_memory_are_refused() -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
+    with pytest.raises(ConfigError, match="aliases stand for more than"):
+        yaml_files.parse_yaml("\n".join(lines), "f")
+
+
 def test_merge_keys_and_anchors_are_read() -> None:
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"
     assert yaml_files.parse_yaml(text, "f")["b"] == {"x": 1, "y": 3}
@@ -126,7 +179,7 @@ def test_what_is_no_yaml_names_the_place(text: str, words: str) -> None:
         (b"- 1\n- 2\n", "holds a list where a mapping"),
         (b"just words\n", "holds a text where a mapping"),
         (b"12\n", "holds a number where a mapping"),
-        (b"2024-01-01\n", "holds something where a mapping"),
+        (b"2024-01-01\n", "holds a text where a mapping"),
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )
@@ -167,11 +220,22 @@ def test_of_several_extended_files_the_later_ones_lie_on_top(tmp_path: Path) -> 
     assert yaml_files.read_tree(top) == {"train": {"a": 1, "b": 2, "c": 3, "d": 0}}
 
 
-def test_another_kind_replaces_the_whole_mapping() -> None:
-    base = {"rate": {"kind": "linear", "initial": 1, "final": 0}}
-    assert yaml_files.merge(base, {"rate": {"final": 2}})["rate"]["initial"] == 1
-    assert yaml_files.merge(base, {"rate": {"kind": "constant"}})["rate"] == {"kind": "constant"}
-    assert yaml_files.merge(base, {"rate": {"kind": "linear", "final": 2}})["rate"]["initial"] == 1
+def test_another_kind_drops_what_it_does_not_know_and_says_so() -> None:
+    told: list[str] = []
+    base = {"part": {"kind": "wheel", "spokes": 20, "colour": "red"}}
+    assert (
+        config.overlay(Machine, base, {"part": {"spokes": 3}}, told.append)["part"]["spokes"] == 3
+    )
+    assert told == []
+    other = config.overlay(Machine, base, {"part": {"kind": "wing", "span": 2}}, told.append)
+    assert other == {"part": {"kind": "wing", "span": 2, "colour": "red"}}
+    assert told == ['part.kind = "wing" drops part.spokes = 20']
+
+
+def test_naming_the_kind_that_is_there_replaces_nothing() -> None:
+    for base in ({"spokes": 20}, {"kind": "wheel", "spokes": 20}):
+        merged = config.overlay(Machine, {"part": base}, {"part": {"kind": "wheel"}})
+        assert merged == {"part": {"kind": "wheel", "spokes": 20}}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +320,7 @@ def test_set_with_broken_yaml_names_its_key(tmp_path: Path) -> None:
         ({"part": {"kind": "fin"}}, ["part.kind = \"fin\" is none of 'wheel', 'wing'."]),
         ({"part": {"kind": "wing"}}, ["part.span is missing; give it a value (tip to tip, m)."]),
         ({"part": {"kind": "wing", "span": "x"}}, ['part.span = "x": is text']),
-        ({"part": {"kind": "wing", "span": 1, "spokes": 2}}, ["Known in 'part': kind, span."]),
+        ({"part": {"kind": "wing", "span": 1, "spokes": 2}}, ["Known in 'part': colour, kind, span."]),
         ({"part": 3}, ["part is a number; a mapping 'key: value' is needed."]),
         ({"part": None}, ["part is nothing; a mapping"]),
         ({"parts": {"a": 1}}, ["parts: must be a valid list"]),

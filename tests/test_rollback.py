@@ -13,7 +13,6 @@ from glass_cnn.train_settings import Rollback
 from glass_cnn.training.rollback import onset
 from hpc.files import read_json
 from hpc.records import read_records
-from hpc.yaml_files import merge
 from tests import tiny
 from tests.conftest import MpiRun
 from tests.plans import Plan, fault
@@ -138,7 +137,7 @@ def test_an_interruption_changes_no_rollback(
                 "rollback": {"back_iterations": 2, "chance_evaluations": 3},
             },
         }
-        plan.study(case, **merge(COLLAPSING, change))
+        plan.study(case, **tiny.merge(COLLAPSING, change))
 
     study("undisturbed")
     plan.add("undisturbed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,11 +14,13 @@ import yaml
 from glass_cnn.data import simulate, store
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings, build_run
+from hpc.config import overlay
 from hpc.files import read_json
 from hpc.records import read_records
 from hpc.world import world
-from hpc.yaml_files import merge
 from tests.torture.campaign import STUDY
+
+merge = functools.partial(overlay, RunSettings)
 
 DATA = {key: STUDY[key] for key in ("simulation", "render")} | {"data": {"name": "tiny"}}
 """the data of `make torture`, under another name"""
