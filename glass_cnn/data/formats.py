@@ -1,275 +1,245 @@
-"""Files of the field become arrays: PNG images, LAMMPS dumps, extended XYZ and GSD trajectories.
+"""What files of the field are, and their frames as checked configurations.
 
-Configurations must be two-dimensional, in a periodic box at right angles, of at most two types,
-called A and B or 1 and 2. Lengths are taken to be in σ. Whatever is wrong with a file is a
+A file's content says what it is, and its ending where the content does not. Configurations must be
+two-dimensional, in a periodic box at right angles, of at most two types, called A and B or 1 and 2
+or as a table of names says. Lengths are taken to be in σ. Whatever is wrong with a file is a
 DataError that names it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
-import io
-import itertools
-import re
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any
 
 import numpy as np
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
-from glass_cnn.data.render import Image
+from glass_cnn.configuration import NEIGHBOURS, Configuration
+from glass_cnn.data.text_formats import RawFrame, open_packed, read_lammps, read_xyz, tilted
 from glass_cnn.mixture import TYPE_A, TYPE_B
 from hpc.errors import DataError
 
-IMAGE_SUFFIX = ".png"
-LAMMPS_SUFFIXES = (".dump", ".lammpstrj")
-XYZ_SUFFIXES = (".xyz", ".extxyz")
-GSD_SUFFIX = ".gsd"
-SUFFIXES = (IMAGE_SUFFIX, *LAMMPS_SUFFIXES, *XYZ_SUFFIXES, GSD_SUFFIX)
+IMAGE, LAMMPS, XYZ, GSD = "picture", "LAMMPS dump", "extended XYZ", "GSD"
+ENDINGS = {
+    ".png": IMAGE,
+    ".jpg": IMAGE,
+    ".jpeg": IMAGE,
+    ".tif": IMAGE,
+    ".tiff": IMAGE,
+    ".dump": LAMMPS,
+    ".lammpstrj": LAMMPS,
+    ".xyz": XYZ,
+    ".extxyz": XYZ,
+    ".gsd": GSD,
+}
+MAGIC = {
+    b"\x89PNG\r\n\x1a\n": IMAGE,
+    b"\xff\xd8\xff": IMAGE,
+    b"II*\0": IMAGE,
+    b"MM\0*": IMAGE,
+    b"\xdf\x65\xdf\x65\xdf\x65\xdf\x65": GSD,
+}
+"""first bytes of files that are no text"""
+KNOWN = (
+    "PNG, JPEG or TIFF pictures, LAMMPS dumps (.dump, .lammpstrj), extended XYZ (.xyz, .extxyz), "
+    "GSD (.gsd); dumps and XYZ also packed by gzip"
+)
 
 FLAT = 0.1
 """largest spread of z of a two-dimensional configuration, σ"""
+DEEP = 0.5
+"""depth of a box over its width from which particles without z may lie on top of each other"""
 SMALLEST_BOX = 2.0
 """shortest side of a box that can be drawn, σ"""
-CUT = "it ends in the middle of a frame"
-FEWEST = 7
-"""particles of a configuration: one and the six neighbours over which its order is measured"""
-COORDINATES = {"": False, "s": True, "u": False, "su": True}
-"""ending of a LAMMPS column x, xs, xu, xsu; whether it is in units of the box"""
+FEWEST = NEIGHBOURS + 1
+"""particles of a configuration: one and the neighbours over which its order is measured"""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One configuration."""
-
-    positions: np.ndarray
-    """float32 [N, 2] in [0, box), σ"""
-    types: np.ndarray
-    """uint8 [N], 1 is A and 2 is B"""
-    box: np.ndarray
-    """float64 [2], σ"""
-
-
-def suffix(path: Path) -> str:
-    """The ending that says what a file is: .dump for a.dump.gz; of dump.100 as well."""
-    name = path.name.lower().removesuffix(".gz")
-    if name.startswith("dump."):
-        return LAMMPS_SUFFIXES[0]
-    return Path(name).suffix
-
-
-def read_frames(path: Path) -> list[Frame]:
-    """All frames of a trajectory file, the format told by its ending; raises DataError."""
-    kind = suffix(path)
+def kind_of(path: Path) -> str | None:
+    """What a file is: IMAGE, LAMMPS, XYZ, GSD; None for anything else. Raises DataError."""
     try:
-        if kind in LAMMPS_SUFFIXES:
-            frames = list(_read_lammps(path))
-        elif kind in XYZ_SUFFIXES:
-            frames = list(_read_xyz(path))
-        else:
-            frames = list(_read_gsd(path))
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except Exception as error:  # readers of damaged files raise nearly everything
-        text = str(error) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as a {kind} file: {text}.") from None
+        with open_packed(path) as file:
+            head = file.read(4096)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        head = b""
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    for magic, kind in MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"ITEM:"):
+        return LAMMPS
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    return XYZ if text and text.splitlines()[0].strip().isdigit() else None
+
+
+def read_frames(path: Path, names: Mapping[str, str] | None = None) -> list[Configuration]:
+    """All frames of a trajectory file; raises DataError.
+
+    `names` says which particles are A and which are B by what the file calls them.
+    """
+    readers: dict[str | None, Callable[[Path], Iterator[RawFrame]]]
+    readers = {LAMMPS: read_lammps, XYZ: read_xyz, GSD: _read_gsd}
+    if (kind := kind_of(path)) not in readers:
+        raise DataError(f"{path}: is no trajectory file: known are {KNOWN}.")
+    try:
+        frames = [
+            _checked(f"{path}, frame {index}", raw, names or {})
+            for index, raw in enumerate(readers[kind](path))
+        ]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     if not frames:
         raise DataError(f"{path}: holds no frames.")
     return frames
 
 
-def _open_text(path: Path) -> TextIO:
-    open_it = gzip.open if path.suffix.lower() == ".gz" else open
-    return cast(TextIO, open_it(path, "rt", encoding="utf-8-sig"))
-
-
-# LAMMPS. ASE's reader refuses the dumps of two-dimensional systems that have no z column.
-
-
-def _read_lammps(path: Path) -> Iterator[Frame]:
-    with _open_text(path) as lines:
-        count, bounds, whole = 0, [], True
-        for line in lines:
-            if line.startswith("ITEM: NUMBER OF ATOMS"):
-                count = int(_rows(lines, 1)[0][0])
-            elif line.startswith("ITEM: BOX BOUNDS"):
-                flags, bounds = line.split()[3:], _rows(lines, 3)
-            elif line.startswith("ITEM: ATOMS"):
-                if not bounds:
-                    raise ValueError("a frame has no BOX BOUNDS")
-                columns, rows = line.split()[2:], _rows(lines, count)
-                yield _lammps_frame(path, flags, bounds, columns, rows)
-                whole = True
-            elif line.startswith("ITEM: "):  # the first item of a frame, and those without use
-                _rows(lines, 1)
-                if whole:
-                    count, bounds, whole = 0, [], False
-            elif line.strip():
-                raise ValueError(f"unexpected line {line.strip()!r:.60}")
-        if not whole:
-            raise ValueError(CUT)
-
-
-def _rows(lines: TextIO, count: int) -> list[list[str]]:
-    """The words of the next `count` lines; raises ValueError where the file ends before."""
-    rows = list(itertools.islice(lines, count))
-    if len(rows) != count or not all(row.endswith("\n") for row in rows):
-        raise ValueError(CUT)
-    return [row.split() for row in rows]
-
-
-def _lammps_frame(
-    path: Path,
-    flags: list[str],
-    bounds: list[list[str]],
-    columns: list[str],
-    rows: list[list[str]],
-) -> Frame:
-    if any(len(row) != len(columns) for row in rows):
-        raise ValueError(CUT)
-    tilts = [float(b[2]) for b in bounds if len(b) > 2]
-    if "abc" in flags or any(tilts):
-        raise DataError(f"{path}: the box is tilted; only boxes at right angles can be drawn.")
-    if len(flags) >= 3 and any("p" not in flag for flag in flags[-3:-1]):
-        raise DataError(f"{path}: the box is not periodic in x and y.")
-    low, high = np.array([[float(b[0]), float(b[1])] for b in bounds]).T
-    table = dict(zip(columns, np.array(rows).reshape(-1, len(columns)).T, strict=True))
-    if "id" in table:
-        order = np.argsort(table["id"].astype(int))
-        table = {name: values[order] for name, values in table.items()}
-    species = table.get("type", table.get("element"))
-    ending = next((e for e in COORDINATES if "x" + e in table and "y" + e in table), None)
-    if ending is None or species is None:
-        raise DataError(
-            f"{path}: has the columns {' '.join(columns)}; it needs type (or element), and x y or "
-            "xs ys, xu yu, xsu ysu."
-        )
-    flat = {"z" + ending: np.zeros(len(rows))} | table
-    places = np.stack([flat[axis + ending].astype(float) for axis in "xyz"], axis=1)
-    places = places * (high - low) if COORDINATES[ending] else places - low
-    return _frame(path, places, species, (high - low)[:2])
-
-
-def _read_xyz(path: Path) -> Iterator[Frame]:
-    import ase.io
-
-    with _open_text(path) as file:
-        # ASE would take the species for chemical elements, and there is no element A.
-        text = re.sub(r"(Properties=\"?|:)species:S:1", r"\1kind:S:1", file.read())
-    try:
-        found = ase.io.read(io.StringIO(text), index=":", format="extxyz")
-    except KeyError as error:  # no such element
-        raise DataError(
-            f"{path}: has particles of type {error}, which is no element; the second line of a "
-            'frame must say Lattice="…" Properties=species:S:1:pos:R:3.'
-        ) from None
-    for atoms in found:
-        cell = np.asarray(atoms.cell)
-        if not cell.any():
-            raise DataError(f"{path}: has no Lattice; the periodic box must be known.")
-        if np.abs(cell - np.diag(np.diag(cell))).max() > 1e-6 * cell.max():
-            raise DataError(f"{path}: the box is tilted; only boxes at right angles can be drawn.")
-        if not atoms.pbc[:2].all():
-            raise DataError(f"{path}: the box is not periodic in x and y.")
-        species = atoms.arrays.get("kind", atoms.arrays.get("type", atoms.numbers))
-        yield _frame(path, atoms.positions, species, np.diag(cell)[:2])
-
-
-def _read_gsd(path: Path) -> Iterator[Frame]:
+def _read_gsd(path: Path) -> Iterator[RawFrame]:
     import gsd.hoomd
 
-    with gsd.hoomd.open(str(path), "r") as trajectory:
-        for snapshot in trajectory:
-            box = np.asarray(snapshot.configuration.box, dtype=float)
-            if box[3:].any():
-                raise DataError(
-                    f"{path}: the box is tilted; only boxes at right angles can be drawn."
-                )
-            particles = snapshot.particles
-            names, last = list(particles.types or []), max(particles.typeid, default=0)
-            if last > 1:
-                raise DataError(f"{path}: has {last + 1} types; at most two fit.")
-            if last >= len(names) or not {name.upper() for name in names} <= {"A", "B"}:
-                names = ["A", "B"]  # other names: the first type is A, the second B
-            species = np.array(names)[particles.typeid]
-            yield _frame(path, particles.position, species, box[:2])
+    try:
+        with gsd.hoomd.open(str(path), "r") as trajectory:
+            for index in range(len(trajectory)):
+                yield _gsd_frame(path, index, trajectory[index])
+    except (DataError, FileNotFoundError, PermissionError):
+        raise
+    except Exception:  # readers of damaged files raise nearly everything
+        raise DataError(
+            f"{path}: cannot be read as a GSD file: it is cut, damaged or packed, or none."
+        ) from None
 
 
-def _frame(path: Path, places: np.ndarray, species: np.ndarray, box: np.ndarray) -> Frame:
-    """Check and wrap one configuration: `places` [N, 3] from any corner of the box."""
+def _gsd_frame(path: Path, index: int, snapshot: Any) -> RawFrame:
+    """Frame `index` of a GSD file; its places are from the centre of the box."""
+    where = f"{path}, frame {index}"
+    particles, box = snapshot.particles, np.asarray(snapshot.configuration.box, float)
+    if box[3:].any():
+        raise tilted(path)
+    names, number = list(particles.types or []), np.asarray(particles.typeid, int)
+    last = number.max(initial=0)
+    if names in ([], ["A"]):
+        names = ["A", "B"]  # what its format takes for given
+    if last >= len(names):
+        raise DataError(
+            f"{where}: has particles of type number {last}, and names of {len(names)} types: "
+            f"{', '.join(names)}."
+        )
+    places = np.asarray(particles.position, float)
+    outside = np.abs(places[:, :2]) - box[:2] / 2
+    return RawFrame(places, (np.array(names)[number],), box[:3], True, None, outside)
+
+
+# --- What a configuration must be ---------------------------------------------------------------
+
+
+def _checked(where: str, raw: RawFrame, names: Mapping[str, str]) -> Configuration:
+    """Check and wrap one configuration."""
+    places, box = raw.places, raw.box[:2]
     if len(places) < FEWEST:
-        raise DataError(f"{path}: a frame has {len(places)} particles; {FEWEST} are the fewest.")
+        raise DataError(f"{where}: has {len(places)} particles; {FEWEST} are the fewest.")
     if not (np.isfinite(places).all() and np.isfinite(box).all()):
-        raise DataError(f"{path}: holds positions that are not finite numbers.")
+        strange = np.flatnonzero(~np.isfinite(places).all(axis=1))
+        which = f"particle {_name(raw, strange[0])} of it" if len(strange) else "its box"
+        raise DataError(f"{where}: {which} has numbers that are not finite.")
     if box.min() < SMALLEST_BOX:
         raise DataError(
-            f"{path}: the box is {box[0]:.4g} × {box[1]:.4g}; it must be at least "
+            f"{where}: the box is {box[0]:.4g} × {box[1]:.4g}; it must be at least "
             f"{SMALLEST_BOX:g} σ wide. Are lengths in σ?"
         )
-    if np.ptp(places[:, 2]) > FLAT:
+    _check_ids(where, raw)
+    _check_flat(where, raw)
+    _check_inside(where, raw)
+    found = Configuration(places[:, :2], _types(where, raw.species, names), box)
+    wrapped = found.wrapped()
+    _check_apart(where, raw, wrapped)
+    return dataclasses.replace(found, positions=wrapped)
+
+
+def _name(raw: RawFrame, index: int) -> str:
+    """How to speak of a particle."""
+    return f"number {index + 1}" if raw.ids is None else f"with id {raw.ids[index]}"
+
+
+def _check_ids(where: str, raw: RawFrame) -> None:
+    """Refuse ids that stand there twice or are missing: they must run from 1 (or 0) without gap."""
+    if raw.ids is None:
+        return
+    found, counts = np.unique(raw.ids, return_counts=True)
+    if counts.max() > 1:
+        doubled = found[counts > 1]
         raise DataError(
-            f"{path}: z spreads over {np.ptp(places[:, 2]):.3g} σ; only two-dimensional "
-            "configurations can be drawn."
+            f"{where}: the id {doubled[0]} stands there {counts.max()} times ({len(doubled)} ids "
+            "in all); each particle has one of its own. Write the frame again."
         )
-    wrapped = (places[:, :2] % box).astype(np.float32)
-    wrapped[wrapped >= box] = 0  # rounding up to the edge
-    if len(np.unique(wrapped, axis=0)) < len(wrapped):
-        raise DataError(f"{path}: has two particles at the same place.")
-    return Frame(wrapped, _types(path, species), box)
+    first = 0 if found[0] == 0 else 1
+    missing = np.setdiff1d(np.arange(first, first + len(found)), found)
+    if len(missing):
+        raise DataError(
+            f"{where}: there is no particle with id {missing[0]}: {len(found)} particles have ids "
+            f"from {found[0]} to {found[-1]}. If none was lost, number them anew (LAMMPS: "
+            "reset_atoms id) or leave the ids out."
+        )
 
 
-def _types(path: Path, species: np.ndarray) -> np.ndarray:
-    given = np.asarray(species).astype(str)
-    names = np.char.upper(given)
-    for first, second in (("A", "B"), ("1", "2")):
-        if np.isin(names, (first, second)).all():
-            return np.where(names == first, TYPE_A, TYPE_B).astype(np.uint8)
-    found = ", ".join(np.unique(given)[:6])
-    raise DataError(f"{path}: has particles of type {found}; call them A and B, or 1 and 2.")
+def _check_flat(where: str, raw: RawFrame) -> None:
+    spread = np.ptp(raw.places[:, 2])
+    if spread > FLAT:
+        raise DataError(
+            f"{where}: z spreads over {spread:.3g} σ; only two-dimensional configurations can be "
+            "drawn."
+        )
+    if not raw.has_z and raw.box[2] > DEEP * raw.box[:2].min():
+        raise DataError(
+            f"{where}: the box is {raw.box[2]:.4g} σ deep and the file has no z, so that nothing "
+            "says whether the configuration is two-dimensional; write z as well."
+        )
 
 
-# Images
+def _check_inside(where: str, raw: RawFrame) -> None:
+    """Refuse coordinates far out of the box where the format keeps them in it."""
+    if raw.outside is None:
+        return
+    far = np.argwhere(raw.outside > raw.box[:2] / 2)
+    if len(far):
+        index, axis = far[0]
+        raise DataError(
+            f"{where}: particle {_name(raw, index)} lies {raw.outside[index, axis]:.4g} σ out of "
+            f"the box in {'xy'[axis]}. Unwrapped coordinates are written as xu yu in a LAMMPS "
+            "dump; otherwise the box is not that of these particles."
+        )
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG from its header; raises DataError."""
-    with _open_image(path) as image:
-        return image.size
+def _check_apart(where: str, raw: RawFrame, wrapped: np.ndarray) -> None:
+    found, first, counts = np.unique(wrapped, axis=0, return_index=True, return_counts=True)
+    if len(found) < len(wrapped):
+        index = first[counts > 1][0]
+        raise DataError(
+            f"{where}: has two particles at the same place: {_name(raw, index)} has a double."
+        )
 
 
-def read_image(path: Path, pixels: int) -> Image:
-    """The centre of a PNG that is large enough, uint8 [pixels, pixels, 3].
-
-    Alpha is dropped, as in 2017. Raises DataError for a file that is no image, is damaged, or
-    neither RGB nor RGBA.
-    """
-    with _open_image(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            raise DataError(
-                f"{path}: is of mode {image.mode}; RGB or RGBA with 8 bits each is needed. "
-                "Convert it, for example with ImageMagick: convert a.png PNG32:b.png"
-            )
-        try:
-            colours = np.asarray(image)[..., :3]
-        except (OSError, SyntaxError, ValueError, zlib.error) as error:
-            raise DataError(f"{path}: is a damaged PNG image: {error}.") from None
-    height, width = colours.shape[:2]
-    top, left = (height - pixels) // 2, (width - pixels) // 2
-    return colours[top : top + pixels, left : left + pixels]
+def _types(where: str, species: tuple[np.ndarray, ...], names: Mapping[str, str]) -> np.ndarray:
+    """uint8 [N]: the type of each particle, from the first column that tells it."""
+    tables = [{"A": "A", "B": "B", "a": "A", "b": "B"}, {"1": "A", "2": "B"}]
+    for column in species:
+        given = set(np.unique(column).tolist())
+        for table in (names, *tables):
+            if given <= table.keys():
+                is_a = np.isin(column, [name for name in given if table[name] == "A"])
+                return np.where(is_a, TYPE_A, TYPE_B).astype(np.uint8)
+    raise DataError(f"{where}: has particles of type {_naming(species[-1], names)}.")
 
 
-def _open_image(path: Path) -> Pillow.Image:
-    try:
-        return Pillow.open(path, formats=["PNG"])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: is no PNG image.") from None
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as a PNG image: {error}.") from None
+def _naming(column: np.ndarray, names: Mapping[str, str]) -> str:
+    """The types of a frame, and what to do about them."""
+    found = np.unique(column).tolist()
+    text = ", ".join(found[:6])
+    if names:
+        return f"{text}; data.types names {', '.join(names)}"
+    return f"{text}; call them A and B, or 1 and 2"

@@ -1,25 +1,12 @@
-"""Other people's data become a data set: PNG images or trajectory files, labelled by a list.
+"""Other people's data become a data set: pictures or trajectory files with their labels.
 
-`metadata.json` in the directory is a list of entries:
-
-    {"path": "a.png", "label": "liquid"}                          an image, as in 2017
-    {"path": "7.dump.gz", "label": "glass", "frame": -1}          a frame of a trajectory file
-    {"path": "x.gsd", "label": "liquid", "frame": "all"}          every frame of it
-
-`path` is relative to the directory and stays inside it. A file with several frames needs `frame`.
-A `trajectory` (text or number) names the simulation that an entry comes from, whose entries the
-split keeps together. Without it, frames of one file belong together, and every image counts as
-independent. Other keys are ignored.
-
-Without `metadata.json`, trajectory files of one frame called `liquid…` and `glass…` are taken;
-what follows the word names the trajectory: liquid_7.xyz and glass_7.xyz stay together.
+`glass_cnn.data.listing` says what a directory holds, entry by entry. Here the contents are read and
+compared: what cannot be what it is listed as is refused before anything is stored.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,21 +15,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import scipy.spatial
 import xxhash
 
 from glass_cnn.configuration import Configuration, hexatic_order
 from glass_cnn.data.dataset import CLASSES, directory, load
-from glass_cnn.data.formats import (
-    IMAGE_SUFFIX,
-    SUFFIXES,
-    Frame,
-    image_size,
-    read_frames,
-    read_image,
-    suffix,
-)
+from glass_cnn.data.formats import read_frames
+from glass_cnn.data.listing import METADATA, Entry, Listing, example, read_listing
+from glass_cnn.data.pictures import Look, look, picture_size, read_picture
 from glass_cnn.data.render import Image, check_window
 from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
+from glass_cnn.mixture import TYPE_A
 from glass_cnn.paths import DatasetDir
 from glass_cnn.settings import Render, RunSettings
 from hpc.errors import ConfigError, DataError
@@ -50,17 +33,22 @@ from hpc.preempt import StopFlag
 from hpc.words import plural
 from hpc.world import World
 
-LISTING = "metadata.json"
+DIM = 64
+"""span of all colours, of 256, below which pictures are called dim"""
+CLOSEST = 0.3
+"""distance of two particles, σ, which no liquid or glass of these particles comes below"""
+DENSITIES = (0.3, 3.0)
+"""particles per σ² between which liquids and glasses lie"""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the list."""
+class Item:
+    """One picture or frame that will be stored."""
 
-    path: str
-    label: int
-    frame: int | str | None
-    trajectory: str | None
+    name: str
+    entry: Entry
+    digest: str
+    """of its contents as they will be stored, whatever file they come from"""
 
 
 def import_data(
@@ -76,30 +64,32 @@ def import_data(
     found = world.broadcast(world.on_root(lambda: _examine(source, settings, target)))
     if found is None:
         return target
-    entries, fingerprint = found
-    record = {"source": str(source.resolve()), "fingerprint": fingerprint}
-    if _are_images(entries):
-        collect = functools.partial(_list_images, source, entries, settings.render, record)
-        draw = functools.partial(_read_images, source, settings.render.pixels)
+    listing, record = found
+    if listing.pictures:
+        world.on_root(lambda: _check_sizes(source, listing.entries, settings.render))
+        looks = _look_at(source, listing.entries, settings.render, world)
+        collect = functools.partial(_list_pictures, listing, looks, record)
+        draw = functools.partial(_read_pictures, source, settings.render.pixels)
     else:
-        collect = functools.partial(_read_configurations, source, entries, settings.render, record)
+        collect = functools.partial(_read_configurations, source, listing, settings.render, record)
         draw = functools.partial(draw_configurations, settings.render)
     return store(target, settings, world, collect, draw, stop)
 
 
 def _examine(
     source: Path, settings: RunSettings, target: DatasetDir
-) -> tuple[list[Entry], str] | None:
-    """The list and its fingerprint; None when exactly this is stored already."""
+) -> tuple[Listing, dict[str, Any]] | None:
+    """The list and what is recorded of it; None when exactly this is stored already."""
     if settings.data.source != "import":
         raise ConfigError(
-            f"data.source is {settings.data.source}: set data.source: import (and a data.name of "
-            "its own) in the study file that is to use the imported data."
+            f"data.source is {settings.data.source}: write data: {{source: import, name: …}} (a "
+            "name of its own) in the study file that is to use the imported data."
         )
-    entries = read_listing(source)
-    fingerprint = _fingerprint(source, entries)
+    listing = read_listing(source)
+    fingerprint = _fingerprint(source, listing.entries)
     if not target.is_done():
-        return entries, fingerprint
+        _tell(listing.remarks)
+        return listing, {"source": str(source.resolve()), "fingerprint": fingerprint}
     record = load(target).record
     if record.get("fingerprint") == fingerprint:
         print(f"{target.path}: {record['source']} is imported already; nothing to do.", flush=True)
@@ -109,6 +99,11 @@ def _examine(
         f"{record['created']}, and {source.resolve()} differs from it. Give the new data another "
         "data.name, or remove that directory first."
     )
+
+
+def _tell(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        print(remark, flush=True)
 
 
 def _fingerprint(source: Path, entries: Sequence[Entry]) -> str:
@@ -131,135 +126,122 @@ def _readable(path: Path) -> Path:
     return path
 
 
-# The list
+# --- Contents -----------------------------------------------------------------------------------
 
 
-def read_listing(source: Path) -> list[Entry]:
-    """The entries of `source`, checked one by one; raises DataError."""
-    if not source.is_dir():
-        raise DataError(f"{source}: is no directory; SOURCE names the directory to import.")
-    listing = source / LISTING
-    entries = _listed(source, listing) if listing.exists() else _named(source)
-    if not entries:
-        raise DataError(f"{listing}: is an empty list; there is nothing to import.")
-    kinds = {suffix(Path(entry.path)) == IMAGE_SUFFIX for entry in entries}
-    if len(kinds) > 1:
-        raise DataError(f"{listing}: lists images and trajectory files; import one or the other.")
-    return entries
+def _check_contents(source: Path, items: Sequence[Item]) -> None:
+    """Refuse what is listed twice, and equal contents that the split might part.
 
-
-def _listed(source: Path, listing: Path) -> list[Entry]:
-    try:
-        tree = json.loads(listing.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{listing}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{listing}: is no JSON: {error}. Mend it and run again.") from None
-    if not isinstance(tree, list):
-        raise DataError(
-            f"{listing}: holds {type(tree).__name__} where a list of entries is needed, for "
-            'example [{"path": "a.png", "label": "glass"}].'
-        )
-    return [_entry(source, f"{listing}, entry {i}", item) for i, item in enumerate(tree, 1)]
-
-
-def _entry(source: Path, where: str, item: Any) -> Entry:
-    if not isinstance(item, dict) or not {"path", "label"} <= item.keys():
-        raise DataError(f'{where}: {item!r:.80} must be a mapping with "path" and "label".')
-    label, frame, trajectory = item["label"], item.get("frame"), item.get("trajectory")
-    if label not in CLASSES:
-        raise DataError(f"{where}: label {label!r:.40} is unknown; allowed: glass, liquid.")
-    path = _path(source, where, item["path"])
-    if frame not in (None, "all") and type(frame) is not int:
-        raise DataError(f'{where}: frame {frame!r:.40} must be a whole number or "all".')
-    if trajectory is not None and type(trajectory) not in (int, str):
-        raise DataError(f"{where}: trajectory {trajectory!r:.40} must be a text or whole number.")
-    return Entry(path, CLASSES.index(label), frame, None if trajectory is None else str(trajectory))
-
-
-def _path(source: Path, where: str, path: Any) -> str:
-    """The path from `source`, free of links and detours, so that each file has one name."""
-    if not isinstance(path, str) or not path:
-        raise DataError(f"{where}: path {path!r:.80} must be the name of a file.")
-    try:
-        real, top = (source / path).resolve(), source.resolve()
-        exists = real.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, no text
-        raise DataError(f"{where}: path {path!r:.80} names no file: {error}.") from None
-    if not real.is_relative_to(top):
-        raise DataError(f"{where}: path {path!r:.80} leads out of {source}; that is not allowed.")
-    if suffix(real) not in SUFFIXES:
-        raise DataError(
-            f"{where}: {path!r:.80} is of no known kind; known endings: {', '.join(SUFFIXES)}, "
-            "and .gz after all but .png and .gsd."
-        )
-    if not exists:
-        raise DataError(f"{where}: {source / path}: no such file.")
-    return str(real.relative_to(top))
-
-
-def _named(source: Path) -> list[Entry]:
-    """Entries from file names, for trajectory files only."""
-    entries = []
-    try:
-        paths = sorted(source.iterdir())
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror}.") from None
-    for path in paths:
-        stem = path.name.lower().removesuffix(".gz").removesuffix(suffix(path))
-        match = re.match(r"(liquid|glass)[ _.-]*(.*)", stem)
-        if match and suffix(path) in SUFFIXES and suffix(path) != IMAGE_SUFFIX:
-            label = CLASSES.index(match[1])
-            entries.append(Entry(path.name, label, None, match[2] or path.name))
-    if not entries:
-        raise DataError(
-            f"{source}: has neither {LISTING} nor trajectory files called liquid… and glass…; "
-            f'write {LISTING}: [{{"path": "a.png", "label": "glass"}}, …].'
-        )
-    return entries
-
-
-def _check_once(source: Path, names: Sequence[str]) -> None:
-    """Raise DataError for what is listed twice: it might come to lie on both sides of the split."""
-    for name, count in Counter(names).items():
+    Under two names they would lie in training and test, or be liquid and glass.
+    """
+    for name, count in Counter(item.name for item in items).items():
         if count > 1:
-            raise DataError(f"{source / LISTING}: {name} is listed twice; each may be listed once.")
-
-
-def _are_images(entries: Sequence[Entry]) -> bool:
-    return suffix(Path(entries[0].path)) == IMAGE_SUFFIX
-
-
-# Images
-
-
-def _list_images(
-    source: Path, entries: Sequence[Entry], settings: Render, record: dict[str, Any]
-) -> Contents:
-    """Columns of a data set of imported images; their sizes are checked here, once."""
-    _check_once(source, [entry.path for entry in entries])
-    _check_sizes(source, entries, settings)
-    alone = sum(entry.trajectory is None for entry in entries)
-    if alone:
+            raise DataError(f"{source}: {name} is listed twice; each may be listed once.")
+    first: dict[str, Item] = {}
+    pairs = [
+        (first[item.digest], item) for item in items if first.setdefault(item.digest, item) != item
+    ]
+    for one, other in pairs:
+        if one.entry.label != other.entry.label:
+            raise DataError(
+                f"{source}: {one.name} ({CLASSES[one.entry.label]}) and {other.name} "
+                f"({CLASSES[other.entry.label]}) are the same: one of the two labels is wrong, or "
+                "one of the files is a copy. Correct it, or leave both out."
+            )
+    apart = [(one, other) for one, other in pairs if _group(one.entry) != _group(other.entry)]
+    if apart:
+        raise DataError(_copies(source, len(items), apart))
+    if pairs:
         print(
-            f"{alone} of {plural(len(entries), 'entry')} name no trajectory: each of these images "
-            "counts as independent. Images of one simulation then lie on both sides of the split "
-            'and make accuracies too good; "trajectory" in metadata.json keeps them together.',
+            f"entries that repeat another one of the same trajectory: {len(pairs):,d} of "
+            f"{len(items):,d}, such as {pairs[0][1].name}",
             flush=True,
         )
+
+
+def _copies(source: Path, count: int, apart: Sequence[tuple[Item, Item]]) -> str:
+    one, other = apart[0]
+    named = ", ".join(f"{b.name} is {a.name}" for a, b in apart[:4])
+    lines = example(
+        *(
+            {"path": item.entry.path, "label": CLASSES[item.entry.label], "trajectory": "1"}
+            for item in (one, other)
+        )
+    )
+    return (
+        f"{source}: only {count - len(apart):,d} of {count:,d} entries differ, and equal ones "
+        f"count as independent: {named}{', …' if len(apart) > 4 else ''}. Training and test would "
+        "share them. Import each once, or keep equal ones together by a trajectory of the same "
+        f"name in {METADATA}: {lines}."
+    )
+
+
+def _group(entry: Entry) -> tuple[str, str]:
+    """What the split keeps together: the trajectory, or else the file."""
+    return ("file", entry.path) if entry.trajectory is None else ("trajectory", entry.trajectory)
+
+
+def _numbers(entries: Sequence[Entry]) -> np.ndarray:
+    """The number of each entry's group, int64."""
+    groups = [_group(entry) for entry in entries]
+    number = {group: n for n, group in enumerate(dict.fromkeys(groups))}
+    return np.array([number[group] for group in groups], np.int64)
+
+
+# --- Pictures -----------------------------------------------------------------------------------
+
+
+def _look_at(source: Path, entries: Sequence[Entry], settings: Render, world: World) -> list[Look]:
+    """Read every picture once, all ranks together; returns their looks on rank 0."""
+    share = entries[world.share(len(entries))]
+    looks = world.everywhere(lambda: [look(source / e.path, settings.pixels) for e in share])
+    return [each for some in world.gather(looks) or [] for each in some]
+
+
+def _list_pictures(listing: Listing, looks: Sequence[Look], record: dict[str, Any]) -> Contents:
+    """Columns of a data set of imported pictures."""
+    entries = listing.entries
+    items = [Item(e.path, e, one.digest) for e, one in zip(entries, looks, strict=True)]
+    _check_contents(Path(record["source"]), items)
+    _tell(_remarks(entries, looks))
     images = {
         "label": np.array([entry.label for entry in entries], np.uint8),
-        "trajectory": _numbers([entry.trajectory for entry in entries]),
+        "trajectory": _numbers(entries),
         "path": np.array([entry.path for entry in entries]),
     }
     return Contents(images, {}, record)
 
 
+def _remarks(entries: Sequence[Entry], looks: Sequence[Look]) -> list[str]:
+    """What people should know of pictures that can be used."""
+    remarks = []
+    alone = sum(entry.trajectory is None for entry in entries)
+    if alone:
+        remarks.append(
+            f"{alone:,d} of {plural(len(entries), 'entry')} name no trajectory: each of these "
+            "pictures counts as independent. Pictures of one simulation then lie on both sides of "
+            f'the split and make accuracies too good; "trajectory" in {METADATA} keeps them '
+            "together."
+        )
+    if clear := sum(each.transparent for each in looks):
+        remarks.append(
+            f"{clear:,d} of {plural(len(looks), 'picture')} are transparent in places; alpha is "
+            "dropped as in 2017, and the colours below it are used"
+        )
+    low, high = min(each.darkest for each in looks), max(each.brightest for each in looks)
+    if high - low < DIM:
+        remarks.append(
+            f"all colours lie between {low} and {high} of 0 to 255: the pictures are dim (of 16 "
+            "bits the upper 8 are taken)"
+        )
+    return remarks
+
+
 def _check_sizes(source: Path, entries: Sequence[Entry], settings: Render) -> None:
     if settings.window is not None:
-        raise ConfigError("render.window has no meaning for imported images; leave it out.")
+        raise ConfigError("render.window has no meaning for imported pictures; leave it out.")
     pixels = settings.pixels
-    size_of = {entry.path: image_size(source / entry.path) for entry in entries}
+    size_of = {entry.path: picture_size(source / entry.path) for entry in entries}
     sizes = Counter(size_of.values())
     if set(sizes) == {(pixels, pixels)}:
         return
@@ -278,86 +260,122 @@ def _check_sizes(source: Path, entries: Sequence[Entry], settings: Render) -> No
     print(f"images: {text}; the centre {pixels} × {pixels} of each is taken", flush=True)
 
 
-def _numbers(names: Sequence[str | None]) -> np.ndarray:
-    """A number for each name, int64; None is a name of its own each time."""
-    keys = [("", i) if name is None else (name, -1) for i, name in enumerate(names)]
-    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys], np.int64)
-
-
-def _read_images(source: Path, pixels: int, columns: Path) -> Draw:
-    """The function that reads the images listed in the columns of a data set."""
+def _read_pictures(source: Path, pixels: int, columns: Path) -> Draw:
+    """The function that reads the pictures listed in the columns of a data set."""
 
     def draw(block: slice) -> Image:
         with h5py.File(columns, "r", locking="best-effort") as file:
             paths = file["images/path"].asstr()[block]
-        return np.stack([read_image(source / path, pixels) for path in paths])
+        return np.stack([read_picture(source / path, pixels) for path in paths])
 
     return draw
 
 
-# Configurations
+# --- Configurations -----------------------------------------------------------------------------
 
 
 def _read_configurations(
-    source: Path, entries: Sequence[Entry], settings: Render, record: dict[str, Any]
+    source: Path, listing: Listing, settings: Render, record: dict[str, Any]
 ) -> Contents:
     """Columns of a data set of imported configurations, from files of the field."""
     read = functools.lru_cache(maxsize=4)(read_frames)  # liquid and glass are often of one file
-    found: list[tuple[Entry, Frame]] = []
-    names = []
-    for entry in entries:
+    items: list[Item] = []
+    found: list[Configuration] = []
+    for entry in listing.entries:
         frames = read(source / entry.path)
-        for index in _chosen(source / entry.path, len(frames), entry.frame):
-            _check_frame(source / entry.path, frames[index], found[0] if found else None, settings)
-            found.append((entry, frames[index]))
-            names.append(f"frame {index} of {entry.path}")
-    _check_once(source, names)
-    configurations = _columns(found)
+        for index in _chosen(source, entry, len(frames)):
+            where = f"{source / entry.path}, frame {index}"
+            _check_window(where, frames[index], settings)
+            if found and len(frames[index]) != len(found[0]):
+                raise DataError(
+                    f"{where}: has {len(frames[index])} particles, and {items[0].name} has "
+                    f"{len(found[0])}; a data set holds one size of system."
+                )
+            name = f"frame {index} of {entry.path}"
+            items.append(Item(name, entry, _digest(frames[index])))
+            found.append(frames[index])
+    _check_contents(source, items)
+    _tell(_doubts(items, found))
+    configurations = _columns([item.entry for item in items], found)
     return Contents(image_columns(configurations, settings), configurations, record)
 
 
-def _chosen(path: Path, count: int, frame: int | str | None) -> range:
+def _chosen(source: Path, entry: Entry, count: int) -> range:
     """Indices of the frames of a file that an entry means."""
-    if frame == "all":
-        return range(count)
-    if frame is None and count > 1:
+    path = source / entry.path
+    if entry.frame is None and count > 1:
+        line = {"path": entry.path, "label": CLASSES[entry.label], "frame": -1}
         raise DataError(
-            f'{path}: has {count} frames; say which in {LISTING}: "frame" is a number '
-            '(negative counts from the end) or "all".'
+            f"{path}: has {count} frames; say which in {METADATA}, for example [{example(line)}, "
+            '…]: "frame" is a number (negative counts from the end) or "all".'
         )
-    index = int(frame or 0)
+    if entry.frame == "all":
+        return range(count)
+    index = int(entry.frame or 0)
     if not -count <= index < count:
-        raise DataError(f"{path}: has {plural(count, 'frame')}, and no frame {frame}.")
+        raise DataError(f"{path}: has {plural(count, 'frame')}, and no frame {index}.")
     return range(index % count, index % count + 1)
 
 
-def _check_frame(
-    path: Path, frame: Frame, first: tuple[Entry, Frame] | None, settings: Render
-) -> None:
+def _check_window(where: str, configuration: Configuration, settings: Render) -> None:
     try:
-        check_window(frame.box, settings.window)
+        check_window(configuration.box, settings.window)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    if first is not None and len(frame.types) != len(first[1].types):
-        raise DataError(
-            f"{path}: has {len(frame.types)} particles and {first[0].path} "
-            f"{len(first[1].types)}; a data set holds one size of system."
+        raise DataError(f"{where}: {error}") from None
+
+
+def _digest(configuration: Configuration) -> str:
+    """Of species, places and box, whatever order the particles stand in."""
+    positions = configuration.positions
+    order = np.lexsort((positions[:, 1], positions[:, 0]))
+    content = xxhash.xxh3_128(configuration.box.tobytes())
+    content.update(configuration.species[order].tobytes())
+    content.update(positions[order].tobytes())
+    return content.hexdigest()
+
+
+def _doubts(items: Sequence[Item], found: Sequence[Configuration]) -> list[str]:
+    """What is odd about configurations that can be drawn."""
+    doubts = []
+    odd = [i for i, c in enumerate(found) if not DENSITIES[0] < c.density < DENSITIES[1]]
+    if odd:
+        doubts.append(
+            f"{len(odd):,d} of {len(found):,d} configurations have a density out of "
+            f"{DENSITIES[0]} … {DENSITIES[1]} σ⁻² ({found[odd[0]].density:.3g} in "
+            f"{items[odd[0]].name}): are lengths in σ?"
         )
+    closest = [_closest(configuration) for configuration in found]
+    if near := [i for i, distance in enumerate(closest) if distance < CLOSEST]:
+        doubts.append(
+            f"in {len(near):,d} of {len(found):,d} configurations particles come closer than "
+            f"{CLOSEST} σ ({closest[near[0]]:.2g} σ in {items[near[0]].name}): are the box and the "
+            "lengths right?"
+        )
+    shares = [float((configuration.species == TYPE_A).mean()) for configuration in found]
+    if max(shares) - min(shares) > 0.5 / len(found[0]):
+        low, high = shares.index(min(shares)), shares.index(max(shares))
+        doubts.append(
+            f"compositions differ, from {min(shares):.1%} A in {items[low].name} to "
+            f"{max(shares):.1%} in {items[high].name}: a network may tell classes by that alone"
+        )
+    return doubts
 
 
-def _columns(found: Sequence[tuple[Entry, Frame]]) -> dict[str, np.ndarray]:
-    entries, frames = [entry for entry, _ in found], [frame for _, frame in found]
-    box = np.stack([frame.box for frame in frames])
+def _closest(configuration: Configuration) -> float:
+    """The smallest distance of two particles, σ."""
+    places = configuration.wrapped().astype(np.float64) % configuration.box
+    tree = scipy.spatial.cKDTree(places, boxsize=configuration.box)
+    return float(tree.query(places, k=2)[0][:, 1].min())
+
+
+def _columns(entries: Sequence[Entry], found: Sequence[Configuration]) -> dict[str, np.ndarray]:
     return {
-        "positions": np.stack([frame.positions for frame in frames]),
-        "types": np.stack([frame.types for frame in frames]),
-        "box": box,
-        "density": len(frames[0].types) / box.prod(axis=1),
-        "psi6": np.array(
-            [hexatic_order(Configuration(f.positions, f.types, f.box)) for f in frames]
-        ),
+        "positions": np.stack([each.positions for each in found]),
+        "types": np.stack([each.species for each in found]),
+        "box": np.stack([each.box for each in found]),
+        "density": np.array([each.density for each in found]),
+        "psi6": np.array([hexatic_order(each) for each in found]),
         "label": np.array([entry.label for entry in entries], np.uint8),
-        "trajectory": _numbers([e.path if e.trajectory is None else e.trajectory for e in entries]),
+        "trajectory": _numbers(entries),
         "path": np.array([entry.path for entry in entries]),
     }

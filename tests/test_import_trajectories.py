@@ -1,0 +1,253 @@
+"""Imports of trajectory files: which frames, of what, and what is odd about some of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glass_cnn.configuration import Configuration
+from glass_cnn.data import dataset as data
+from glass_cnn.data.render import render
+from hpc.errors import DataError
+from tests.own_data import (
+    BOX,
+    SETTINGS,
+    Entries,
+    dump_text,
+    nothing_is_stored,
+    particles,
+    picture,
+    store,
+    with_changes,
+    write_gsd,
+    write_images,
+    write_list,
+    xyz_text,
+)
+
+
+def write_files(source: Path, **texts: str) -> Path:
+    """`glass_1=text`: glass_1.dump or glass_1.xyz, as the text is."""
+    source.mkdir()
+    for name, text in texts.items():
+        ending = ".dump" if text.startswith("ITEM") else ".xyz"
+        (source / (name + ending)).write_text(text)
+    return source
+
+
+def test_a_frame_is_listed_once_and_files_have_one_name(tmp_path: Path) -> None:
+    """Under two names it would be in training and test, or be liquid and glass."""
+    source = write_files(tmp_path / "in", ramp=dump_text(1) + dump_text(2))
+    liquid = {"path": "ramp.dump", "label": "liquid"}
+    glass = {"path": "./ramp.dump", "label": "glass"}
+    for frames in ((0, -2), ("all", 1), (1, 1)):
+        entries = [{**e, "frame": f} for e, f in zip((liquid, glass), frames, strict=True)]
+        with pytest.raises(DataError, match=r"frame \d of ramp\.dump is listed twice"):
+            store(write_list(source, entries), tmp_path)
+    stored = store(write_list(source, [{**liquid, "frame": 0}, {**glass, "frame": 1}]), tmp_path)
+    assert stored.trajectories.tolist() == [0, 0]
+
+
+def test_trajectory_files_become_a_data_set(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path / "in", ramp=dump_text(1) + dump_text(2) + dump_text(3), b=xyz_text(4)
+    )
+    write_gsd(source / "c.gsd", [5, 6])
+    write_list(
+        source,
+        [
+            {"path": "ramp.dump", "label": "liquid", "frame": 0},
+            {"path": "ramp.dump", "label": "glass", "frame": -1},
+            {"path": "b.xyz", "label": "liquid", "trajectory": 12},
+            {"path": "c.gsd", "label": "glass", "frame": "all"},
+        ],
+    )
+    stored = store(source, tmp_path)
+    assert stored.labels.tolist() == [0, 1, 0, 1, 1]
+    assert stored.trajectories.tolist() == [0, 0, 1, 2, 2]
+    for row, seed in enumerate((1, 3, 4)):
+        places, types = particles(seed)
+        there = Configuration(places.astype(np.float32), types, BOX)
+        assert (stored.images[row] == render(there, SETTINGS.render)).all()
+    assert stored.column("configurations/density") == pytest.approx(30 / 36)
+    psi6 = stored.column("configurations/psi6")
+    assert ((psi6 > 0.2) & (psi6 < 0.8)).all()
+    assert stored.record["psi6"]["liquid"] > 0
+
+
+def test_windows_of_an_oblong_box(tmp_path: Path) -> None:
+    texts = [xyz_text(seed).replace("6.0 0 0 0 6.0", "6.0 0 0 0 8.0") for seed in (1, 2)]
+    source = write_files(tmp_path / "in", liquid_1=texts[0], glass_1=texts[1])
+    with pytest.raises(DataError, match=r"glass_1\.xyz.*: the box is 6 × 8 σ.*set render\.window"):
+        store(source, tmp_path)
+    windows = {"pixels": 20, "window": 6.0, "windows_per_configuration": 3}
+    assert len(store(source, tmp_path, with_changes(render=windows))) == 6
+
+
+def test_several_frames_need_a_choice(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path / "in", liquid=xyz_text(1) + "\n" + xyz_text(2), glass=xyz_text(3)
+    )
+    line = r'\[{"path": "liquid\.xyz", "label": "liquid", "frame": -1}, …\]'
+    with pytest.raises(DataError, match=rf"liquid\.xyz: has 2 frames; say which .* {line}"):
+        store(source, tmp_path)
+    entries: Entries = [
+        {"path": "liquid.xyz", "label": "liquid", "frame": 2},
+        {"path": "glass.xyz", "label": "glass"},
+    ]
+    with pytest.raises(DataError, match="has 2 frames, and no frame 2"):
+        store(write_list(source, entries), tmp_path)
+    entries[0]["frame"] = "all"
+    assert len(store(write_list(source, entries), tmp_path)) == 3
+
+
+def test_systems_of_two_sizes(tmp_path: Path) -> None:
+    fewer = "\n".join(["29", *xyz_text(2).splitlines()[1:-1], ""])
+    source = write_files(tmp_path / "in", glass_1=fewer, liquid_1=xyz_text(1))
+    message = r"liquid_1\.xyz, frame 0: has 30 particles, and frame 0 of glass_1\.xyz has 29"
+    with pytest.raises(DataError, match=message):
+        store(source, tmp_path)
+
+
+def test_a_frame_that_cannot_be_drawn_is_refused_by_its_number(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", a=dump_text(1) + dump_text(2, z=0.5), b=dump_text(3))
+    entries = [
+        {"path": "a.dump", "label": "liquid", "frame": "all"},
+        {"path": "b.dump", "label": "glass"},
+    ]
+    with pytest.raises(DataError, match=r"a\.dump, frame 1: z spreads over"):
+        store(write_list(source, entries), tmp_path)
+    assert nothing_is_stored(tmp_path)
+
+
+# Equal ones
+
+SHUFFLED = "\n".join([*xyz_text(1).splitlines()[:2], *xyz_text(1).splitlines()[:1:-1], ""])
+LATER = dump_text(1).replace("TIMESTEP\n100", "TIMESTEP\n200")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (dump_text(1), dump_text(1)),
+        (dump_text(1), LATER),
+        (dump_text(1), dump_text(1, "type mass x y")),
+        (xyz_text(1), SHUFFLED),
+        (xyz_text(1), xyz_text(1).replace(" 0.0\n", " 0.00\n").replace("\n", "\r\n")),
+        (xyz_text(1), dump_text(1)),
+        (xyz_text(1), xyz_text(1, names=("1", "2"))),
+    ],
+)
+def test_equal_configurations_that_count_as_independent_are_refused(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    """Whatever the order of their particles, their times and their formats."""
+    texts = {"liquid_1": one, "liquid_2": other, "glass_1": dump_text(3), "glass_2": dump_text(4)}
+    source = write_files(tmp_path / "in", **texts)
+    with pytest.raises(DataError, match="only 3 of 4 entries differ") as error:
+        store(source, tmp_path)
+    assert re.search(r"frame 0 of liquid_2\.\w+ is frame 0 of liquid_1\.\w+", str(error.value))
+    assert nothing_is_stored(tmp_path)
+
+
+def test_equal_configurations_of_both_classes_are_refused(tmp_path: Path) -> None:
+    """Even of one trajectory: it may be liquid or glass."""
+    source = write_files(tmp_path / "in", liquid_1=dump_text(1), glass_1=LATER)
+    with pytest.raises(DataError, match=r"glass_1.* \(glass\) and .*liquid_1.* are the same: one"):
+        store(source, tmp_path)
+
+
+def test_configurations_that_differ_a_little_are_no_copies(tmp_path: Path) -> None:
+    nearly = re.sub(r"x y\n.", "x y\n1", dump_text(1, "type x y"), count=1)
+    assert nearly != dump_text(1, "type x y")
+    texts = {"liquid_1": dump_text(1, "type x y"), "liquid_2": nearly, "glass_1": dump_text(3)}
+    assert len(store(write_files(tmp_path / "in", **texts), tmp_path)) == 3
+
+
+# What is odd
+
+
+def lattice_text(side: float, distance: float, seed: int, share: int = 20) -> str:
+    """36 particles on a shaken square lattice that fills the box, `share` of them of type A."""
+    shaken = np.random.default_rng(seed).uniform(-0.02, 0.02, (36, 2))
+    places = distance * (np.stack(np.divmod(np.arange(36), 6), axis=1) + 0.5 + shaken)
+    rows = [f"{'A' if i < share else 'B'} {x} {y} 0" for i, (x, y) in enumerate(places)]
+    return "\n".join(["36", f'Lattice="{side} 0 0 0 {side} 0 0 0 1"', *rows, ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (lattice_text(6, 1.0, 1), None),
+        (
+            lattice_text(21, 3.5, 1),
+            r"1 of 3 .* density out of 0\.3 … 3\.0 .*\(0\.0816 in frame 0 of",
+        ),
+        (lattice_text(3, 0.5, 1), r"1 of 3 configurations have a density out of .* lengths in σ"),
+        (lattice_text(6, 1.19, 1), r"in 1 of 3 .* closer than 0\.3 σ \(.* σ in frame 0 of glass_1"),
+        (
+            lattice_text(6, 1.0, 1, 30),
+            r"compositions differ, from 55\.6% A in .* to 83\.3% in .*s_1",
+        ),
+    ],
+)
+def test_what_is_odd_is_told(
+    tmp_path: Path, text: str, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {f"liquid_{seed}": lattice_text(6, 1.0, seed) for seed in (2, 3)}
+    assert len(store(write_files(tmp_path / "in", glass_1=text, **good), tmp_path)) == 3
+    output = capsys.readouterr().out
+    if told is None:
+        assert output == "names of 3 files tell 3 trajectories, 3 of them of one class only, " \
+            "such as glass_1.xyz\n"  # fmt: skip
+    else:
+        assert re.search(told, output)
+
+
+# The job
+
+
+def write_study(path: Path, **sections: object) -> Path:
+    tree = {"study": {"name": "s", "seeds": 1}, "render": {"pixels": 20}}
+    path.write_text(json.dumps({**tree, "data": {"name": "mine", "source": "import"}, **sections}))
+    return path
+
+
+def test_job_on_ranks(
+    tmp_path: Path, mpirun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    source, _ = write_images(tmp_path / "in", count=600)
+    study = write_study(tmp_path / "study.yaml")
+    done = mpirun(3, "jobs.import_data", source, study, "--logs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "600 images of 20 px (300 liquid, 300 glass) from 600 trajectories" in done.stdout
+    stored = data.load(SETTINGS, tmp_path)
+    stored.verify()
+    assert all((stored.images[i] == picture(i)[..., :3]).all() for i in range(600))
+    (source / "images/500.png").write_bytes(b"no image")
+    failed = mpirun(2, "jobs.import_data", source, study, "--logs", tmp_path / "other")
+    assert failed.returncode == 65
+    assert failed.stderr.count("500.png: is no PNG, JPEG or TIFF picture") == 1
+    assert "Traceback" not in failed.stderr
+    Image.fromarray(picture(3)).save(source / "images/500.png")  # of another rank's share
+    failed = mpirun(2, "jobs.import_data", source, study, "--logs", tmp_path / "other")
+    assert failed.returncode == 65
+    assert failed.stderr.count("images/3.png (glass) and images/500.png (liquid) are the same") == 1
+
+
+def test_packed_dumps_of_two_folders_need_no_list(tmp_path: Path) -> None:
+    for seed in range(8):
+        folder = tmp_path / "in" / ("liquid", "glass")[seed % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"dump.{seed // 2:03d}.gz").write_bytes(gzip.compress(dump_text(seed).encode()))
+    stored = store(tmp_path / "in", tmp_path)
+    assert stored.trajectories.tolist() == [0, 1, 2, 3] * 2
+    assert stored.labels.tolist() == [1] * 4 + [0] * 4
