@@ -320,7 +320,10 @@ def test_set_with_broken_yaml_names_its_key(tmp_path: Path) -> None:
         ({"part": {"kind": "fin"}}, ["part.kind = \"fin\" is none of 'wheel', 'wing'."]),
         ({"part": {"kind": "wing"}}, ["part.span is missing; give it a value (tip to tip, m)."]),
         ({"part": {"kind": "wing", "span": "x"}}, ['part.span = "x": is text']),
-        ({"part": {"kind": "wing", "span": 1, "spokes": 2}}, ["Known in 'part': colour, kind, span."]),
+        (
+            {"part": {"kind": "wing", "span": 1, "spokes": 2}},
+            ["Known in 'part': colour, kind, span."],
+        ),
         ({"part": 3}, ["part is a number; a mapping 'key: value' is needed."]),
         ({"part": None}, ["part is nothing; a mapping"]),
         ({"parts": {"a": 1}}, ["parts: must be a valid list"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ def test_shares_are_exact(count: int, shares: tuple[float, ...], pure: int) -> N
     try:
         part = data.assign(trajectories, labels, settings)[::2]
     except DataError:
-        assert (np.array(shares) * count < 1).any()
+        rarest = min(len(np.unique(trajectories[labels == k])) for k in (0, 1))
+        assert rarest * min(shares) < 2
         return
     sizes = np.bincount(part, minlength=3)
     assert np.abs(sizes - np.array(shares) * count).max() < 1
@@ -80,16 +82,76 @@ def test_shares_are_exact(count: int, shares: tuple[float, ...], pure: int) -> N
 
 
 def test_too_few_trajectories() -> None:
-    with pytest.raises(DataError, match=r"4 trajectories cannot be split.*at least 5"):
-        data.assign(np.repeat(np.arange(4), 2), np.tile([0, 1], 4), Split())
+    with pytest.raises(
+        DataError, match=r"4 trajectories cannot be split.*At least 5 traj"
+    ) as error:
+        data.assign(np.repeat(np.arange(4), 2), np.tile([0, 1], 4), Split(), "here")
+    assert str(error.value).startswith("here: ")
 
 
 def test_part_without_a_class() -> None:
     labels = np.array([0] * 19 + [1], np.uint8)
     lonely = data.Dataset(DatasetDir(Path("here")), {}, np.zeros(20), labels, np.arange(20))
     for seed in range(20):  # none helps, and the message says so
-        with pytest.raises(DataError, match=r"part of the split has \d+ liquid and 0 glass.*seed"):
+        message = r"here: 20 .*part would have \d+ with liquids and 0 with glasses.*seed"
+        with pytest.raises(DataError, match=message):
             data.split(lonely, with_changes(split={"seed": seed}))
+
+
+@given(
+    kinds=st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40)).filter(any),
+    shares=st.sampled_from([(0.7, 0.15, 0.15), (0.5, 0.25, 0.25), (0.9, 0.05, 0.05)]),
+)
+def test_so_many_as_are_said_to_be_needed_are_enough(
+    kinds: tuple[int, int, int], shares: tuple[float, ...]
+) -> None:
+    """And with one less of the rarer class there are too few."""
+    settings = Split(train=shares[0], validation=shares[1], test=shares[2])
+    try:
+        data.assign(*of_kinds(*kinds), settings)
+        return
+    except DataError as error:
+        message = str(error)
+    liquids, glasses, both = kinds
+    if said := re.search(r"At least (\d+) with liquids and (\d+) with glasses are", message):
+        liquids, glasses = (int(n) - both for n in said.groups())
+        fewer = (liquids - (liquids <= glasses), glasses - (glasses < liquids), both)
+    else:
+        both = int(re.search(r"At least (\d+) trajectories are needed", message)[1])  # type: ignore[index]
+        fewer = (0, 0, both - 1)
+    data.assign(*of_kinds(liquids, glasses, both), settings)
+    with pytest.raises(DataError):
+        data.assign(*of_kinds(*fewer), settings)
+
+
+def of_kinds(liquids: int, glasses: int, both: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trajectories and labels of so many trajectories of only liquids, only glasses, and both."""
+    single = liquids + glasses
+    trajectories = np.concatenate([np.arange(single), np.repeat(np.arange(both) + single, 2)])
+    labels = np.concatenate([np.repeat([0, 1], [liquids, glasses]), np.tile([0, 1], both)])
+    return trajectories, labels
+
+
+def test_a_study_that_cannot_be_split_is_refused_before_it_is_simulated(tmp_path: Path) -> None:
+    """Whether its data are there or not; each data set and split is looked at once."""
+    few = with_changes(simulation={**TREE["simulation"], "trajectories": 4})
+    with pytest.raises(DataError, match=r"simulation\.trajectories: 4 .*At least 5 trajectories"):
+        data.check_split([SETTINGS, few], tmp_path)
+    fine = {"train": 0.34, "validation": 0.33, "test": 0.33}
+    data.check_split([SETTINGS, SETTINGS.model_copy(update={"split": Split(**fine)})], tmp_path)
+
+
+def test_data_that_are_there_are_split_as_each_point_says(small_logs: Path) -> None:
+    data.check_split([SETTINGS], small_logs)
+    unfair = SETTINGS.model_copy(update={"split": Split(train=0.96, validation=0.02, test=0.02)})
+    with pytest.raises(
+        DataError, match=r"datasets/.*: 9 trajectories cannot be split 0\.96 / 0\.02"
+    ):
+        data.check_split([SETTINGS, unfair], small_logs)
+
+
+def test_nothing_is_known_of_imports_that_are_not_there(tmp_path: Path) -> None:
+    data.check_split([with_changes(data={"name": "mine", "source": "import"})], tmp_path)
 
 
 def test_permuted_labels(small_logs: Path, tiny: data.Dataset) -> None:

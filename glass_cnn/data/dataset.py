@@ -8,7 +8,7 @@ record: how it was made, counts, checksums. `glass_cnn.data.store` makes it.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,48 +246,117 @@ def split(dataset: Dataset, settings: RunSettings) -> Parts:
     A pure function of trajectories, labels and settings.split. Raises DataError when a part would
     be empty or lack a class.
     """
-    part_of = assign(dataset.trajectories, dataset.labels, settings.split)
+    part_of = assign(dataset.trajectories, dataset.labels, settings.split, str(dataset.path))
     chosen: dict[str, np.ndarray] = {}
     for k, name in enumerate(PARTS):
         index = np.flatnonzero(part_of == k)
-        counts = np.bincount(dataset.labels[index], minlength=2)
-        if not counts.all():
-            raise DataError(
-                f"{dataset.path}: the {name} part of the split has {counts[0]} liquid and "
-                f"{counts[1]} glass images; each part needs both. More trajectories of the rarer "
-                "class, or other shares in 'split' (another seed changes nothing)."
-            )
         shuffled = permutation(philox(Stream.EXAMPLES, settings.split.seed, k), len(index))
         chosen[name] = index[shuffled]
     return Parts(**chosen, labels=dataset.labels, trajectories=dataset.trajectories)
 
 
-def assign(trajectories: np.ndarray, labels: np.ndarray, settings: Split) -> np.ndarray:
-    """Part (0 train, 1 validation, 2 test) of every image, int64.
+def check_split(points: Iterable[RunSettings], root: Path) -> None:
+    """Raise DataError unless the data of each of these settings can be divided as they say.
+
+    Data sets that do not exist yet are those that will be simulated: nobody shall simulate for
+    days what cannot be split. Of imports that are missing nothing is known.
+    """
+    seen = set()
+    for settings in points:
+        key = (settings.dataset_digest(), settings.split, settings.data.permute_labels)
+        if key in seen:
+            continue
+        seen.add(key)
+        place = directory(settings, root)
+        if place.is_done():
+            split(load(settings, root), settings)
+        elif settings.data.source == "simulation":
+            trajectories = np.repeat(np.arange(settings.simulation.trajectories), 2)
+            labels = np.arange(len(trajectories)) % 2
+            assign(trajectories, labels, settings.split, "simulation.trajectories")
+
+
+def assign(
+    trajectories: np.ndarray, labels: np.ndarray, settings: Split, what: str = "the data"
+) -> np.ndarray:
+    """Part (0 train, 1 validation, 2 test) of every image of `what`, int64.
 
     Shares are exact to a whole trajectory (largest remainders). Trajectories of only liquids, of
     only glasses and of both are divided alike, so that the classes stay balanced as well as they
-    can. Raises DataError when a part would be empty.
+    can. Raises DataError when a part would be empty or lack a class.
     """
-    groups, group_of = np.unique(trajectories, return_inverse=True)
-    shares = np.array([settings.train, settings.validation, settings.test])
-    sizes = largest_remainders(shares * len(groups))
-    if not sizes.all():
-        needed = next(n for n in itertools.count(3) if largest_remainders(shares * n).all())
-        raise DataError(
-            f"{plural(len(groups), 'trajectory')} cannot be split "
-            f"{' / '.join(f'{s:g}' for s in shares)} into three parts that are not "
-            f"empty; at least {needed} are needed."
-        )
-    liquids, glasses = (np.bincount(group_of, weights=labels == k) > 0 for k in (0, 1))
-    kind = liquids + 2 * glasses
-    strata = [np.flatnonzero(kind == k) for k in np.unique(kind)]
-    counts = proportional_counts(np.array([len(s) for s in strata]), sizes)
-    part = np.empty(len(groups), dtype=np.int64)
-    for k, (stratum, count) in enumerate(zip(strata, counts, strict=True)):
+    kind_of, group_of = _kinds(trajectories, labels)
+    kinds = np.bincount(kind_of, minlength=3)
+    counts = _divide(kinds, settings)
+    if not _is_sound(counts):
+        raise DataError(f"{what}: {_cannot_be_split(kinds, counts, settings)}")
+    part = np.empty(len(kind_of), dtype=np.int64)
+    for k, kind in enumerate(np.flatnonzero(kinds)):
+        stratum = np.flatnonzero(kind_of == kind)
         shuffled = permutation(philox(Stream.SPLIT, settings.seed, k), len(stratum))
-        part[stratum[shuffled]] = np.repeat(np.arange(3), count)
+        part[stratum[shuffled]] = np.repeat(np.arange(3), counts[kind])
     return part[group_of]
+
+
+def _kinds(trajectories: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each trajectory has (0 only liquids, 1 only glasses, 2 both), and that of each image."""
+    groups, group_of = np.unique(trajectories, return_inverse=True)
+    liquids, glasses = (
+        np.bincount(group_of, weights=labels == k, minlength=len(groups)) > 0 for k in (0, 1)
+    )
+    return liquids + 2 * glasses - 1, group_of
+
+
+def _divide(kinds: np.ndarray, settings: Split) -> np.ndarray:
+    """Trajectories of each kind (rows) in each part (columns)."""
+    shares = np.array([settings.train, settings.validation, settings.test])
+    return proportional_counts(kinds, largest_remainders(shares * kinds.sum()))
+
+
+def _with_class(kinds: np.ndarray) -> np.ndarray:
+    """Trajectories with liquids and with glasses, by numbers of each kind."""
+    return kinds[:2] + kinds[2]
+
+
+def _is_sound(counts: np.ndarray) -> bool:
+    """Whether every part has both classes."""
+    return bool(_with_class(counts).all())
+
+
+def _cannot_be_split(kinds: np.ndarray, counts: np.ndarray, settings: Split) -> str:
+    lacking = int(np.flatnonzero(~_with_class(counts).all(axis=0))[0])
+    liquid, glass = _with_class(counts)[:, lacking]
+    return (
+        f"{plural(int(kinds.sum()), 'trajectory')} cannot be split {_shares(settings)}: the "
+        f"{PARTS[lacking]} part would have {liquid} with liquids and {glass} with glasses, and "
+        f"each part needs both. {_fewest(kinds, settings).capitalize()}, or other shares in "
+        "'split' (another seed changes nothing)."
+    )
+
+
+def _shares(settings: Split) -> str:
+    return " / ".join(
+        f"{share:g}" for share in (settings.train, settings.validation, settings.test)
+    )
+
+
+def _fewest(kinds: np.ndarray, settings: Split) -> str:
+    """How many trajectories are needed when those of the rarer class become more."""
+    kinds = kinds.copy()
+    while not (kinds.any() and _is_sound(_divide(kinds, settings))):
+        paired = not kinds[:2].any()
+        kinds[2 if paired else int(_with_class(kinds).argmin())] += 1
+    liquid, glass = _with_class(kinds)
+    if not kinds[:2].any():
+        return f"at least {liquid:,d} trajectories are needed"
+    return f"at least {liquid:,d} with liquids and {glass:,d} with glasses are needed"
+
+
+def needed(dataset: Dataset, settings: Split) -> str:
+    """How many trajectories like those of a data set a split needs, in words."""
+    kinds = np.bincount(_kinds(dataset.trajectories, dataset.labels)[0], minlength=3)
+    start = np.array([1, 1, 0]) if kinds[:2].any() else np.array([0, 0, 1])
+    return f"for the split {_shares(settings)}, {_fewest(start, settings)}"
 
 
 def largest_remainders(exact: np.ndarray) -> np.ndarray:
