@@ -1,22 +1,25 @@
-"""Store images or trajectory files that others made as the data set of a study.
+"""Store pictures or trajectory files that others made as the data set of a study.
 
-SOURCE is a directory with a metadata.json, a list of {"path": …, "label": "liquid" or "glass"},
-and optionally "frame" and "trajectory"; paths name PNG images, or LAMMPS dumps, extended XYZ or
-GSD files. Or it holds trajectory files of one frame called liquid… and glass…. The study file needs
-data.source: import. Exit codes: 0 complete, 75 stopped on request (run it again), 65 bad data,
-78 bad configuration, 70 internal error.
+SOURCE is a directory with folders called liquid and glass, or with files that have one of these
+words in their names, or with a metadata.json, a list of {"path": …, "label": "liquid" or "glass"}
+and optionally "frame" and "trajectory". The files are PNG, JPEG or TIFF pictures, or LAMMPS dumps,
+extended XYZ or GSD files. The study file needs data.source: import. Exit codes: 0 complete, 75
+stopped on request (run it again), 65 bad data, 78 bad configuration, 70 internal error.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.commandline import Parser, run_ranks
 
 if TYPE_CHECKING:
+    from glass_cnn.settings import RunSettings, Split
+    from glass_cnn.study import Study
     from hpc.preempt import StopFlag
     from hpc.world import World
 
@@ -45,19 +48,38 @@ def main(argv: list[str]) -> int:
 
 def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     """Store the source once for each way in which the study renders it."""
-    from glass_cnn.data import dataset
     from glass_cnn.data.imports import import_data
     from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
 
-    def wanted() -> tuple:
+    def wanted() -> tuple[Path, Study]:
         root = logs_root(args.logs)
-        return root, load_study(args.config, args.set, root).datasets
+        return root, load_study(args.config, args.set, root)
 
-    root, all_settings = ranks.broadcast(ranks.on_root(wanted))
-    for settings in all_settings:
-        path = import_data(args.source, settings, root, ranks, stop)
-        ranks.on_root(lambda: print(dataset.load(path).describe()))  # noqa: B023 - at once
+    root, study = ranks.broadcast(ranks.on_root(wanted))
+    for settings in study.datasets:
+        splits = splits_of(study, settings)
+        import_data(args.source, settings, root, ranks, stop, splits)
+        ranks.on_root(lambda: summarize(settings, root, splits))  # noqa: B023 - at once
+
+
+def splits_of(study: Study, settings: RunSettings) -> list[Split]:
+    """How the points of a study divide the data set of these settings."""
+    digest = settings.dataset_digest()
+    users = (point.settings for point in study.points)
+    return list(dict.fromkeys(user.split for user in users if user.dataset_digest() == digest))
+
+
+def summarize(settings: RunSettings, root: Path, splits: Sequence[Split]) -> None:
+    """What is stored, and how the study will divide it."""
+    from glass_cnn.data import dataset
+
+    stored = dataset.load(settings, root)
+    print(stored.describe())
+    for split in splits:
+        parts = dataset.split(stored, settings.model_copy(update={"split": split}))
+        print(parts.describe())
+        print(dataset.needed(stored, split))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from glass_cnn.configuration import Configuration
 from glass_cnn.data import dataset as data
 from glass_cnn.data.render import render
 from hpc.errors import DataError
+from hpc.preempt import StopFlag
+from hpc.world import world
+from jobs import import_data
 from tests.own_data import (
     BOX,
     SETTINGS,
@@ -221,6 +224,11 @@ def write_study(path: Path, **sections: object) -> Path:
     return path
 
 
+def run_job(source: Path, study: Path, logs: Path) -> None:
+    args = import_data.parse([str(source), str(study), "--logs", str(logs)])
+    import_data.import_all(args, world(), StopFlag())
+
+
 def test_job_on_ranks(
     tmp_path: Path, mpirun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -241,6 +249,38 @@ def test_job_on_ranks(
     failed = mpirun(2, "jobs.import_data", source, study, "--logs", tmp_path / "other")
     assert failed.returncode == 65
     assert failed.stderr.count("images/3.png (glass) and images/500.png (liquid) are the same") == 1
+
+
+def test_the_summary_says_how_many_trajectories_there_are_and_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_images(tmp_path / "in", count=40)
+    wide = {"split.train": 0.6, "split.test": 0.25}
+    arms = {"wide": wide, "base": {}, "long": {"train.iterations": 9}}
+    study = write_study(tmp_path / "study.yaml", study={"name": "s", "seeds": 1, "arms": arms})
+    for _ in range(2):  # when it is imported already, too
+        run_job(source, study, tmp_path)
+        told = capsys.readouterr().out
+        for line in (
+            "train           28 images of     28 trajectories: 14 liquid, 14 glass (50.0% glass)",
+            "40 trajectories (20 with liquids, 20 with glasses); for the split 0.7 / 0.15 / 0.15 "
+            "at least 6 with liquids and 6 with glasses are needed",
+            "for the split 0.6 / 0.15 / 0.25 at least 5 with liquids and 5 with glasses are needed",
+        ):
+            assert told.count(line) == 1, line
+
+
+def test_what_a_study_cannot_split_is_not_stored(tmp_path: Path) -> None:
+    """One GSD file of each class is two trajectories, however many frames they have."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for label, seeds in (("liquid", [1, 2, 3]), ("glass", [4, 5, 6])):
+        write_gsd(source / f"{label}.gsd", seeds)
+    entries = [{"path": f"{k}.gsd", "label": k, "frame": "all"} for k in ("liquid", "glass")]
+    study = write_study(tmp_path / "study.yaml")
+    with pytest.raises(DataError, match=r"in: 2 trajectories cannot be split .* At least 6 with"):
+        run_job(write_list(source, entries), study, tmp_path)
+    assert nothing_is_stored(tmp_path)
 
 
 def test_packed_dumps_of_two_folders_need_no_list(tmp_path: Path) -> None:

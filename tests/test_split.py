@@ -137,8 +137,8 @@ def test_a_study_that_cannot_be_split_is_refused_before_it_is_simulated(tmp_path
     few = with_changes(simulation={**TREE["simulation"], "trajectories": 4})
     with pytest.raises(DataError, match=r"simulation\.trajectories: 4 .*At least 5 trajectories"):
         data.check_split([SETTINGS, few], tmp_path)
-    fine = {"train": 0.34, "validation": 0.33, "test": 0.33}
-    data.check_split([SETTINGS, SETTINGS.model_copy(update={"split": Split(**fine)})], tmp_path)
+    even = Split(train=0.34, validation=0.33, test=0.33)
+    data.check_split([SETTINGS, SETTINGS.model_copy(update={"split": even})], tmp_path)
 
 
 def test_data_that_are_there_are_split_as_each_point_says(small_logs: Path) -> None:

@@ -353,10 +353,14 @@ def _fewest(kinds: np.ndarray, settings: Split) -> str:
 
 
 def needed(dataset: Dataset, settings: Split) -> str:
-    """How many trajectories like those of a data set a split needs, in words."""
+    """How many trajectories a data set has, and how many like them a split needs, in words."""
     kinds = np.bincount(_kinds(dataset.trajectories, dataset.labels)[0], minlength=3)
+    liquid, glass = _with_class(kinds)
     start = np.array([1, 1, 0]) if kinds[:2].any() else np.array([0, 0, 1])
-    return f"for the split {_shares(settings)}, {_fewest(start, settings)}"
+    return (
+        f"{plural(int(kinds.sum()), 'trajectory')} ({liquid:,d} with liquids, {glass:,d} with "
+        f"glasses); for the split {_shares(settings)} {_fewest(start, settings)}"
+    )
 
 
 def largest_remainders(exact: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import scipy.spatial
 import xxhash
 
 from glass_cnn.configuration import Configuration, hexatic_order
-from glass_cnn.data.dataset import CLASSES, directory, load
+from glass_cnn.data.dataset import CLASSES, assign, check_classes, directory, load
 from glass_cnn.data.formats import read_frames
 from glass_cnn.data.listing import METADATA, Entry, Listing, example, read_listing
 from glass_cnn.data.pictures import Look, look, picture_size, read_picture
@@ -27,7 +27,7 @@ from glass_cnn.data.render import Image, check_window
 from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
 from glass_cnn.mixture import TYPE_A
 from glass_cnn.paths import DatasetDir
-from glass_cnn.settings import Render, RunSettings
+from glass_cnn.settings import Render, RunSettings, Split
 from hpc.errors import ConfigError, DataError
 from hpc.preempt import StopFlag
 from hpc.words import plural
@@ -52,13 +52,19 @@ class Item:
 
 
 def import_data(
-    source: Path, settings: RunSettings, root: Path, world: World, stop: StopFlag | None = None
+    source: Path,
+    settings: RunSettings,
+    root: Path,
+    world: World,
+    stop: StopFlag | None = None,
+    splits: Iterable[Split] = (),
 ) -> DatasetDir:
     """Store what `source` holds as the data set of `settings`, all ranks together.
 
     The same source again changes nothing. Raises, on every rank alike, DataError for whatever is
-    wrong with the source or when another one was stored under this name and rendering, ConfigError
-    when the settings do not ask for an import, StorageError, Stopped.
+    wrong with the source, when it cannot be divided by one of `splits`, or when another one was
+    stored under this name and rendering; ConfigError when the settings do not ask for an import;
+    StorageError, Stopped.
     """
     target = directory(settings, root)
     found = world.broadcast(world.on_root(lambda: _examine(source, settings, target)))
@@ -73,7 +79,15 @@ def import_data(
     else:
         collect = functools.partial(_read_configurations, source, listing, settings.render, record)
         draw = functools.partial(draw_configurations, settings.render)
-    return store(target, settings, world, collect, draw, stop)
+
+    def divisible() -> Contents:
+        contents = collect()
+        check_classes(contents.images["label"], str(source))
+        for split in splits:
+            assign(contents.images["trajectory"], contents.images["label"], split, str(source))
+        return contents
+
+    return store(target, settings, world, divisible, draw, stop)
 
 
 def _examine(
