@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc.errors import ConfigError
+from hpc.records import EVENTS
 
 HASH_LENGTH = 8
 
@@ -60,11 +61,11 @@ class RunDir:
     @property
     def events(self) -> Path:
         """One record per thing out of the ordinary: rollback, refused checkpoint, requeue."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS
 
     @property
     def checkpoints(self) -> Path:
-        """Restart files; `best/` holds the optimal model."""
+        """Checkpoints; `best/` holds the optimal model."""
         return self.path / "checkpoints"
 
     @property
@@ -78,8 +79,18 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """What rank 0 said, appended over restarts."""
+        """What rank 0 prints, appended over restarts."""
         return self.path / "run.log"
+
+    @property
+    def output(self) -> Path:
+        """What all ranks and their launcher print, appended over restarts."""
+        return self.path / "output.log"
+
+    @property
+    def crashes(self) -> Path:
+        """Tracebacks, a file for each rank."""
+        return self.path / "crashes"
 
     @property
     def result(self) -> Path:
@@ -121,6 +132,11 @@ class StudyDir:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def report_log(self) -> Path:
+        """What the job prints that makes the report."""
+        return self.path / "report.log"
 
     @property
     def results_log(self) -> Path:

@@ -22,6 +22,8 @@ from hpc.preempt import StopFlag
 if TYPE_CHECKING:
     from hpc.world import World
 
+STARTED = "GLASS_STARTED"
+"""environment variable: file that rank 0 makes once all ranks have found each other"""
 Work = Callable[[argparse.Namespace, "World", StopFlag], "int | None"]
 
 
@@ -156,6 +158,9 @@ def run_ranks(
 
     ranks = world()
     ranks.pin()
+    if ranks.is_root and (begun := os.environ.get(STARTED)):
+        with contextlib.suppress(OSError):
+            Path(begun).touch()
     ranks.check(mistake)
     try:
         with outliving_the_reader():

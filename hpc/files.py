@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import math
 import os
@@ -43,6 +44,20 @@ def make_directory(path: Path) -> Path:
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def new_directory(path: Path) -> Path:
+    """Create a directory that was not there, with a number behind its name if it was.
+
+    Two that ask at the same moment never get the same one. Raises StorageError.
+    """
+    make_directory(path.parent)
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with storage_errors(place), contextlib.suppress(FileExistsError):
+            place.mkdir()
+            return place
+    raise AssertionError("there is always a next number")
 
 
 def fsync_directory(path: Path) -> None:

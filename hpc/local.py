@@ -1,4 +1,4 @@
-"""Running stages on this machine: mpiexec, ranks on cores of their own, runs side by side."""
+"""Running stages on this machine: mpiexec, ranks on cores of their own, tasks side by side."""
 
 from __future__ import annotations
 
@@ -9,56 +9,63 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from hpc.commandline import outliving_the_reader
+from hpc.commandline import STARTED, outliving_the_reader
+from hpc.environment import for_ranks
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
 from hpc.files import make_directory, storage_errors
 from hpc.preempt import STOP_SIGNALS, StopFlag
-from hpc.records import read_records
+from hpc.progress import Bar, Display
+from hpc.records import Growing
 from hpc.stages import Stage, Task
 from hpc.words import plural
 
-PLAIN_EVERY = 15.0
-"""seconds between lines on the state of running tasks where there is no terminal"""
 GRACE = 120.0
 """seconds that stopped tasks have for their checkpoints"""
+PATIENCE = 300.0
+"""seconds in which the ranks of a task must have found each other"""
+SHARED_MEMORY = Path("/dev/shm")
+LITTLE = 64 << 20
+"""bytes of shared memory below which MPI is likely to run out of it"""
 
 
-def launch(stages: Sequence[Stage], side_by_side: int = 0, dry_run: bool = False) -> int:
-    """Run the stages one after the other; a failed task ends neither its stage nor the next.
+@dataclass(frozen=True)
+class Local:
+    """The launcher of this machine; `side_by_side` tasks at a time, 0 for as many as cores hold."""
 
-    `side_by_side` tasks at a time, 0 for as many as the cores hold. SIGINT, SIGTERM, SIGHUP
-    and SIGUSR2 are passed on as a request to checkpoint and stop.
+    side_by_side: int = 0
 
-    Returns:
-        EXIT_COMPLETE when every task is done, EXIT_AGAIN when stopped on request, else the exit
-        code of the first task that failed.
-    """
-    if dry_run:
-        _show(stages, side_by_side)
-        return EXIT_COMPLETE
-    failed = EXIT_COMPLETE
-    with outliving_the_reader(), _forwarding() as stop:
-        for stage in stages:
-            if failed and not stage.after_failures and stage.name != "train":
-                continue
-            codes = _Room(stage, side_by_side, stop).run()
-            if stop.signal:
-                return EXIT_AGAIN
-            failed = failed or next((code for code in codes if code), EXIT_COMPLETE)
-    return failed
+    def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
+        """Run the stages one after the other; a failed task ends neither its stage nor the next.
+
+        SIGINT, SIGTERM, SIGHUP and SIGUSR2 are passed on as a request to checkpoint and stop.
+
+        Returns:
+            EXIT_COMPLETE when every task is done, EXIT_AGAIN when stopped on request, else the
+            exit code of the first task that failed.
+        """
+        if dry_run:
+            _show(stages, self.side_by_side)
+            return EXIT_COMPLETE
+        failed = EXIT_COMPLETE
+        with outliving_the_reader(), _forwarding() as stop:
+            for stage in stages:
+                if failed and not stage.after_failures:
+                    continue
+                codes = _StageRun(stage, self.side_by_side, stop).run()
+                if stop.signal:
+                    return EXIT_AGAIN
+                failed = failed or next((code for code in codes if code), EXIT_COMPLETE)
+        return failed
 
 
 def _show(stages: Sequence[Stage], side_by_side: int) -> None:
@@ -111,12 +118,18 @@ class _Running:
     process: subprocess.Popen
     log: IO[bytes]
     cores: list[int]
+    begun: Path
+    """file that its first rank makes when the ranks have found each other"""
     since: float = field(default_factory=time.monotonic)
-    started_at: int | None = None
+    growing: Growing | None = None
+    """its record file"""
+    before: int = 0
     """records there were at the start, for the rate"""
+    overdue: bool = False
+    """ended because its ranks did not find each other"""
 
 
-class _Room:
+class _StageRun:
     """One stage under way."""
 
     def __init__(self, stage: Stage, side_by_side: int, stop: StopFlag) -> None:
@@ -129,6 +142,7 @@ class _Room:
         self.each = each
         self.console = Console()
         self.asked = 0.0
+        self.scratch = Path(tempfile.mkdtemp(prefix="glass-launch-"))
 
     def run(self) -> list[int]:
         """Run all tasks; returns their exit codes."""
@@ -139,15 +153,17 @@ class _Room:
             f"{plural(self.stage.ranks, 'rank')} each"
         )
         try:
-            with self._display() as refresh:
+            with Display(self._bars, self._below, self.console) as display:
                 while self.running or (self.waiting and not self.stop.signal):
                     self._start()
                     self._pass_on()
                     time.sleep(0.1)
+                    self._end_overdue()
                     self._reap()
-                    refresh()
+                    display.refresh()
         finally:
             self._kill()
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return self.codes
 
     def _start(self) -> None:
@@ -157,23 +173,30 @@ class _Room:
             with storage_errors(task.log):
                 log = open(task.log, "ab")  # noqa: SIM115 - closed when the task ends
             cores = self.free[: self.each]
+            begun = self.scratch / task.name
+            begun.unlink(missing_ok=True)
             process = subprocess.Popen(
                 command(self.stage, task),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(cores),
+                env=self._environment(cores, begun),
                 start_new_session=True,  # Ctrl-C reaches it as our SIGUSR1, not by itself
             )
             if len(cores) == self.each and self.at_once > 1:
                 self.free = self.free[self.each :]
-            self.running.append(_Running(task, process, log, cores, started_at=_count(task)))
+            run = _Running(task, process, log, cores, begun)
+            if task.meter is not None:
+                run.growing = Growing(task.meter.records)
+                run.before = run.growing.look().count
+            self.running.append(run)
 
-    def _environment(self, cores: list[int]) -> dict[str, str]:
+    def _environment(self, cores: list[int], begun: Path) -> dict[str, str]:
         threads = str(self.stage.threads)
         enough = len(cores) >= self.stage.ranks * self.stage.threads
         return {
-            **os.environ,
+            **for_ranks(),
+            STARTED: str(begun),
             "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
@@ -194,6 +217,16 @@ class _Room:
         elif time.monotonic() - self.asked > GRACE:
             self._kill()
 
+    def _end_overdue(self) -> None:
+        """End tasks of several ranks that have not found each other in all this time."""
+        for run in self.running:
+            waited = time.monotonic() - run.since
+            late = waited > PATIENCE and self.stage.ranks > 1 and not run.begun.exists()
+            if late and not run.overdue and not _has_said_something(run):
+                run.overdue = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(run.process.pid, signal.SIGKILL)
+
     def _reap(self) -> None:
         for run in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(run)
@@ -202,7 +235,7 @@ class _Room:
                 self.free = sorted([*self.free, *run.cores])
             code = run.process.returncode
             code = EXIT_INTERNAL if code < 0 else code
-            if self.asked and run.task.done.exists() and not self.stage.after_failures:
+            if self.asked and run.task.done.exists() and not self.stage.sums_up:
                 code = EXIT_COMPLETE  # the request came when it had done its work, and ended it so
             self.codes.append(code)
             self._tell(run, code)
@@ -222,9 +255,18 @@ class _Room:
             )
         else:
             self.console.print(
-                f"[red]✗[/red] {name}: exit code {code}: ", Text(_last_error(run.task.log)),
+                f"[red]✗[/red] {name}: exit code {code}: ", Text(self._reason(run)),
                 f" (all of it: {run.task.log})", highlight=False, sep="", soft_wrap=True,
             )  # fmt: skip
+
+    def _reason(self, run: _Running) -> str:
+        """Why a task failed, as far as that can be seen from here."""
+        said = _last_error(run.task.log)
+        if run.overdue:
+            return f"its ranks did not start within {PATIENCE:.0f} s: {said or 'they said nothing'}"
+        if self.stage.ranks > 1 and (too_little := _too_little_memory(run)):
+            return f"{too_little} {said}"
+        return said
 
     def _kill(self) -> None:
         """End what still runs, by the process groups started here."""
@@ -235,60 +277,49 @@ class _Room:
 
     # -- what one sees --------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _display(self) -> Iterator[Any]:
-        if self.console.is_terminal:
-            with Live(console=self.console, refresh_per_second=4, transient=True) as live:
-                yield lambda: live.update(self._bars())
-        else:
-            self._next = time.monotonic() + PLAIN_EVERY
-            yield self._lines
+    def _below(self) -> str:
+        return f"{len(self.codes)} ended, {len(self.waiting)} waiting"
 
-    def _bars(self) -> Group:
-        table = Table.grid(padding=(0, 1))
-        for run in self.running:
-            done, text = self._state(run)
-            bar: Any = (
-                ProgressBar(total=run.task.total, completed=done, width=30)
-                if run.task.total
-                else Spinner("dots")
-            )
-            table.add_row(run.task.name, bar, text)
-        left = len(self.waiting)
-        return Group(table, Text(f"{len(self.codes)} ended, {left} waiting", style="dim"))
+    def _bars(self) -> list[Bar]:
+        return [self._bar(run) for run in self.running]
 
-    def _lines(self) -> None:
-        if time.monotonic() > self._next:
-            self._next = time.monotonic() + PLAIN_EVERY
-            for run in self.running:
-                line = f"  {run.task.name}: {self._state(run)[1]}"
-                self.console.print(line, highlight=False, soft_wrap=True)
-
-    def _state(self, run: _Running) -> tuple[int, str]:
-        """Records done and a few words: from the records, else the last line of the log."""
-        if run.task.records is None or not run.task.total:
-            return 0, _last_line(run.task.log)
-        records = read_records(run.task.records)
-        done = len(records)
-        if not records:
-            return 0, "starting"
-        fresh = done - (run.started_at or 0)
-        words = [f"{done}/{run.task.total}"]
-        accuracy, loss = records[-1].get("validation_accuracy"), records[-1].get("validation_loss")
-        if accuracy is not None:
-            words.append(f"accuracy {accuracy:.2%}")
-        if loss is not None:
-            words.append(f"loss {loss:.3f}")
-        if fresh > 0:
+    def _bar(self, run: _Running) -> Bar:
+        """How far a task is: from its records, else from the last line of its log."""
+        meter, name = run.task.meter, run.task.name
+        if meter is None or run.growing is None:
+            return Bar(name, _last_line(run.task.log))
+        done, last = run.growing.look().count, run.growing.last
+        if last is None:
+            return Bar(name, "starting", 0, meter.total)
+        words = [f"{done}/{meter.total}"]
+        for key, form in meter.shown.items():
+            if isinstance(value := last.get(key), int | float):
+                words.append(form.format(value))
+        if (fresh := done - run.before) > 0:
             each = (time.monotonic() - run.since) / fresh
-            if run.task.images:
-                words.append(f"{run.task.images / each:.0f} img/s")
-            words.append(f"ETA {each * (run.task.total - done):.0f} s")
-        return done, "  ".join(words)
+            if meter.work:
+                words.append(f"{meter.work / each:.0f} {meter.unit}")
+            words.append(f"ETA {each * (meter.total - done):.0f} s")
+        return Bar(name, "  ".join(words), done, meter.total)
 
 
-def _count(task: Task) -> int:
-    return len(read_records(task.records)) if task.records else 0
+def _has_said_something(run: _Running) -> bool:
+    """Whether a task made progress, though nobody said that it had begun."""
+    return run.growing is not None and run.growing.look().count > run.before
+
+
+def _too_little_memory(run: _Running) -> str:
+    """What to do where ranks died of a bus error, or of too little shared memory."""
+    with contextlib.suppress(OSError):
+        status = os.statvfs(SHARED_MEMORY)
+        size = status.f_frsize * status.f_blocks
+        if size < LITTLE and run.process.returncode not in (EXIT_COMPLETE, EXIT_AGAIN):
+            return (
+                f"{SHARED_MEMORY} has only {size >> 10:,} KiB, which is too little for MPI: ranks "
+                "die there of a bus error. Make it larger (a container: --shm-size=1g; else "
+                f"mount -o remount,size=1g {SHARED_MEMORY}), or use RANKS=1."
+            )
+    return ""
 
 
 def _last_line(log: Path) -> str:

@@ -19,6 +19,9 @@ import msgspec
 from hpc.errors import DataError
 from hpc.files import finite, storage_errors, write_atomic
 
+EVENTS = "events.jsonl"
+"""name of the file of events, beside the log of what they happened to"""
+
 
 def now() -> str:
     """The time as all files write it: UTC, ISO 8601, whole seconds."""

@@ -11,10 +11,10 @@ grace time. So every job decides for itself, and finds out when Slurm was faster
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from hpc import slurm
 from hpc.checkpoint_names import newest_step
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
-from hpc.records import append_record, read_records
+from hpc.records import EVENTS, Event, append_event, now, read_events
+from hpc.site import seconds
 from hpc.slurm import SlurmError
 from hpc.words import plural
 
@@ -126,13 +127,19 @@ def job_state(job: str) -> JobState | None:
     except SlurmError:
         return None
     facts = dict(re.findall(r"(\w+)=(\S*)", text))
-    limit = facts.get("TimeLimit", "")
     return JobState(
         facts.get("JobState", "unknown"),
-        slurm.seconds(facts.get("RunTime", "0")),
-        slurm.seconds(limit) if limit[:1].isdigit() else None,
+        _seconds(facts.get("RunTime", "")) or 0,
+        _seconds(facts.get("TimeLimit", "")),
         facts.get("PreemptTime", "None") not in ("None", "Unknown", "(null)"),
     )
+
+
+def _seconds(text: str) -> int | None:
+    """Length of a time as Slurm writes it; None for UNLIMITED, INVALID and whatever else."""
+    with contextlib.suppress(ValueError):
+        return seconds(text)
+    return None
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -156,10 +163,8 @@ def main(argv: list[str]) -> int:
     """Record a start, or decide at an end."""
     args = parse(argv)
     step = newest_step(Path(args.checkpoints)) if args.checkpoints else None
-    events = args.log.parent / "events.jsonl"
-    mine = [
-        r for r in read_records(events) if (r.get("job"), r.get("task")) == (args.job, args.name)
-    ]
+    events = args.log.parent / EVENTS
+    mine = [e for e in read_events(events) if (e.job, e.task) == (args.job, args.name)]
     if args.action == "begin":
         _begin(args, events, mine, step)
     else:
@@ -167,17 +172,15 @@ def main(argv: list[str]) -> int:
     return EXIT_COMPLETE
 
 
-def _begin(
-    args: argparse.Namespace, events: Path, mine: list[dict[str, Any]], step: int | None
-) -> None:
+def _begin(args: argparse.Namespace, events: Path, mine: list[Event], step: int | None) -> None:
     last = mine[-1] if mine else None
     reason = "first start" if last is None else "no notice from the last start: node or job failed"
-    if last is not None and last["event"] != "job_start":
-        reason = last["reason"]
+    if last is not None and last.event != "job_start":
+        reason = last.reason or "no reason given"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "?")
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     print(
-        f"=== {_now()} job {args.job}, restart {restart}: {args.name} on {nodes}, "
+        f"=== {now()} job {args.job}, restart {restart}: {args.name} on {nodes}, "
         f"{plural(args.ranks, 'rank')}, {_from(step)}; {reason}",
         flush=True,
     )
@@ -188,24 +191,22 @@ def _from(step: int | None) -> str:
     return "goes on with what is there" if step is None else f"from step {step}"
 
 
-def _end(
-    args: argparse.Namespace, events: Path, mine: list[dict[str, Any]], step: int | None
-) -> None:
+def _end(args: argparse.Namespace, events: Path, mine: list[Event], step: int | None) -> None:
     decision = decide(
         args.status,
         job_state(args.job),
-        [record["step"] for record in mine if record["event"] == "job_start"],
+        [event.step for event in mine if event.event == "job_start"],
         step,
         asked=bool(args.asked),
         cancelled=bool(args.job_file) and slurm.cancelled(Path(args.job_file)).exists(),
-        requeues=sum(record["event"] == "requeue" for record in mine),
+        requeues=sum(event.event == "requeue" for event in mine),
         bound=args.bound,
         lead=args.lead,
     )
     # Written first: Slurm ends this process as soon as the job is requeued.
     event = "requeue" if decision.requeue else "no_requeue"
     _write(args, events, event, step, status=args.status, reason=decision.reason)
-    print(f"=== {_now()} job {args.job}: {event.replace('_', ' ')}: {decision.reason}", flush=True)
+    print(f"=== {now()} job {args.job}: {event.replace('_', ' ')}: {decision.reason}", flush=True)
     if decision.requeue:
         _requeue(args, events, step)
 
@@ -223,12 +224,7 @@ def _requeue(args: argparse.Namespace, events: Path, step: int | None) -> None:
 def _write(
     args: argparse.Namespace, events: Path, event: str, step: int | None, **facts: Any
 ) -> None:
-    record = {"time": _now(), "event": event, "job": args.job, "task": args.name, "step": step}
-    append_record(events, record | facts)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    append_event(events, Event(event=event, job=args.job, task=args.name, step=step, **facts))
 
 
 if __name__ == "__main__":

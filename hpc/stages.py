@@ -1,13 +1,31 @@
 """What a launcher is given: stages, one after the other, of tasks that are independent.
 
-A study is three stages: simulate, train, aggregate. `hpc.local` runs them on this machine,
-`hpc.slurm` as job arrays; both know a task only by what is here.
+`hpc.local` runs them on this machine, `hpc.slurm` as job arrays. Both have one shape,
+`launch(stages, dry_run)`, and know of a stage and its tasks only what is here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Meter:
+    """How the progress of a task is read and shown."""
+
+    records: Path
+    """record file that grows by one record with each unit of progress"""
+    total: int
+    """number of records when the task is complete"""
+    shown: Mapping[str, str]
+    """key of the newest record -> how its value is shown: {"loss": "loss {:.3f}"}"""
+    work: float = 0.0
+    """amount of work behind each record, for the rate that is shown; 0 shows none"""
+    unit: str = "/s"
+    """unit of that rate"""
 
 
 @dataclass(frozen=True)
@@ -15,7 +33,7 @@ class Task:
     """One process group: `python -m <module> <args>` on the stage's ranks."""
 
     name: str
-    """what people call it; safe as a file name and shell word (a run's name)"""
+    """what people call it; safe as a file name and shell word"""
     module: str
     """Python module to run, for example jobs.train"""
     args: tuple[str, ...]
@@ -23,15 +41,11 @@ class Task:
     done: Path
     """file whose existence means that there is nothing left to do"""
     log: Path
-    """file that collects what the task says, appended over restarts"""
+    """file that collects what the task prints, appended over restarts"""
     checkpoints: Path | None = None
     """directory of its checkpoints"""
-    records: Path | None = None
-    """record file that shows how far it is (metrics.jsonl: one record an iteration)"""
-    total: int = 0
-    """number of records when it is complete"""
-    images: int = 0
-    """training images behind each record, for the rate that is shown"""
+    meter: Meter | None = None
+    """how far it is; without one, the last line of its log is shown"""
 
 
 @dataclass(frozen=True)
@@ -39,12 +53,26 @@ class Stage:
     """Tasks that may run at the same time; the next stage starts when they have ended."""
 
     name: str
-    """simulate, train or aggregate: also the name of the template in slurm/"""
+    """what people call it: also its section of a site profile, and its template in slurm/"""
     tasks: tuple[Task, ...]
     """tasks that are not done yet"""
     ranks: int
     """MPI ranks of each task"""
     threads: int
     """CPU threads of each rank"""
+    needs: Literal["success", "end"] = "end"
+    """whether its batch jobs wait for the success of the stage before, or for its end"""
+    main: bool = False
+    """gets the nodes and GPUs of the site profile; the others get CPUs"""
     after_failures: bool = False
-    """run even when tasks of earlier stages failed"""
+    """run on this machine even when tasks of earlier stages failed"""
+    sums_up: bool = False
+    """looks at what all the others made: comes last, also after tasks that are added later"""
+
+
+class Launcher(Protocol):
+    """What runs stages."""
+
+    def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
+        """Run or submit them, or only show how; returns the exit code."""
+        ...

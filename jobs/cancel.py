@@ -65,7 +65,7 @@ def trains(process: psutil.Process, place: StudyDir) -> bool:
         if words[1:3] != ["-m", "jobs.train"]:  # other people's arguments are not looked up
             return False
         ours = os.path.realpath(place.study) in map(os.path.realpath, words[3:])
-        return ours and "SLURM_JOB_ID" not in process.environ()
+        return ours and "GLASS_BATCH_JOB" not in process.environ()
     except psutil.Error:
         return False
 

@@ -27,7 +27,8 @@ from glass_cnn.report.words import percent
 from glass_cnn.study import Study
 from hpc import slurm
 from hpc.commandline import Parser, run_main
-from hpc.errors import ConfigError, UserError
+from hpc.errors import EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL, ConfigError, UserError
+from hpc.records import read_events
 from hpc.words import duration, plural
 
 EVERY = 5.0
@@ -72,15 +73,28 @@ def main(argv: list[str]) -> None:
             time.sleep(EVERY)
 
 
+Rows = list[slurm.Queued] | None
+"""what is in Slurm's queue; None where it does not answer"""
+
+
 def page(config: str | None, root: Path, lines: int | None) -> Group:
     """What is shown; at most so many lines, or all."""
-    rows = slurm.queue() if slurm.answers() else []
+    rows, trouble = in_queue()
     if config:
-        return study_part(*find_study(config, root=root), rows, lines)
-    return Group(*(part_or_error(name, root, rows, lines) for name in names(root)))
+        return Group(*trouble, study_part(*find_study(config, root=root), rows, lines))
+    return Group(*trouble, *(part_or_error(name, root, rows, lines) for name in names(root)))
 
 
-def part_or_error(name: str, root: Path, rows: list[slurm.Queued], lines: int | None) -> Group:
+def in_queue() -> tuple[Rows, list[Text]]:
+    """Slurm's queue, empty where there is no Slurm; and what is wrong where it does not answer."""
+    try:
+        return (slurm.queue() if slurm.answers() else []), []
+    except slurm.SlurmError as error:
+        said = " ".join(str(error).split())
+        return None, [Text(f"Slurm cannot be asked, this is what is on disk: {said}", "yellow")]
+
+
+def part_or_error(name: str, root: Path, rows: Rows, lines: int | None) -> Group:
     """One study of all, or what is wrong with it: the others are shown."""
     try:
         return study_part(*find_study(name, root=root), rows, lines)
@@ -96,7 +110,7 @@ def names(root: Path) -> list[str]:
     return found
 
 
-def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: int | None) -> Group:
+def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> Group:
     """Headline and table of one study."""
     runs = sorted(states(study, place, rows), key=lambda run: run.order)  # else as in the study
     counts = Counter(run.state for run in runs)
@@ -105,7 +119,7 @@ def study_part(study: Study, place: StudyDir, rows: list[slurm.Queued], lines: i
         f"{n} {state}" for state, n in sorted(counts.items(), key=lambda x: order.get(x[0], 9))
     ]
     head = Text.assemble((study.name, "bold"), f"  {plural(len(runs), 'run')}: {', '.join(words)}")
-    others = [x for x in waiting(place, rows) if not x.startswith("train")]
+    others = waiting(place, rows or [])
     shown = runs if lines is None else runs[:lines]
     left = len(runs) - len(shown)
     more = [f"… and {left} more; python -m jobs.status --all shows them"] if left else []
@@ -123,7 +137,7 @@ def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
     return [
         f"{name}: {row.state.lower()}, {said(row)}"
         for done, (name, row) in found.items()
-        if Path(done).name != "result.json"
+        if Path(done).name != RunDir(place.path).result.name
     ]
 
 
@@ -150,20 +164,26 @@ class Shown:
         return ORDER.index(self.state) if self.state in ORDER else len(ORDER)
 
 
-def states(study: Study, place: StudyDir, rows: list[slurm.Queued]) -> Iterator[Shown]:
+def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[Shown]:
     """Every run of a study with its state."""
-    queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows).items()}
+    queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows or []).items()}
+    unknown = rows is None and place.jobs.exists()
     named = {(run.point.label, run.seed): run.name for run in study.runs}
     for facts in aggregate(study, place).table.iter_rows(named=True):
         facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
         run = RunDir(place.runs / facts["run"])
-        state, detail = state_of(run, facts, queued.get(str(run.result)))
+        state, detail = state_of(run, facts, queued.get(str(run.result)), unknown)
         left = time_left(run, facts) if state == "running" else None
         yield Shown(state, detail, facts, left)
 
 
-def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tuple[str, str]:
-    """State and detail of one run, from its directory and its place in the queue."""
+def state_of(
+    run: RunDir, facts: dict[str, Any], row: slurm.Queued | None, unknown: bool = False
+) -> tuple[str, str]:
+    """State and detail of one run, from its directory and its place in the queue.
+
+    `unknown` says that it may be in a queue that cannot be looked at.
+    """
     if facts["state"] == "complete":
         return "complete", ""
     if row is not None:
@@ -172,6 +192,8 @@ def state_of(run: RunDir, facts: dict[str, Any], row: slurm.Queued | None) -> tu
         return "requeued" if again else known.get(row.state, row.state.lower()), said(row)
     if alive(run):
         return "running", "on this machine"
+    if unknown and facts["state"] in ("missing", "unfinished"):
+        return "unknown", "Slurm does not answer"
     if facts["state"] == "missing":
         return ended(run) if run.events.exists() else ("waiting", "not submitted")
     return ended(run) if facts["state"] == "unfinished" else (facts["state"], facts["reason"] or "")
@@ -186,11 +208,11 @@ def alive(run: RunDir) -> bool:
 
 def ended(run: RunDir) -> tuple[str, str]:
     """How a run that is neither complete nor in the queue came to its end."""
-    last: dict[str, Any] = next(
-        (r for r in reversed(tail(run.events)) if r.get("event") == "no_requeue"), {}
-    )
-    reason = str(last.get("reason", "make submit goes on with it"))
-    return "failed" if last.get("status") in (65, 70, 78) else "stopped", reason
+    refused = [e for e in read_events(run.events) if e.event == "no_requeue"]
+    if not refused:
+        return "stopped", "make submit goes on with it"
+    bad = refused[-1].status in (EXIT_DATA, EXIT_INTERNAL, EXIT_CONFIG)
+    return "failed" if bad else "stopped", refused[-1].reason or ""
 
 
 def time_left(run: RunDir, facts: dict[str, Any]) -> float | None:

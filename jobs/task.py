@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 from glass_cnn.paths import logs_root
+from glass_cnn.pipeline import SECTIONS, train_task
 from glass_cnn.study import Run, Study, load_study
+from hpc.batch import job_text
 from hpc.commandline import Parser, run_main
 from hpc.errors import ConfigError
-from hpc.slurm import job_text, load_site
+from hpc.site import load_site
 from hpc.stages import Task
 from hpc.words import plural
 
@@ -38,24 +40,20 @@ def main(argv: list[str]) -> None:
     root = logs_root(args.logs)
     study = load_study(args.config, root=root)
     launch = study.points[0].settings.launch
-    site = load_site(launch.site, launch.slurm).of(args.stage)
+    site = load_site(launch.site, launch.slurm, SECTIONS).of(args.stage, args.stage == "train")
     print(job_text(site, [find(args, study, root)]), end="")
 
 
 def find(args: argparse.Namespace, study: Study, root: Path) -> Task:
     """The task that the command line names; raises ConfigError."""
+    if args.stage == "train":
+        run = choose(study, args.run, os.environ.get("SLURM_ARRAY_TASK_ID"))
+        return train_task(study, root, run, args.config)
+    # Asked for by hand, it is done in any case; what exists already is found at once.
     place = study.directory(root)
-    logs = ("--logs", str(root))
-    if args.stage != "train":
-        # Asked for by hand, it is done in any case; what exists already is found at once.
-        never = place.path / f".{args.stage}"
-        log = place.path / f"{args.stage}.log"
-        return Task(args.stage, MODULES[args.stage], (args.config, *logs), never, log)
-    run = choose(study, args.run, os.environ.get("SLURM_ARRAY_TASK_ID"))
-    at = study.run_dir(root, run)
-    words = (args.config, run.name, *logs)
-    log = at.path / "output.log"
-    return Task(run.name, "jobs.train", words, at.result, log, at.checkpoints, at.metrics)
+    never, log = place.path / f".{args.stage}", place.path / f"{args.stage}.log"
+    words = (args.config, "--logs", str(root))
+    return Task(args.stage, MODULES[args.stage], words, never, log)
 
 
 def choose(study: Study, name: str | None, index: str | None) -> Run:

@@ -64,7 +64,7 @@ def train_one(
         ranks.on_root(lambda: print(f"{run.path}: complete; nothing to do."))
         return None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with keeping_crashes(run.path / "crashes" / f"rank-{ranks.rank}.txt"):
+    with keeping_crashes(run.crashes / f"rank-{ranks.rank}.txt"):
         from glass_cnn.records import Start
         from glass_cnn.training.loop import start_over, train
 

@@ -12,7 +12,7 @@ pass_on() { # a wish to stop, to the launcher, which tells all ranks
     [ -z "$child" ] || kill -s "$forward" "$child" 2>/dev/null
 }
 
-say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
+say() { printf '%s %s\n' "$(date -u +%FT%T+00:00)" "$*"; }
 fail() { local code=$1; shift; printf 'error: %s\n' "$*" >&2; exit "$code"; }
 
 main() { # main STAGE (--tasks FILE | ARGUMENT...)
@@ -23,6 +23,9 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     export PATH=$PWD/.venv/bin:$PATH PYTHONUNBUFFERED=1
     me=$SLURM_JOB_ID job_file=''
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    export GLASS_BATCH_JOB=$me # `make cancel` leaves what runs here to Slurm
+    # Bindings of a job that this one was submitted from, which srun would take for its own.
+    unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_GPU_BIND@}" "${!SLURM_DISTRIBUTION@}"
 
     read_job "$stage" "$@"
     ! complete || { say "$name is complete; nothing to do"; exit 0; }
@@ -44,7 +47,7 @@ complete() { # a report that exists may be of fewer runs than there are now: it 
     [ "$stage" != aggregate ] && [ -e "$done_file" ]
 }
 
-read_job() { # the lines of a job file that concern this job; see hpc/slurm.py
+read_job() { # the lines of a job file that concern this job; see hpc/batch.py
     local stage=$1; shift
     local job index=${SLURM_ARRAY_TASK_ID:-0} line field
     if [ "${1:-}" = --tasks ]; then

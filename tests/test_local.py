@@ -87,7 +87,7 @@ def test_every_task_runs_and_says_so(
     make_task: Callable[..., Task], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = tuple(make_task(name) for name in "abc")
-    assert local.launch([Stage("train", tasks, 1, 1)]) == 0
+    assert local.Local().launch([Stage("train", tasks, 1, 1)]) == 0
     assert sorted(facts(tmp_path)) == ["a-0", "b-0", "c-0"]
     said = capsys.readouterr().out
     assert "train: 3 to do" in said
@@ -101,7 +101,7 @@ def test_a_failed_task_ends_neither_its_stage_nor_the_report(
     train = Stage("train", (make_task("bad", code=65), make_task("good")), 1, 1)
     between = Stage("between", (make_task("never"),), 1, 1)
     report = Stage("aggregate", (make_task("report"),), 1, 1, after_failures=True)
-    assert local.launch([train, between, report], side_by_side=1) == 65
+    assert local.Local(1).launch([train, between, report]) == 65
     assert sorted(facts(tmp_path)) == ["bad-0", "good-0", "report-0"]
     said = capsys.readouterr().out.replace("\n", " ")
     assert "✗ bad: exit code 65: error: bad went wrong (all of it:" in said
@@ -115,22 +115,22 @@ def test_training_goes_on_after_a_failed_simulation_of_another_data_set(
 ) -> None:
     stages = [
         Stage("simulate", (make_task("bad", code=70),), 1, 1),
-        Stage("train", (make_task("good"),), 1, 1),
+        Stage("train", (make_task("good"),), 1, 1, after_failures=True),
     ]
-    assert local.launch(stages) == 70
+    assert local.Local().launch(stages) == 70
     assert "good-0" in facts(tmp_path)
 
 
 def test_the_first_failure_gives_the_code(make_task: Callable[..., Task]) -> None:
     tasks = tuple(make_task(f"t{code}", code=code) for code in (0, 78, 65))
-    assert local.launch([Stage("train", tasks, 1, 1)], side_by_side=1) == 78
+    assert local.Local(1).launch([Stage("train", tasks, 1, 1)]) == 78
 
 
 def test_a_task_killed_by_a_signal_is_an_internal_error(
     make_task: Callable[..., Task], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "glass_test_worker.py").write_text("import os; os.kill(os.getpid(), 9)")
-    assert local.launch([Stage("train", (make_task("a"),), 1, 1)]) == 70
+    assert local.Local().launch([Stage("train", (make_task("a"),), 1, 1)]) == 70
     assert "exit code 70" in capsys.readouterr().out
 
 
@@ -139,7 +139,7 @@ def test_tasks_run_side_by_side_on_cores_of_their_own(
     make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
     tasks = tuple(make_task(name, seconds=1.0) for name in "abcd")
-    assert local.launch([Stage("train", tasks, 1, 1)], side_by_side=2) == 0
+    assert local.Local(2).launch([Stage("train", tasks, 1, 1)]) == 0
     found = list(facts(tmp_path).values())
     for task in found:
         same_time = [
@@ -159,7 +159,7 @@ def test_tasks_run_side_by_side_on_cores_of_their_own(
 def test_ranks_are_started_by_mpiexec_with_their_threads(
     make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
-    assert local.launch([Stage("train", (make_task("a"),), 2, 1)]) == 0
+    assert local.Local().launch([Stage("train", (make_task("a"),), 2, 1)]) == 0
     found = facts(tmp_path)
     assert sorted(found) == ["a-0", "a-1"]
     for fact in found.values():
@@ -170,7 +170,7 @@ def test_ranks_are_started_by_mpiexec_with_their_threads(
 def test_more_ranks_than_cores_are_not_pinned(
     make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
-    assert local.launch([Stage("train", (make_task("a"),), 1, 2 * len(CORES))]) == 0
+    assert local.Local().launch([Stage("train", (make_task("a"),), 1, 2 * len(CORES))]) == 0
     (fact,) = facts(tmp_path).values()
     assert fact["cores"] == ""
     assert fact["threads"] == str(2 * len(CORES))
@@ -180,7 +180,7 @@ def test_a_dry_run_shows_and_starts_nothing(
     make_task: Callable[..., Task], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = [Stage("train", (make_task("a"), make_task("b")), 1, 1)]
-    assert local.launch(stages, dry_run=True) == 0
+    assert local.Local().launch(stages, dry_run=True) == 0
     said = capsys.readouterr().out
     assert "# train: 2 tasks of 1 rank with 1 thread" in said
     assert f"-m glass_test_worker {tmp_path} a 0" in said
@@ -199,7 +199,8 @@ def task(name):
     words = (str(place), name, "0", "60")
     return Task(name, "glass_test_worker", words, place / f"{name}.done", place / f"{name}.log")
 train = Stage("train", tuple(task(name) for name in "abc"), ranks, 1)
-sys.exit(local.launch([train, Stage("aggregate", (task("d"),), 1, 1, True)], side_by_side=2))
+last = Stage("aggregate", (task("d"),), 1, 1, after_failures=True)
+sys.exit(local.Local(2).launch([train, last]))
 """
 
 
@@ -289,5 +290,5 @@ def test_a_log_that_cannot_be_written_is_a_message(
 ) -> None:
     (tmp_path / "output").write_text("a file where a directory is needed")
     with pytest.raises(UserError, match=r"output: .*choose another place with LOGS=dir"):
-        local.launch([Stage("train", (make_task("a"),), 1, 1)])
+        local.Local().launch([Stage("train", (make_task("a"),), 1, 1)])
     assert no_children_left()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from glass_cnn.paths import RunDir, StudyDir
+from glass_cnn.pipeline import SECTIONS
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
 from hpc.files import read_json
@@ -89,8 +90,6 @@ class Study:
                 run.result,
                 log,
                 run.checkpoints,
-                run.metrics,
-                3,
             )
         )
         return run
@@ -100,8 +99,11 @@ class Study:
         words = ("collect", str(self.place.path))
         report = self.place.report
         last = Task("report", "tests.slurm.stand_in", words, report, self.place.path / "report.log")
-        stages = [Stage("train", todo, ranks, 1), Stage("aggregate", (last,), 1, 1, True)]
-        assert slurm.launch(stages, self.place.path, str(self.site_file), {}) == 0
+        stages = [
+            Stage("train", todo, ranks, 1, main=True),
+            Stage("aggregate", (last,), 1, 1, sums_up=True),
+        ]
+        assert slurm.Slurm(self.place.path, str(self.site_file), {}, SECTIONS).launch(stages) == 0
 
     def rows(self) -> dict[str, slurm.Queued]:
         """Task name -> where it is in the queue."""

@@ -14,23 +14,16 @@ from typing import Any
 import pytest
 
 from glass_cnn.paths import StudyDir
-from hpc import requeue, slurm
+from glass_cnn.pipeline import SECTIONS
+from hpc import batch, requeue, slurm
+from hpc.batch import job_text, plan, resources
 from hpc.checkpoint_names import newest_step
 from hpc.errors import ConfigError
 from hpc.files import write_json
 from hpc.records import read_records
 from hpc.requeue import JobState, decide
-from hpc.slurm import (
-    Queued,
-    Site,
-    SlurmError,
-    active,
-    job_text,
-    load_site,
-    plan,
-    resources,
-    seconds,
-)
+from hpc.site import Site, load_site, seconds
+from hpc.slurm import Queued, SlurmError, active
 from hpc.stages import Stage, Task
 
 GOLDEN = Path(__file__).parent / "slurm" / "golden"
@@ -47,8 +40,6 @@ def task(name: str, module: str = "jobs.train", folder: Path = LOGS) -> Task:
         run / "result.json",
         run / "output.log",
         run / "checkpoints",
-        run / "metrics.jsonl",
-        60,
     )
 
 
@@ -65,8 +56,15 @@ def study_stages(runs: int, ranks: int = 4) -> list[Stage]:
     )
     return [
         Stage("simulate", (data,), 8, 1),
-        Stage("train", tuple(task(f"base-s{i}-0123abcd") for i in range(runs)), ranks, 2),
-        Stage("aggregate", (report,), 1, 1, after_failures=True),
+        Stage(
+            "train",
+            tuple(task(f"base-s{i}-0123abcd") for i in range(runs)),
+            ranks,
+            2,
+            needs="success",
+            main=True,
+        ),
+        Stage("aggregate", (report,), 1, 1, sums_up=True),
     ]
 
 
@@ -79,7 +77,7 @@ def submission(site: Site, runs: int = 3) -> str:
     before: list[str] = []
     for chunks in plan(study_stages(runs), LOGS / "jobs" / "20260102-030405", site, 1001):
         for job in chunks:
-            parts += [shlex.join(slurm.command(job, "endpoint", before)), job.text]
+            parts += [shlex.join(batch.command(job, "endpoint", before)), job.text]
         before = [f"<{job.file.stem}>" for job in chunks]
     return "\n".join(parts)
 
@@ -87,7 +85,7 @@ def submission(site: Site, runs: int = 3) -> str:
 @pytest.mark.parametrize("name", ["dev", "cpu", "gpu"])
 def test_submission_with_each_shipped_profile_is_as_it_was(name: str) -> None:
     over = {"launcher": "mpiexec", "min_nodes": 1, "ranks_per_node": 2} if name == "dev" else {}
-    assert submission(load_site(name, over)) == (GOLDEN / f"{name}.txt").read_text()
+    assert submission(load_site(name, over, SECTIONS)) == (GOLDEN / f"{name}.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", ["simulate", "train", "aggregate"])
@@ -110,23 +108,23 @@ def test_arrays_are_chunked_and_hold_every_run_once() -> None:
     assert [len(job.stage.tasks) for job in train] == [1000] * 10
     assert len({task.name for job in train for task in job.stage.tasks}) == 10_000
     assert [job.file.name for job in train][:2] == ["train-1.tsv", "train-2.tsv"]
-    assert all("--array=0-999" in slurm.command(job, "x") for job in train)
+    assert all("--array=0-999" in batch.command(job, "x") for job in train)
 
 
 def test_throttle_and_chunk_size_come_from_the_profile() -> None:
     site = Site(throttle=7, max_array_size=3)
     train = plan(study_stages(5), Path("/j"), site, 1001)[1]
-    arrays = [word for job in train for word in slurm.command(job, "x") if "--array" in word]
+    arrays = [word for job in train for word in batch.command(job, "x") if "--array" in word]
     assert arrays == ["--array=0-1%7", "--array=0-1%7", "--array=0-0"]
 
 
 def test_stages_depend_on_the_one_before() -> None:
     jobs = plan(study_stages(1), Path("/j"), Site(ranks_per_node=8), 1001)
     assert [chunks[0].after for chunks in jobs] == ["", "afterok", "afterany"]
-    words = slurm.command(jobs[1][0], "x", ["7", "8"])
+    words = batch.command(jobs[1][0], "x", ["7", "8"])
     assert "--dependency=afterok:7:8" in words
     assert "--kill-on-invalid-dep=yes" in words
-    assert not [word for word in slurm.command(jobs[1][0], "x") if "dependency" in word]
+    assert not [word for word in batch.command(jobs[1][0], "x") if "dependency" in word]
 
 
 def test_own_options_of_the_profile_win() -> None:
@@ -139,16 +137,16 @@ def test_own_options_of_the_profile_win() -> None:
 
 def test_nodes_of_the_profile_are_for_training_only() -> None:
     site = Site(nodes=4, min_nodes=2)
-    assert "--nodes=2-4" in resources(study_stages(1)[1], site.of("train"))
+    assert "--nodes=2-4" in resources(study_stages(1)[1], site.of("train", main=True))
     assert "--nodes=1" in resources(study_stages(1)[2], site.of("aggregate"))
 
 
 def test_gpus_are_for_training_only() -> None:
-    site = load_site("gpu", {"gpus_per_node": "a100:4"})
-    assert "--gpus-per-node=a100:4" in resources(study_stages(1)[1], site.of("train"))
+    site = load_site("gpu", {"gpus_per_node": "a100:4"}, SECTIONS)
+    assert "--gpus-per-node=a100:4" in resources(study_stages(1)[1], site.of("train", main=True))
     for stage in (study_stages(1)[0], study_stages(1)[2]):
         assert not [w for w in resources(stage, site.of(stage.name)) if "gpu" in w]
-    assert "16 GPU-hours" in slurm.cost(study_stages(1)[1], site)
+    assert "16 GPU-hours" in batch.cost(study_stages(1)[1], site)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_ranks_that_do_not_fit_are_refused(over: dict[str, Any], message: str) -
 )
 def test_mistakes_in_a_profile_are_named(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load_site("dev", over)
+        load_site("dev", over, SECTIONS)
 
 
 def test_unknown_site_names_the_known_ones(tmp_path: Path) -> None:
@@ -201,7 +199,7 @@ def test_unknown_site_names_the_known_ones(tmp_path: Path) -> None:
 def test_a_profile_of_ones_own_may_extend_a_shipped_one(tmp_path: Path, root: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"extends: {root}/slurm/sites/cpu.yaml\npartition: long\n")
-    site = load_site(str(mine), {"time": "2-00:00:00"})
+    site = load_site(str(mine), {"time": "2-00:00:00"}, SECTIONS)
     assert (site.partition, site.bind, site.time) == ("long", "cores", "2-00:00:00")
 
 
@@ -265,12 +263,12 @@ def test_control_characters_and_backslashes_are_refused() -> None:
         job_text(Site(), [task("a\tb")])
     job = plan(study_stages(1), Path("/a\\b"), Site(), 1001)[0][0]
     with pytest.raises(ConfigError, match="backslash"):
-        slurm.command(job, "x")
+        batch.command(job, "x")
 
 
 def test_percent_signs_in_paths_are_no_patterns() -> None:
     job = plan(study_stages(1), Path("/50%a"), Site(), 1001)[0][0]
-    assert "--output=/50%%a/simulate-1-%a.out" in slurm.command(job, "x")
+    assert "--output=/50%%a/simulate-1-%a.out" in batch.command(job, "x")
 
 
 # -- what is in the queue --------------------------------------------------------------------------
@@ -335,7 +333,10 @@ def test_dry_run_shows_commands_and_scripts(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     study = StudyDir(tmp_path / "study")
-    assert slurm.launch(study_stages(20), study.path, "gpu", {}, dry_run=True) == 0
+    assert (
+        slurm.Slurm(study.path, "gpu", sections=SECTIONS).launch(study_stages(20), dry_run=True)
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "sbatch --parsable" in shown
     assert "--dependency=afterok:<simulate-1>" in shown

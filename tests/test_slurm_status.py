@@ -17,8 +17,10 @@ from rich.console import Console
 
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
+from hpc.batch import job_text
 from hpc.records import append_record, read_records
-from hpc.slurm import Queued, Site, job_text
+from hpc.site import Site
+from hpc.slurm import Queued
 from hpc.stages import Task
 from hpc.words import duration
 from jobs import cancel, status

@@ -24,6 +24,7 @@ from glass_cnn.study import load_study
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
 from hpc.records import read_records
+from hpc.site import PROJECT
 from hpc.world import world
 from tests import tiny
 from tests.slurm.cluster import (
@@ -94,7 +95,7 @@ class Study:
         words = [str(self.config), "--launcher", "slurm", "--logs", str(self.logs), *options]
         done = subprocess.run(
             [sys.executable, "-m", "jobs.submit", *words],
-            cwd=slurm.PROJECT,
+            cwd=PROJECT,
             capture_output=True,
             text=True,
         )

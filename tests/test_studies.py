@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from glass_cnn.data.dataset import directory
+from glass_cnn.pipeline import pipeline
 from glass_cnn.settings import RunSettings
 from glass_cnn.study import Study, load_study
 from hpc.commandline import run_main
@@ -155,9 +156,10 @@ def write(path: Path, **study: Any) -> Path:
 def test_what_a_study_needs_comes_first_and_is_still_found_from_the_logs(tmp_path: Path) -> None:
     first = write(tmp_path / "first.yaml", name="first", seeds=1)
     second = write(tmp_path / "second.yaml", name="second", seeds=1, after="first.yaml")
-    for study in (load_study(second), load_study(_resolved(second, tmp_path))):
-        assert study.needed == first
-        assert [each.name for each in submit.needed(study, tmp_path)] == ["first"]
+    for place in (second, _resolved(second, tmp_path)):
+        assert load_study(place).needed == first
+        chain = pipeline(place, (), tmp_path).chain
+        assert [each.name for each in chain] == ["first", "second"]
 
 
 def _resolved(path: Path, root: Path) -> Path:
@@ -171,7 +173,7 @@ def test_studies_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "egg.yaml", name="egg", after="hen.yaml")
     hen = write(tmp_path / "hen.yaml", name="hen", after="egg.yaml")
     with pytest.raises(ConfigError, match="goes round in a circle"):
-        submit.needed(load_study(hen), tmp_path)
+        pipeline(hen, (), tmp_path)
 
 
 # Every small study trains and aggregates

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from glass_cnn.pipeline import Pipeline, pipeline
 from glass_cnn.study import load_study
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, ConfigError, DataError
@@ -24,12 +25,15 @@ from tests import synthetic, tiny
 from tests.conftest import ONE_THREAD, ROOT
 
 
+def names(whole: Pipeline) -> list[str]:
+    return [study.name for study in whole.chain]
+
+
 def planned(study: Path, logs: Path, *words: str) -> list[str]:
     """Names of the tasks of each stage that would be started."""
-    found = load_study(study, submit.assignments(submit.parse([str(study), *words])), logs)
+    found = pipeline(study, submit.assignments(submit.parse([str(study), *words])), logs)
     return [
-        f"{stage.name}: {' '.join(task.name for task in stage.tasks)}"
-        for stage in submit.stages(found, logs)
+        f"{stage.name}: {' '.join(task.name for task in stage.tasks)}" for stage in found.stages()
     ]
 
 
@@ -123,13 +127,14 @@ def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> Non
         [str(study), "--ranks", "3", "--set", "train.l2=0.5 launch.threads_per_rank=2"]
     )
     found = load_study(study, submit.assignments(args))
-    train = submit.stages(found, tmp_path)[1]
+    train = pipeline(study, submit.assignments(args), tmp_path).stages()[1]
     assert (train.ranks, train.threads) == (3, 2)
     assert found.points[0].settings.train.l2 == 0.5
     task = train.tasks[0]
     assert task.module == "jobs.train"
     assert task.args == (str(tmp_path / "tiny" / "study.yaml"), task.name, "--logs", str(tmp_path))
-    assert task.total == 4
+    assert task.meter is not None
+    assert task.meter.total == 4
 
 
 @pytest.mark.parametrize(
@@ -236,13 +241,12 @@ def test_studies_that_are_needed_come_first(
     chain(tmp_path / "sub", three="../two.yaml")
     study, logs = tmp_path / "sub" / "three.yaml", tmp_path / "logs"
     found = load_study(study)
-    assert [each.name for each in submit.needed(found, logs)] == ["one", "two"]
+    assert names(pipeline(study, (), logs)) == ["one", "two", "three"]
     # The resolved study lies elsewhere and still finds them.
     place = found.directory(logs)
     place.path.mkdir(parents=True)
     place.study.write_text(found.to_yaml())
-    again = load_study("three", root=logs)
-    assert [each.name for each in submit.needed(again, logs)] == ["one", "two"]
+    assert names(pipeline("three", (), logs)) == ["one", "two", "three"]
     submit.main([str(study), "--logs", str(logs), "--launcher", "local", "--dry-run"])
     said = capsys.readouterr().out
     places = [said.index(f"/{name}/study.yaml base-s0-") for name in ("one", "two", "three")]
@@ -254,15 +258,15 @@ def test_settings_reach_the_studies_that_are_needed(tmp_path: Path) -> None:
     chain(tmp_path, one=None, two="one.yaml")
     study, logs = tmp_path / "two.yaml", tmp_path / "logs"
     sets = ["simulation.trajectories=30", "launch={ranks: 3}", "train.l2=0.5", "study.seeds=2"]
-    (one,) = submit.needed(load_study(study, sets), logs, sets)
+    whole = pipeline(study, sets, logs)
+    one, _ = whole.chain
     settings = one.points[0].settings
     assert (settings.simulation.trajectories, settings.launch.ranks) == (30, 3)
     assert settings.train.l2 == tiny.settings().train.l2
     assert len(one.runs) == 1
     # Called by its name, the study finds the other as it was submitted.
-    submit.write_studies([one, load_study(study, sets)], logs)
-    again = load_study("two", root=logs)
-    (first,) = submit.needed(again, logs)
+    whole.write()
+    first, _ = pipeline("two", (), logs).chain
     assert [run.name for run in first.runs] == [run.name for run in one.runs]
 
 
@@ -272,13 +276,13 @@ def test_settings_reach_the_studies_that_are_needed(tmp_path: Path) -> None:
 def test_studies_that_need_each_other_are_refused(tmp_path: Path, after: dict[str, str]) -> None:
     chain(tmp_path, **after)
     with pytest.raises(ConfigError, match="goes round in a circle"):
-        submit.needed(load_study(tmp_path / "a.yaml"), tmp_path)
+        pipeline(tmp_path / "a.yaml", (), tmp_path)
 
 
 def test_a_needed_study_that_is_missing_is_named(tmp_path: Path) -> None:
     chain(tmp_path, a="b.yaml")
     with pytest.raises(ConfigError, match=r"b\.yaml: no such file\. Did you mean .*a\.yaml"):
-        submit.needed(load_study(tmp_path / "a.yaml"), tmp_path)
+        pipeline(tmp_path / "a.yaml", (), tmp_path)
 
 
 # Done for real
