@@ -132,6 +132,8 @@ class Data(Settings):
     """name of the data set, part of its directory's name"""
     source: Literal["simulation", "import"] = "simulation"
     """simulate it, or use what `make import` stored under this name"""
+    types: Annotated[dict[str, Literal["A", "B"]], Identity(since=2, before={})] = {}
+    """import: which particles are A and which B, by what files call them, such as {Ar: A, Ne: B}"""
     liquid: FrameChoice = FrameChoice(frame=0)
     """frame of each trajectory that is labelled liquid (0)"""
     glass: FrameChoice = FrameChoice(frame=-1)
@@ -151,6 +153,9 @@ class Render(Settings):
     """the log's matplotlib-like dots snapped to whole pixels, or anti-aliased discs to scale"""
     pixels: Annotated[int, pydantic.Field(ge=16, le=2048)] = 250
     """side of the square image, pixels"""
+    fit: Annotated[Literal["crop", "resize"] | None, Identity(since=2)] = None
+    """import: take the centre of larger pictures, or scale the whole; null takes the centre where
+    it is at least half of each picture"""
     window: Positive | None = None
     """side of the square part of the box that is shown, σ; null shows the whole box"""
     windows_per_configuration: Count = 1
@@ -302,6 +307,11 @@ class RunSettings(Settings):
         return self
 
     def _check_simulated(self) -> None:
+        if self.data.types or self.render.fit is not None:
+            raise ValueError(
+                f"{'data.types' if self.data.types else 'render.fit'} is for imported data, and "
+                "data.source is simulation: leave it out"
+            )
         window = self.render.window
         if window is not None and window > self.simulation.box:
             raise ValueError(
@@ -349,7 +359,8 @@ class RunSettings(Settings):
         """Identity of the data set: what it is made from and how it is rendered."""
         render = identity_tree(self.render, "data")
         if self.data.source == "import":
-            return digest({"import": self.data.name, "render": render})
+            types = {"types": self.data.types} if self.data.types else {}
+            return digest({"import": self.data.name, "render": render, **types})
         data = identity_tree(self.data, "data")
         for side in ("liquid", "glass"):
             data[side] = self.frame(side)  # however the frame was chosen

@@ -87,7 +87,10 @@ DUMPS = [
     ("", "holds no frames"),
     ("\n\n", "holds no frames"),
     ("ITEM: TIMESTEP" + "x" * (1 << 20), r"line 1: found 'ITEM: .* where lines of text should"),
-    (dump_text(1).replace(" 2 ", " 3 "), "frame 0: has particles of type 1, 3; call them A and B"),
+    (
+        dump_text(1).replace(" 2 ", " 3 "),
+        r"frame 0: has particles of type 1, 3; write data: {types: {1: A, 3: B}} in",
+    ),
     (dump_text(1, z=0.2), "frame 0: z spreads over 5.8 σ"),
 ]
 DOUBLED = row(dump_text(1), 12, LINES[10].strip().replace(LINES[10].split()[0], "7", 1))
@@ -143,7 +146,10 @@ OUTSIDE = [
     ),
 ]
 XYZS = [
-    (xyz_text(1, ("Ni", "P")), "frame 0: has particles of type Ni, P; call them A and B"),
+    (
+        xyz_text(1, ("Ni", "P")),
+        r"frame 0: has particles of type Ni, P; write .*Ni: A, P: B.*, or call them A and B",
+    ),
     (
         xyz_of("a comment"),
         r"line 2: has no Lattice; .* must be known: Lattice=.*Properties=species",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from glass_cnn.data import dataset as data
 from glass_cnn.data.pictures import look, picture_size, read_picture
+from glass_cnn.settings import build_run
 from hpc.errors import ConfigError, DataError
 from tests.own_data import (
     UNSET_SIZE,
@@ -124,10 +125,85 @@ def test_larger_images_are_cropped_where_a_size_is_set(tmp_path: Path) -> None:
     assert (stored.images[1] == picture(1, size=(31, 24))[2:22, 5:25, :3]).all()
 
 
-def test_other_sizes_need_a_size(tmp_path: Path) -> None:
-    source, _ = write_images(tmp_path / "in", size=(31, 24))
-    with pytest.raises(DataError, match=r"12 of 31 × 24\. Set render\.pixels"):
-        store(source, tmp_path, UNSET_SIZE)
+def with_render(**render: Any) -> Any:
+    return with_changes(render=render)
+
+
+@pytest.mark.parametrize(
+    ("size", "render", "message"),
+    [
+        ((31, 24), {}, r"of other sizes than 250 × 250 pixels: 12 of 31 × 24\. Write render: "
+            r"\{pixels: 24\} to take the centre of each, or render: \{pixels: 250, fit: resize\}"),
+        ((20, 19), {"pixels": 20}, r"0\.png: is 20 × 19 pixels, smaller than render\.pixels 20\. "
+            r"Write render\.pixels: 19 or less, or render\.fit: resize"),
+        ((20, 19), {"pixels": 20, "fit": "crop"}, r"0\.png: is 20 × 19 pixels, smaller"),
+        ((30, 27), {"pixels": 20}, r"0\.png: is 30 × 27 pixels: render\.pixels 20 takes its "
+            r"centre, 49\.4% of it\. Write render: \{pixels: 20, fit: resize\} .* or fit: crop if"),
+        ((60, 20), {"pixels": 20}, r"60 × 20 pixels: render\.pixels 20 takes its centre, 33\.3%"),
+        ((60, 24), {"pixels": 20, "fit": "resize"}, r"its central square is 40\.0% of it\. Write "
+            r"render\.fit: crop to take the centre"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_are_refused_with_the_line_to_write(
+    tmp_path: Path,
+    size: tuple[int, int],
+    render: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, _ = write_images(tmp_path / "in", size=size)
+    with pytest.raises(DataError, match=message):
+        store(source, tmp_path, with_render(**render))
+    assert "the central" not in capsys.readouterr().out
+    assert nothing_is_stored(tmp_path)
+
+
+def test_the_picture_that_would_lose_most_is_the_one_that_is_named(tmp_path: Path) -> None:
+    source, _ = write_images(tmp_path / "in")
+    Image.fromarray(picture(7, size=(200, 100))).save(source / "images/7.png")
+    Image.fromarray(picture(3, size=(99, 99))).save(source / "images/3.png")
+    with pytest.raises(DataError, match=r"images/7\.png: is 200 × 100 pixels: .* 2\.0% of it"):
+        store(source, tmp_path)
+
+
+def test_the_centre_is_taken_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_images(tmp_path / "in", size=(60, 50))
+    stored = store(source, tmp_path, with_render(pixels=20, fit="crop"))
+    assert (stored.images[3] == picture(3, size=(60, 50))[15:35, 20:40, :3]).all()
+    told = "12 of 60 × 50; the central 20 × 20 of each is taken, at least 13% of it"
+    assert told in capsys.readouterr().out
+
+
+def test_whole_pictures_are_scaled_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A square of four times four pixels becomes one: their mean, to the filter's edges."""
+    source, _ = write_images(tmp_path / "in")
+    blocks = picture(3, size=(20, 20))
+    large = blocks.repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray(np.pad(large, ((0, 0), (7, 7), (0, 0)))).save(source / "images/3.png")
+    stored = store(source, tmp_path, with_render(pixels=20, fit="resize"))
+    assert (stored.images[2] == picture(2)[..., :3]).all()
+    inner = stored.images[3].astype(float)
+    assert np.corrcoef(inner.ravel(), blocks[..., :3].ravel())[0, 1] > 0.9
+    assert abs(inner.mean() - blocks[..., :3].mean()) < 2
+    assert "the central square of each is scaled to 20 × 20" in capsys.readouterr().out
+
+
+def test_small_pictures_are_enlarged_where_that_is_asked_for(tmp_path: Path) -> None:
+    source, _ = write_images(tmp_path / "in", size=(10, 10))
+    assert store(source, tmp_path, with_render(pixels=20, fit="resize")).images.shape[1] == 20
+
+
+def test_how_pictures_fit_is_part_of_a_data_sets_name(tmp_path: Path) -> None:
+    source, _ = write_images(tmp_path / "in")
+    paths = {
+        store(source, tmp_path, with_render(pixels=20, **fit)).path
+        for fit in ({}, {"fit": "crop"}, {"fit": "resize"})
+    }
+    assert len(paths) == 3
 
 
 def test_images_of_the_size_that_is_not_set(tmp_path: Path) -> None:
@@ -135,17 +211,25 @@ def test_images_of_the_size_that_is_not_set(tmp_path: Path) -> None:
     assert store(source, tmp_path, UNSET_SIZE).images.shape == (2, 250, 250, 3)
 
 
-def test_smaller_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, _ = write_images(tmp_path / "in", size=(20, 19))
-    with pytest.raises(DataError, match=r"0\.png: is 20 × 19 pixels.*never enlarged"):
-        store(source, tmp_path)
-    assert "is taken" not in capsys.readouterr().out
-
-
-def test_window_means_nothing_for_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sections", "name"),
+    [
+        ({"render": {"pixels": 20, "window": 5.0}}, "render.window"),
+        ({"data": {"name": "mine", "source": "import", "types": {"Ar": "A"}}}, "data.types"),
+    ],
+)
+def test_settings_that_mean_nothing_for_pictures(
+    tmp_path: Path, sections: dict[str, Any], name: str
+) -> None:
     source, _ = write_images(tmp_path / "in")
-    with pytest.raises(ConfigError, match=r"render\.window has no meaning"):
-        store(source, tmp_path, with_changes(render={"pixels": 20, "window": 5.0}))
+    with pytest.raises(ConfigError, match=f"{name} has no meaning for imported pictures"):
+        store(source, tmp_path, with_changes(**sections))
+
+
+@pytest.mark.parametrize("sections", [{"render": {"fit": "crop"}}, {"data": {"types": {"a": "A"}}}])
+def test_settings_of_imports_mean_nothing_for_simulations(sections: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"(fit|types) is for imported data, and data\.source is"):
+        build_run(sections, "test")
 
 
 # The same source, and another one

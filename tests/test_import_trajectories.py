@@ -16,7 +16,8 @@ from PIL import Image
 from glass_cnn.configuration import Configuration
 from glass_cnn.data import dataset as data
 from glass_cnn.data.render import render
-from hpc.errors import DataError
+from glass_cnn.settings import RunSettings
+from hpc.errors import ConfigError, DataError
 from hpc.preempt import StopFlag
 from hpc.world import world
 from jobs import import_data
@@ -129,6 +130,50 @@ def test_a_frame_that_cannot_be_drawn_is_refused_by_its_number(tmp_path: Path) -
     with pytest.raises(DataError, match=r"a\.dump, frame 1: z spreads over"):
         store(write_list(source, entries), tmp_path)
     assert nothing_is_stored(tmp_path)
+
+
+ARGON = {"Ar": "A", "Ne": "B"}
+
+
+def with_types(types: dict[str, str]) -> RunSettings:
+    return with_changes(data={"name": "mine", "source": "import", "types": types})
+
+
+def test_the_study_says_which_particles_are_which(tmp_path: Path) -> None:
+    """By names of elements, GSD's names and LAMMPS' numbers; who writes A and B need not."""
+    source = write_files(tmp_path / "in", a=xyz_text(1, ("Ar", "Ne")), b=xyz_text(2, ("B", "A")))
+    write_gsd(source / "c.gsd", [3], ("Ne", "Ar"))
+    (source / "d.dump").write_text(dump_text(4, "id type element x y").replace(" A ", " Ar "))
+    files = (("a.xyz", "liquid"), ("b.xyz", "glass"), ("c.gsd", "glass"), ("d.dump", "glass"))
+    write_list(source, [{"path": path, "label": label} for path, label in files])
+    with pytest.raises(
+        DataError,
+        match=r"a\.xyz, frame 0: has particles of type Ar, Ne; write data: {types: {Ar: A, Ne: B}}",
+    ):
+        store(source, tmp_path)
+    swapped = with_types({**ARGON, "1": "B", "2": "A"})
+    stored = store(source, tmp_path, swapped)
+    types = stored.column("configurations/types")
+    for row, wanted in enumerate((particles(1)[1], 3 - particles(2)[1], 3 - particles(3)[1])):
+        assert (types[row] == wanted).all()
+    assert (types[3] == 3 - particles(4)[1]).all()
+    assert store(source, tmp_path, swapped).path == stored.path
+
+
+def test_names_that_the_study_does_not_know(tmp_path: Path) -> None:
+    texts = {"liquid": xyz_text(1, ("Ar", "Kr")), "glass": xyz_text(2)}
+    source = write_files(tmp_path / "in", **texts)
+    with pytest.raises(DataError, match=r"of type Ar, Kr, and data\.types tells of Ar, Ne only"):
+        store(source, tmp_path, with_types(ARGON))
+    (source / "liquid.xyz").write_text(xyz_text(1).replace("\nA ", "\nC ", 1))
+    with pytest.raises(DataError, match="of type A, B, C; there are two at most, A and B"):
+        store(source, tmp_path)
+
+
+def test_fit_means_nothing_for_trajectory_files(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", liquid=xyz_text(1), glass=xyz_text(2))
+    with pytest.raises(ConfigError, match=r"render\.fit has no meaning for trajectory files"):
+        store(source, tmp_path, with_changes(render={"pixels": 20, "fit": "crop"}))
 
 
 # Equal ones

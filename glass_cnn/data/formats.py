@@ -241,5 +241,11 @@ def _naming(column: np.ndarray, names: Mapping[str, str]) -> str:
     found = np.unique(column).tolist()
     text = ", ".join(found[:6])
     if names:
-        return f"{text}; data.types names {', '.join(names)}"
-    return f"{text}; call them A and B, or 1 and 2"
+        return f"{text}, and data.types tells of {', '.join(names)} only"
+    if len(found) > 2:
+        return f"{text}; there are two at most, A and B"
+    line = ", ".join(f"{name}: {kind}" for name, kind in zip(found, "AB", strict=False))
+    return (
+        f"{text}; write data: {{types: {{{line}}}}} in the study file (A is the larger one), or "
+        "call them A and B, or 1 and 2"
+    )

@@ -22,7 +22,7 @@ from glass_cnn.configuration import Configuration, hexatic_order
 from glass_cnn.data.dataset import CLASSES, assign, check_classes, directory, load
 from glass_cnn.data.formats import read_frames
 from glass_cnn.data.listing import METADATA, Entry, Listing, example, read_listing
-from glass_cnn.data.pictures import Look, look, picture_size, read_picture
+from glass_cnn.data.pictures import Look, check_sizes, look, read_picture
 from glass_cnn.data.render import Image, check_window
 from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
 from glass_cnn.mixture import TYPE_A
@@ -72,12 +72,12 @@ def import_data(
         return target
     listing, record = found
     if listing.pictures:
-        world.on_root(lambda: _check_sizes(source, listing.entries, settings.render))
+        world.on_root(lambda: _check_pictures(source, listing.entries, settings))
         looks = _look_at(source, listing.entries, settings.render, world)
         collect = functools.partial(_list_pictures, listing, looks, record)
-        draw = functools.partial(_read_pictures, source, settings.render.pixels)
+        draw = functools.partial(_read_pictures, source, settings.render)
     else:
-        collect = functools.partial(_read_configurations, source, listing, settings.render, record)
+        collect = functools.partial(_read_configurations, source, listing, settings, record)
         draw = functools.partial(draw_configurations, settings.render)
 
     def divisible() -> Contents:
@@ -205,10 +205,20 @@ def _numbers(entries: Sequence[Entry]) -> np.ndarray:
 # --- Pictures -----------------------------------------------------------------------------------
 
 
+def _check_pictures(source: Path, entries: Sequence[Entry], settings: RunSettings) -> None:
+    """Refuse settings that mean nothing for pictures, and pictures that do not fit."""
+    if settings.render.window is not None or settings.data.types:
+        name = "data.types" if settings.data.types else "render.window"
+        raise ConfigError(f"{name} has no meaning for imported pictures; leave it out.")
+    if taken := check_sizes(source, [entry.path for entry in entries], settings.render):
+        print(taken, flush=True)
+
+
 def _look_at(source: Path, entries: Sequence[Entry], settings: Render, world: World) -> list[Look]:
     """Read every picture once, all ranks together; returns their looks on rank 0."""
     share = entries[world.share(len(entries))]
-    looks = world.everywhere(lambda: [look(source / e.path, settings.pixels) for e in share])
+    how = (settings.pixels, settings.fit == "resize")
+    looks = world.everywhere(lambda: [look(source / entry.path, *how) for entry in share])
     return [each for some in world.gather(looks) or [] for each in some]
 
 
@@ -251,36 +261,14 @@ def _remarks(entries: Sequence[Entry], looks: Sequence[Look]) -> list[str]:
     return remarks
 
 
-def _check_sizes(source: Path, entries: Sequence[Entry], settings: Render) -> None:
-    if settings.window is not None:
-        raise ConfigError("render.window has no meaning for imported pictures; leave it out.")
-    pixels = settings.pixels
-    size_of = {entry.path: picture_size(source / entry.path) for entry in entries}
-    sizes = Counter(size_of.values())
-    if set(sizes) == {(pixels, pixels)}:
-        return
-    text = ", ".join(f"{n} of {w} × {h}" for (w, h), n in sizes.most_common(4))
-    if "pixels" not in settings.model_fields_set:
-        raise DataError(
-            f"{source}: has images of other sizes than {pixels} × {pixels} pixels: {text}. Set "
-            "render.pixels: the centre of each image of that size is then taken."
-        )
-    if too_small := [path for path, size in size_of.items() if min(size) < pixels]:
-        width, height = size_of[too_small[0]]
-        raise DataError(
-            f"{source / too_small[0]}: is {width} × {height} pixels, smaller than render.pixels "
-            f"{pixels}; images are never enlarged."
-        )
-    print(f"images: {text}; the centre {pixels} × {pixels} of each is taken", flush=True)
-
-
-def _read_pictures(source: Path, pixels: int, columns: Path) -> Draw:
+def _read_pictures(source: Path, settings: Render, columns: Path) -> Draw:
     """The function that reads the pictures listed in the columns of a data set."""
+    how = (settings.pixels, settings.fit == "resize")
 
     def draw(block: slice) -> Image:
         with h5py.File(columns, "r", locking="best-effort") as file:
             paths = file["images/path"].asstr()[block]
-        return np.stack([read_picture(source / path, pixels) for path in paths])
+        return np.stack([read_picture(source / path, *how) for path in paths])
 
     return draw
 
@@ -289,17 +277,23 @@ def _read_pictures(source: Path, pixels: int, columns: Path) -> Draw:
 
 
 def _read_configurations(
-    source: Path, listing: Listing, settings: Render, record: dict[str, Any]
+    source: Path, listing: Listing, settings: RunSettings, record: dict[str, Any]
 ) -> Contents:
     """Columns of a data set of imported configurations, from files of the field."""
-    read = functools.lru_cache(maxsize=4)(read_frames)  # liquid and glass are often of one file
+    if settings.render.fit is not None:
+        raise ConfigError("render.fit has no meaning for trajectory files; leave it out.")
+
+    @functools.lru_cache(maxsize=4)  # liquid and glass are often of one file
+    def read(path: Path) -> list[Configuration]:
+        return read_frames(path, settings.data.types)
+
     items: list[Item] = []
     found: list[Configuration] = []
     for entry in listing.entries:
         frames = read(source / entry.path)
         for index in _chosen(source, entry, len(frames)):
             where = f"{source / entry.path}, frame {index}"
-            _check_window(where, frames[index], settings)
+            _check_window(where, frames[index], settings.render)
             if found and len(frames[index]) != len(found[0]):
                 raise DataError(
                     f"{where}: has {len(frames[index])} particles, and {items[0].name} has "
@@ -311,7 +305,7 @@ def _read_configurations(
     _check_contents(source, items)
     _tell(_doubts(items, found))
     configurations = _columns([item.entry for item in items], found)
-    return Contents(image_columns(configurations, settings), configurations, record)
+    return Contents(image_columns(configurations, settings.render), configurations, record)
 
 
 def _chosen(source: Path, entry: Entry, count: int) -> range:

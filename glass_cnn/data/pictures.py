@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from glass_cnn.data.render import Image
+from glass_cnn.settings import Render
 from hpc.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -47,18 +49,19 @@ def picture_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_picture(path: Path, pixels: int) -> Image:
-    """The centre of a picture that is large enough, uint8 [pixels, pixels, 3].
+def read_picture(path: Path, pixels: int, resize: bool = False) -> Image:
+    """A picture as uint8 [pixels, pixels, 3]: its centre, or its central square scaled.
 
+    Scaled, each pixel is the mean of what it covers (a triangle filter; linear if enlarged).
     Raises DataError for a file that is no picture, is damaged, or of a kind without colours.
     """
-    return _centre(_colours(path)[0], pixels)
+    return _fitted(_colours(path)[0], pixels, resize)
 
 
-def look(path: Path, pixels: int) -> Look:
+def look(path: Path, pixels: int, resize: bool = False) -> Look:
     """Read a picture as `read_picture` does; raises DataError also where nothing is drawn on it."""
     colours, alpha = _colours(path)
-    seen, opacity = _centre(colours, pixels), _centre(alpha, pixels)
+    seen, opacity = (_fitted(channels, pixels, resize) for channels in (colours, alpha))
     if (seen == seen[0, 0]).all():
         colour = ", ".join(map(str, seen[0, 0]))
         if np.ptp(opacity):
@@ -70,6 +73,17 @@ def look(path: Path, pixels: int) -> Look:
         raise DataError(f"{path}: is blank: every pixel that is shown is {colour}.")
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(seen).data)
     return Look(digest, int(seen.min()), int(seen.max()), bool((opacity < 255).any()))
+
+
+def _fitted(colours: np.ndarray, pixels: int, resize: bool) -> np.ndarray:
+    """The part of [height, width, …] that is trained on, [pixels, pixels, …]."""
+    square = _centre(colours, min(colours.shape[:2]) if resize else pixels)
+    if len(square) == pixels:
+        return square
+    scaled = Pillow.fromarray(np.ascontiguousarray(square)).resize(
+        (pixels, pixels), Pillow.Resampling.BILINEAR
+    )
+    return np.asarray(scaled)
 
 
 def _centre(colours: np.ndarray, pixels: int) -> np.ndarray:
@@ -130,3 +144,65 @@ def _opened(path: Path) -> Iterator[Pillow.Image]:
         raise DataError(f"{path}: is a damaged picture, or cut.") from None
     except Exception:  # decoders of damaged files raise nearly everything
         raise DataError(f"{path}: is a damaged picture, or cut.") from None
+
+
+# --- Sizes --------------------------------------------------------------------------------------
+
+
+def check_sizes(source: Path, paths: Sequence[str], render: Render) -> str | None:
+    """What part of pictures in a directory is used; None where that is all of each.
+
+    Raises DataError where `render` does not say how pictures of other sizes are to fit.
+    """
+    pixels = render.pixels
+    size_of = {path: picture_size(source / path) for path in paths}
+    sizes = Counter(size_of.values())
+    if set(sizes) == {(pixels, pixels)}:
+        return None
+    text = ", ".join(f"{n:,d} of {w} × {h}" for (w, h), n in sizes.most_common(4))
+    smallest = min(map(min, sizes))
+    if "pixels" not in render.model_fields_set and render.fit is None:
+        raise DataError(
+            f"{source}: has pictures of other sizes than {pixels} × {pixels} pixels: {text}. Write "
+            f"render: {{pixels: {smallest}}} to take the centre of each, or "
+            f"render: {{pixels: {pixels}, fit: resize}} to scale them."
+        )
+    if render.fit != "resize" and smallest < pixels:
+        path = next(path for path, size in size_of.items() if min(size) < pixels)
+        raise DataError(
+            f"{source / path}: is {_size(size_of[path])}, smaller than render.pixels {pixels}. "
+            f"Write render.pixels: {smallest} or less, or render.fit: resize to scale it."
+        )
+    kept = {path: _kept(size, render) for path, size in size_of.items()}
+    path = min(kept, key=lambda path: kept[path])
+    if kept[path] < 0.5 and render.fit != "crop":
+        raise DataError(
+            f"{source / path}: is {_size(size_of[path])}: {_too_little(kept[path], render)}"
+        )
+    text = f"pictures: {text}; the central "
+    if render.fit == "resize":
+        return f"{text}square of each is scaled to {pixels} × {pixels}"
+    return f"{text}{pixels} × {pixels} of each is taken, at least {kept[path]:.0%} of it"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]} pixels"
+
+
+def _kept(size: tuple[int, int], render: Render) -> float:
+    """The share of a picture of this size that is used."""
+    side = min(size) if render.fit == "resize" else render.pixels
+    return side**2 / (size[0] * size[1])
+
+
+def _too_little(kept: float, render: Render) -> str:
+    if render.fit == "resize":
+        return (
+            f"images are square, and its central square is {kept:.1%} of it. Write render.fit: "
+            "crop to take the centre, or cut the pictures up."
+        )
+    return (
+        f"render.pixels {render.pixels} takes its centre, {kept:.1%} of it. Write render: "
+        f"{{pixels: {render.pixels}, fit: resize}} to scale the whole, or fit: crop if the centre "
+        "is what you want."
+    )
