@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from glass_cnn.data.dataset import check_split
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.pipeline import SECTIONS, Pipeline, pipeline, result_of, set_aside
 from glass_cnn.study import Study
@@ -55,6 +56,9 @@ def main(argv: list[str]) -> int:
         print(f"{whole.study.name}: {all_of(whole.study)} complete; nothing to do.")
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
         return 0
+    if any(stage.main for stage in missing):
+        for study in whole.chain:
+            check_split((point.settings for point in study.points), whole.root)
     if not args.dry_run:
         whole.write()
     launcher, here = choose(args.launcher, whole, place)

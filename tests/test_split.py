@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from glass_cnn.data import dataset as data
 from glass_cnn.paths import DatasetDir
 from glass_cnn.settings import Split
 from hpc.errors import DataError
+from jobs import submit
 from tests.small_data import SETTINGS, TREE, with_changes
 
 
@@ -148,6 +150,23 @@ def test_data_that_are_there_are_split_as_each_point_says(small_logs: Path) -> N
         DataError, match=r"datasets/.*: 9 trajectories cannot be split 0\.96 / 0\.02"
     ):
         data.check_split([SETTINGS, unfair], small_logs)
+
+
+def test_a_study_is_looked_at_before_anything_of_it_is_started(tmp_path: Path) -> None:
+    """Also one that must be complete before the one that is asked for."""
+    tree = {"simulation": {"trajectories": 4, "frames": 2, "cooling_steps": 100}}
+    first = tmp_path / "first.yaml"
+    first.write_text(json.dumps({"study": {"name": "first", "seeds": 1}, **tree}))
+    second = tmp_path / "second.yaml"
+    second.write_text(json.dumps({"study": {"name": "second", "seeds": 1, "after": "first.yaml"}}))
+    for study in (first, second):
+        for words in ([], ["--dry-run"]):
+            logs = tmp_path / "logs"
+            with pytest.raises(DataError, match=r"4 trajectories cannot be split"):
+                submit.main([str(study), "--launcher", "local", "--logs", str(logs), *words])
+            assert not logs.exists()
+    wide = ["--set", "split={train: 0.5, validation: 0.25, test: 0.25}", "--dry-run"]
+    assert submit.main([str(first), "--launcher", "local", "--logs", str(logs), *wide]) == 0
 
 
 def test_nothing_is_known_of_imports_that_are_not_there(tmp_path: Path) -> None:
