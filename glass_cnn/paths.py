@@ -83,6 +83,16 @@ class RunDir:
         return self.path / "run.log"
 
     @property
+    def figures(self) -> Path:
+        """Pictures of what its model sees."""
+        return self.path / "figures"
+
+    @property
+    def pictures(self) -> Path:
+        """The page of those."""
+        return self.path / "visualize.html"
+
+    @property
     def output(self) -> Path:
         """What all ranks and their launcher print, appended over restarts."""
         return self.path / "output.log"

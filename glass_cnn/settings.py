@@ -35,6 +35,8 @@ SPEED = Identity(without=("simulation", "data", "run"))
 """changes how fast or where, no result beyond rounding"""
 LABELS = Identity(without=("data",))
 """changes what a run is shown, not what is stored"""
+CLASSES = ("liquid", "glass")
+"""names of the labels 0 and 1"""
 MAX_SEED = 2**31 - 1
 Seed = Annotated[int, pydantic.Field(ge=0, le=MAX_SEED)]
 

@@ -216,18 +216,17 @@ def test_visualize_draws_figures_and_one_page(
 
 @needs_mpi
 def test_maps_say_what_the_network_does(run: RunDir) -> None:
-    from glass_cnn.report.visualize import Probe, attribution, contributions, occlusion
+    from glass_cnn.training.attribution import attribution, contributions, gaps, occlusion
     from glass_cnn.training.saved import open_model
 
     settings = load_run(run.config)
     model = open_model(run, settings, "latest")
     dataset = load(settings, run.path.parents[2])
-    probe = Probe.of(model, dataset, split(dataset, settings))
-    images = probe.images[:3]
+    images = dataset.images[split(dataset, settings).validation[:3]]
     # What the dense units and the output biases add is the whole gap.
     biases = model.network.parameters["output/biases"].numpy()
     total = contributions(model, images).sum(axis=1) + biases[1] - biases[0]
-    assert total == pytest.approx(probe.gap[:3], abs=1e-4)
+    assert total == pytest.approx(gaps(model, images), abs=1e-4)
     # The gradient map is the change of the gap for a change of one pixel.
     gradient, activation = attribution(model, images)
     assert gradient.shape == (3, 32, 32)

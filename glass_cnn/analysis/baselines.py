@@ -7,7 +7,8 @@ folds that never cut a trajectory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import freud
 import numpy as np
@@ -20,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 
 from glass_cnn.analysis.evaluation import auc, auc_interval
 from glass_cnn.configuration import Configuration
-from glass_cnn.data.dataset import CLASSES, Dataset
 from glass_cnn.mixture import SIGMA, SPECIES
+from glass_cnn.settings import CLASSES
 from hpc.errors import DataError
 from hpc.words import plural
 
@@ -48,7 +49,37 @@ class Baseline(NamedTuple):
     """interval by resampling trajectories"""
 
 
-def baselines(dataset: Dataset, confidence: float = 0.95) -> list[Baseline]:
+class Measured(Protocol):
+    """What is needed of an open data set here."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """With `psi6`: None where there are no configurations."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 [images, pixels, pixels, 3]."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """0 liquid, 1 glass [images]."""
+
+    @property
+    def trajectories(self) -> np.ndarray:
+        """The trajectory of each image."""
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the data set's table."""
+
+    def configurations(self, rows: np.ndarray) -> list[Configuration]:
+        """Those of these rows."""
+
+
+def baselines(dataset: Measured, confidence: float = 0.95) -> list[Baseline]:
     """Every measure that the data set allows; imported images have no configurations.
 
     Raises DataError when there are fewer trajectories than FOLDS, or fewer than two of a class.
@@ -79,7 +110,7 @@ def some_of(count: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(0).permutation(count)[:MOST])
 
 
-def _check_trajectories(dataset: Dataset) -> None:
+def _check_trajectories(dataset: Measured) -> None:
     """Every fold must have both classes to learn from."""
     groups = len(np.unique(dataset.trajectories))
     if groups < FOLDS:
@@ -95,7 +126,7 @@ def _check_trajectories(dataset: Dataset) -> None:
             )
 
 
-def configuration_measures(dataset: Dataset, rows: NDArray[np.intp]) -> dict[str, Floats]:
+def configuration_measures(dataset: Measured, rows: NDArray[np.intp]) -> dict[str, Floats]:
     """Features [configurations, n] of each measure."""
     configurations = dataset.configurations(rows)
     energy, psi6 = (

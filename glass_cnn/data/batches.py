@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glass_cnn.data.dataset import Dataset
+from glass_cnn.data.dataset import Dataset, Parts
+from glass_cnn.settings import RunSettings
 from glass_cnn.streams import Stream, permutation, philox
 from glass_cnn.train_settings import Augmentation
 
@@ -118,3 +119,22 @@ def _read(
         drawn = Choices(*(choice[rows] for choice in augment(seed, step, batch_size)))
         images = apply(images, drawn, augmentation)
     return images, dataset.labels[chosen]
+
+
+def first_batch(
+    settings: RunSettings, dataset: Dataset, parts: Parts, count: int
+) -> tuple[np.ndarray, list[np.ndarray], Augmentation]:
+    """The first images of a run's first batch as stored, and as its first three steps see them.
+
+    Also returns the augmentation: the run's own, or rotations and flips where it has none.
+    """
+    own = settings.train.augmentation
+    tried = own if any(own.model_dump().values()) else Augmentation(rotations=True, flips=True)
+    batch = settings.train.batch_size
+    first = order(settings.seed, 0, batch, len(parts.train))[:count]
+    originals = dataset.images[parts.train[first]]
+    versions = []
+    for step in range(3):
+        choices = Choices(*(c[: len(first)] for c in augment(settings.seed, step, batch)))
+        versions.append(apply(originals, choices, tried))
+    return originals, versions, tried

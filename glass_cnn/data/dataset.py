@@ -19,14 +19,13 @@ import xxhash
 
 from glass_cnn.configuration import Configuration
 from glass_cnn.paths import DatasetDir, dataset_dir
-from glass_cnn.settings import RunSettings, Split
+from glass_cnn.settings import CLASSES, RunSettings, Split
 from glass_cnn.streams import Stream, permutation, philox
 from hpc.errors import DataError
 from hpc.files import read_json
 from hpc.words import plural
 
 FORMAT = 1
-CLASSES = ("liquid", "glass")
 BLOCK = 256
 """images that are made, written and checksummed together"""
 PARTS = ("train", "validation", "test")

@@ -19,7 +19,7 @@ import scipy.spatial
 import xxhash
 
 from glass_cnn.configuration import Configuration, hexatic_order
-from glass_cnn.data.dataset import CLASSES, assign, check_classes, directory, load
+from glass_cnn.data.dataset import assign, check_classes, directory, load
 from glass_cnn.data.formats import read_frames
 from glass_cnn.data.listing import METADATA, Entry, Listing, example, read_listing
 from glass_cnn.data.pictures import Look, check_sizes, look, read_picture
@@ -27,7 +27,7 @@ from glass_cnn.data.render import Image, check_window
 from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
 from glass_cnn.mixture import TYPE_A
 from glass_cnn.paths import DatasetDir
-from glass_cnn.settings import Render, RunSettings, Split
+from glass_cnn.settings import CLASSES, Render, RunSettings, Split
 from hpc.errors import ConfigError, DataError
 from hpc.preempt import StopFlag
 from hpc.words import plural

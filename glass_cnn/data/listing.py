@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glass_cnn.data.dataset import CLASSES
 from glass_cnn.data.formats import ENDINGS, IMAGE, KNOWN, kind_of
+from glass_cnn.settings import CLASSES
 from hpc.errors import DataError
 from hpc.words import plural
 

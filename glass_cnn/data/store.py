@@ -29,7 +29,6 @@ import xxhash
 
 from glass_cnn.data import trajectories
 from glass_cnn.data.dataset import (
-    CLASSES,
     FORMAT,
     blocks,
     check_classes,
@@ -42,7 +41,7 @@ from glass_cnn.data.render import Image, render
 from glass_cnn.data.trajectories import Trajectory
 from glass_cnn.mixture import SPECIES
 from glass_cnn.paths import DatasetDir
-from glass_cnn.settings import Render, RunSettings
+from glass_cnn.settings import CLASSES, Render, RunSettings
 from glass_cnn.streams import Stream, philox
 from hpc.config import to_tree
 from hpc.errors import Stopped

@@ -1,21 +1,15 @@
 """What the network of one run sees: figures of its weights, its channels, and what sways it.
 
-Everything is measured on validation images. The score that is explained is the logit gap, glass
-minus liquid: positive says glass. Maps that say where it comes from:
-
-- gradient: |∂gap/∂pixel|, the largest of the three colours (Simonyan et al., arXiv 1312.6034);
-- class activation: gradient × activation of the second convolution, summed over its channels
-  (HiResCAM, Draelos and Carin, arXiv 2011.08891); unlike Grad-CAM's averaged gradients it keeps
-  places apart, which a dense layer over all places needs, and it does not hide what speaks against;
-- occlusion: how far the gap falls when a square is replaced by the mean validation image
-  (Zeiler and Fergus, arXiv 1311.2901).
+Everything is measured on validation images, by `glass_cnn.training.attribution`, which also says
+how; here it is drawn. The score that is explained is the logit gap, glass minus liquid: positive
+says glass.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,19 +17,15 @@ from typing import Any, NamedTuple
 import jinja2
 import matplotlib
 import numpy as np
-import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glass_cnn.data import batches
-from glass_cnn.data.dataset import CLASSES, Dataset, Parts
 from glass_cnn.paths import RunDir
 from glass_cnn.report.figures import PALETTE, STYLE
-from glass_cnn.train_settings import Augmentation
-from glass_cnn.training.saved import WORDS, SavedModel, Which
+from glass_cnn.settings import CLASSES, RunSettings
 from hpc.files import make_directory, write_atomic
 
 COLORS = (PALETTE[0], PALETTE[1])
@@ -44,8 +34,6 @@ SIGNED, UNSIGNED = "PuOr", "cividis"
 """colour maps that any eye reads: of signed values (0 is white), of values from 0 up"""
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", [COLORS[0], "white", COLORS[1]])
 """from evidence for liquid to evidence for glass"""
-PROBE = 512
-"""validation images that averages and extremes are taken from, at most"""
 EXAMPLES = 6
 """images in a row of examples"""
 WIDTH = 9.6
@@ -67,21 +55,12 @@ class Shown(NamedTuple):
 class Probe:
     """Validation images and what the model says of them."""
 
-    model: SavedModel
     images: np.ndarray
     """uint8 [n, pixels, pixels, 3]"""
     labels: np.ndarray
     """0 liquid, 1 glass [n]"""
     gap: Floats
     """logit gap [n]"""
-
-    @classmethod
-    def of(cls, model: SavedModel, dataset: Dataset, parts: Parts) -> Probe:
-        """The first PROBE images of the validation part, which is in random order."""
-        part = parts.validation[:PROBE]
-        images = dataset.images[part]
-        logits = model.logits(images)
-        return cls(model, images, parts.labels[part].astype(int), logits[:, 1] - logits[:, 0])
 
     def typical(self) -> list[int]:
         """Index of the liquid and of the glass whose gap is the median of its class."""
@@ -100,72 +79,52 @@ class Probe:
         probability = 1 / (1 + np.exp(-float(self.gap[index])))
         return f"{CLASSES[self.labels[index]]}\np(glass) {probability:.3f}"
 
-
-# --- what is measured ---------------------------------------------------------------------------
-
-
-def attribution(model: SavedModel, images: np.ndarray) -> tuple[Floats, Floats]:
-    """Gradient maps [n, pixels, pixels] and class-activation maps [n, side, side] of images."""
-    network = model.network
-    pixels = tf.cast(tf.constant(images), tf.float32)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(pixels)
-        conv2 = network.activations(pixels)[1]
-        logits = _head(model, conv2)
-        gap = logits[:, 1] - logits[:, 0]
-    gradient = tf.reduce_max(tf.abs(tape.gradient(gap, pixels)), axis=-1)
-    activation = tf.reduce_sum(tape.gradient(gap, conv2) * conv2, axis=-1)
-    return gradient.numpy(), activation.numpy()
+    def clearest(self) -> list[int]:
+        """Of each class the image with the clearest right answer, and one of median clearness."""
+        order = np.argsort(self.margin(), kind="stable")
+        return [
+            int(order[self.labels[order] == label][place])
+            for label in (0, 1)
+            for place in (-1, (self.labels == label).sum() // 2)
+        ]
 
 
-def _head(model: SavedModel, conv2: tf.Tensor) -> tf.Tensor:
-    """Logits from the second convolution's output."""
-    p = model.network.parameters
-    flat = tf.reshape(conv2, [-1, p["dense/weights"].shape[0]])
-    dense = tf.nn.relu(flat @ p["dense/weights"] + p["dense/biases"])
-    return dense @ p["output/weights"] + p["output/biases"]
+@dataclass(frozen=True)
+class Seen:
+    """Everything that the page shows of one model."""
 
-
-def occlusion(model: SavedModel, image: np.ndarray, filling: np.ndarray) -> Floats:
-    """Fall of the gap, [pixels, pixels], when squares are replaced by those of `filling`.
-
-    The squares are an eighth of the image wide and half overlap; a pixel gets the mean over the
-    squares that cover it.
-    """
-    pixels = image.shape[0]
-    size = max(2, pixels // 8)
-    starts = np.unique(np.append(np.arange(0, pixels - size, max(1, size // 2)), pixels - size))
-    squares = [np.s_[r : r + size, c : c + size] for r in starts for c in starts]
-    hidden = np.repeat(image[None], len(squares) + 1, axis=0)
-    for number, square in enumerate(squares):
-        hidden[number][square] = filling[square]
-    logits = model.logits(hidden)
-    gap = logits[:, 1] - logits[:, 0]
-    total, times = np.zeros((2, pixels, pixels), np.float32)
-    for number, square in enumerate(squares):
-        total[square] += gap[-1] - gap[number]
-        times[square] += 1
-    return total / times
-
-
-def contributions(model: SavedModel, images: np.ndarray) -> Floats:
-    """What each dense unit adds to the gap of each image, [n, 80]: activation × weight gap."""
-    weights = model.network.parameters["output/weights"].numpy()
-    size = model.settings.train.evaluation_batch
-    dense = [
-        model.network.activations(tf.constant(images[s : s + size]))[2].numpy()
-        for s in range(0, len(images), size)
-    ]
-    return np.concatenate(dense) * (weights[:, 1] - weights[:, 0])
+    run: str
+    model: str
+    """which model of the run, in words"""
+    iteration: int
+    settings: RunSettings
+    dataset: str
+    """name of the data set"""
+    probe: Probe
+    weights: Mapping[str, np.ndarray]
+    """the network's parameters by name"""
+    typical_maps: tuple[Floats, Floats]
+    """outputs of both convolutions for `probe.typical()`"""
+    added: Floats
+    """what each dense unit adds to the gap of each image of the probe [n, 80]"""
+    clearest_maps: tuple[Floats, Floats, Floats]
+    """gradient, class activation and occlusion maps of `probe.clearest()`"""
+    batch: np.ndarray
+    """images of the first training batch as they are stored"""
+    versions: Sequence[np.ndarray]
+    """the same as the first steps see them"""
+    symmetries: Sequence[str]
+    """what these versions differ by"""
+    augmented: bool
+    """whether the run trains with them"""
 
 
 # --- figures ------------------------------------------------------------------------------------
 
 
-def filters(probe: Probe) -> Shown:
+def filters(seen: Seen) -> Shown:
     """Weights of both convolutions."""
-    parameters = probe.model.network.parameters
-    first, second = (parameters[f"conv{k}/weights"].numpy() for k in (1, 2))
+    first, second = (seen.weights[f"conv{k}/weights"] for k in (1, 2))
     figure = _figure(WIDTH, 8.6)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.15])
     for part, weights, kinds in (
@@ -184,7 +143,7 @@ def filters(probe: Probe) -> Shown:
         part.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01, label="weight")
     top.suptitle("first convolution: 6 filters of 10 × 10 × 3", fontsize=9)
     bottom.suptitle("second convolution: 16 filters of 5 × 5 × 6", fontsize=9)
-    recipe = probe.model.settings.model.recipe
+    recipe = seen.settings.model.recipe
     meaning = (
         "The input is 1 − colour, so white is 0 and a positive weight answers to the absence of "
         "that colour." if recipe == "modern" else "The input is the raw colour, 0–255."
@@ -196,11 +155,10 @@ def filters(probe: Probe) -> Shown:
     return Shown("filters", "Filters of both convolutions", caption, figure)
 
 
-def channels(probe: Probe) -> Shown:
+def channels(seen: Seen) -> Shown:
     """Feature maps of both convolutions for a typical liquid and a typical glass."""
-    chosen = probe.typical()
-    maps = probe.model.network.activations(tf.constant(probe.images[chosen]))[:2]
-    conv1, conv2 = (m.numpy() for m in maps)
+    probe, chosen = seen.probe, seen.probe.typical()
+    conv1, conv2 = seen.typical_maps
     figure = _figure(WIDTH, 7.4)
     for k, (index, part) in enumerate(zip(chosen, figure.subfigures(2, 1), strict=True)):
         grid = part.add_gridspec(3, 10)
@@ -229,13 +187,13 @@ def _map(ax: Axes, pair: Floats, k: int, title: str) -> None:
     _bare(ax)
 
 
-def dense_units(probe: Probe) -> Shown:
+def dense_units(seen: Seen) -> Shown:
     """Mean contribution of each dense unit to the gap, for liquids and for glasses."""
-    added = contributions(probe.model, probe.images)
+    added, probe = seen.added, seen.probe
     means = np.stack([added[probe.labels == label].mean(axis=0) for label in (0, 1)])
     alive = np.flatnonzero((added != 0).any(axis=0))
     ranked = alive[np.argsort((means[1] - means[0])[alive], kind="stable")]
-    biases = probe.model.network.parameters["output/biases"].numpy()
+    biases = seen.weights["output/biases"]
     glasses = int(probe.labels.sum())
     dead = added.shape[1] - len(alive)
     figure = _figure(WIDTH, 3.2)
@@ -261,17 +219,10 @@ def dense_units(probe: Probe) -> Shown:
     return Shown("dense_units", "What the dense units add", caption, figure)
 
 
-def saliency(probe: Probe) -> Shown:
+def saliency(seen: Seen) -> Shown:
     """Where the gap of two liquids and two glasses comes from."""
-    order = np.argsort(probe.margin(), kind="stable")
-    chosen = [
-        int(order[probe.labels[order] == label][place])
-        for label in (0, 1)
-        for place in (-1, (probe.labels == label).sum() // 2)
-    ]
-    gradient, activation = attribution(probe.model, probe.images[chosen])
-    mean = probe.images.mean(axis=0).astype(np.uint8)
-    hidden = np.stack([occlusion(probe.model, probe.images[i], mean) for i in chosen])
+    probe, chosen = seen.probe, seen.probe.clearest()
+    gradient, activation, hidden = seen.clearest_maps
     figure = _figure(WIDTH, 9.9)
     grid = figure.add_gridspec(len(chosen) + 1, 4, height_ratios=[*[1] * len(chosen), 0.05])
     axes = np.array([[figure.add_subplot(grid[r, c]) for c in range(4)] for r in range(4)])
@@ -304,8 +255,9 @@ def saliency(probe: Probe) -> Shown:
     return Shown("saliency", "Where the answer comes from", caption, figure)
 
 
-def examples(probe: Probe) -> Shown:
+def examples(seen: Seen) -> Shown:
     """The clearest right answers and the worst mistakes."""
+    probe = seen.probe
     order = np.argsort(probe.margin(), kind="stable")
     rows = [
         order[probe.labels[order] == 0][::-1][:EXAMPLES],
@@ -335,29 +287,12 @@ def examples(probe: Probe) -> Shown:
     return Shown("examples", "Surest answers and worst mistakes", caption, figure)
 
 
-def augmented(probe: Probe, dataset: Dataset, parts: Parts) -> Shown:
+def augmented(seen: Seen) -> Shown:
     """Images of the first training batch beside what augmentation makes of them."""
-    settings = probe.model.settings
-    chosen = settings.train.augmentation
-    used = any(chosen.model_dump().values())
-    tried = chosen if used else Augmentation(rotations=True, flips=True)
-    batch = settings.train.batch_size
-    first = batches.order(settings.seed, 0, batch, len(parts.train))[:EXAMPLES]
-    originals = dataset.images[parts.train[first]]
-    versions = [
-        batches.apply(
-            originals,
-            batches.Choices(
-                *(c[: len(first)] for c in batches.augment(settings.seed, step, batch))
-            ),
-            tried,
-        )
-        for step in range(3)
-    ]
     figure = _figure(WIDTH, 6.9)
     axes = figure.subplots(4, EXAMPLES, squeeze=False)
     names = ["stored", "as in step 1", "as in step 2", "as in step 3"]
-    for line, images, name in zip(axes, [originals, *versions], names, strict=True):
+    for line, images, name in zip(axes, [seen.batch, *seen.versions], names, strict=True):
         line[0].set_ylabel(name, fontsize=9)
         for ax in line[len(images) :]:
             ax.set_visible(False)
@@ -365,10 +300,9 @@ def augmented(probe: Probe, dataset: Dataset, parts: Parts) -> Shown:
             ax.imshow(image)
         for ax in line:
             _bare(ax)
-    kinds = [name for name, on in tried.model_dump().items() if on]
     state = (
-        f"This run trains with {' and '.join(kinds)}."
-        if used
+        f"This run trains with {' and '.join(seen.symmetries)}."
+        if seen.augmented
         else "This run trains without augmentation; so would rotations and flips change images."
     )
     caption = (
@@ -401,35 +335,24 @@ def _limit(values: np.ndarray) -> float:
 # --- the page -----------------------------------------------------------------------------------
 
 
-def visualize(
-    run: RunDir, model: SavedModel, which: Which, dataset: Dataset, parts: Parts
-) -> list[Path]:
+def visualize(run: RunDir, seen: Seen) -> list[Path]:
     """Write all figures under the run's figures/ and visualize.html, which holds them all.
 
     Returns the files written. Raises StorageError when they cannot be.
     """
-    probe = Probe.of(model, dataset, parts)
-    drawers: Sequence[Callable[[], Shown]] = [
-        lambda: examples(probe),
-        lambda: channels(probe),
-        lambda: filters(probe),
-        lambda: saliency(probe),
-        lambda: dense_units(probe),
-        lambda: augmented(probe, dataset, parts),
-    ]
-    folder = make_directory(run.path / "figures")
+    drawers = (examples, channels, filters, saliency, dense_units, augmented)
+    folder = make_directory(run.figures)
     written, figures = [], []
     for draw in drawers:
         with matplotlib.rc_context(STYLE):
-            shown = draw()
+            shown = draw(seen)
             png = _png(shown.figure)
         path = folder / f"{shown.name}.png"
         write_atomic(path, png)
         written.append(path)
         figures.append({**shown._asdict(), "data": base64.b64encode(png).decode()})
-    page = run.path / "visualize.html"
-    write_atomic(page, _page(probe, which, dataset, figures))
-    return [page, *written]
+    write_atomic(run.pictures, _page(seen, figures))
+    return [run.pictures, *written]
 
 
 def _png(figure: Figure) -> bytes:
@@ -438,21 +361,20 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _page(probe: Probe, which: Which, dataset: Dataset, figures: list[dict[str, Any]]) -> str:
-    settings = probe.model.settings
-    right = float((probe.margin() > 0).mean())
+def _page(seen: Seen, figures: list[dict[str, Any]]) -> str:
+    right = float((seen.probe.margin() > 0).mean())
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("glass_cnn.report"), autoescape=True, trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("visualize.html.j2").render(
-        run=probe.model.run.name,
-        word=WORDS[which],
-        iteration=probe.model.iteration,
+        run=seen.run,
+        word=seen.model,
+        iteration=seen.iteration,
         accuracy=f"{right:.2%}",
-        images=len(probe.labels),
-        dataset=dataset.path.name,
-        render=settings.render,
-        recipe=settings.model.recipe,
+        images=len(seen.probe.labels),
+        dataset=seen.dataset,
+        render=seen.settings.render,
+        recipe=seen.settings.model.recipe,
         figures=figures,
     )
