@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from PIL import Image
 
 from glass_cnn.configuration import Configuration
 from glass_cnn.data import dataset as data
+from glass_cnn.data.imports import import_data as import_data_of
 from glass_cnn.data.render import render
 from glass_cnn.settings import RunSettings
-from hpc.errors import ConfigError, DataError
+from hpc.errors import ConfigError, DataError, Stopped
 from hpc.preempt import StopFlag
 from hpc.world import world
 from jobs import import_data
@@ -294,6 +296,17 @@ def test_job_on_ranks(
     failed = mpirun(2, "jobs.import_data", source, study, "--logs", tmp_path / "other")
     assert failed.returncode == 65
     assert failed.stderr.count("images/3.png (glass) and images/500.png (liquid) are the same") == 1
+
+
+def test_an_import_that_is_stopped_stores_nothing(tmp_path: Path) -> None:
+    pictures, _ = write_images(tmp_path / "pictures")
+    dumps = write_files(tmp_path / "dumps", liquid=dump_text(1), glass=dump_text(2))
+    stop = StopFlag()
+    stop.signal = signal.SIGTERM
+    for source in (pictures, dumps):
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM .* run the same command again"):
+            import_data_of(source, SETTINGS, tmp_path, world(), stop)
+        assert nothing_is_stored(tmp_path)
 
 
 def test_the_summary_says_how_many_trajectories_there_are_and_are_needed(

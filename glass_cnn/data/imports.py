@@ -24,12 +24,13 @@ from glass_cnn.data.formats import read_frames
 from glass_cnn.data.listing import METADATA, Entry, Listing, example, read_listing
 from glass_cnn.data.pictures import Look, check_sizes, look, read_picture
 from glass_cnn.data.render import Image, check_window
-from glass_cnn.data.store import Contents, Draw, draw_configurations, image_columns, store
+from glass_cnn.data.store import Contents, Draw, draw_configurations, heed, image_columns, store
 from glass_cnn.mixture import TYPE_A
 from glass_cnn.paths import DatasetDir
 from glass_cnn.settings import CLASSES, Render, RunSettings, Split
 from hpc.errors import ConfigError, DataError
 from hpc.preempt import StopFlag
+from hpc.progress import track
 from hpc.words import plural
 from hpc.world import World
 
@@ -66,18 +67,18 @@ def import_data(
     stored under this name and rendering; ConfigError when the settings do not ask for an import;
     StorageError, Stopped.
     """
-    target = directory(settings, root)
+    target, stop = directory(settings, root), stop or StopFlag()
     found = world.broadcast(world.on_root(lambda: _examine(source, settings, target)))
     if found is None:
         return target
     listing, record = found
     if listing.pictures:
         world.on_root(lambda: _check_pictures(source, listing.entries, settings))
-        looks = _look_at(source, listing.entries, settings.render, world)
+        looks = _look_at(source, listing.entries, settings.render, world, stop)
         collect = functools.partial(_list_pictures, listing, looks, record)
         draw = functools.partial(_read_pictures, source, settings.render)
     else:
-        collect = functools.partial(_read_configurations, source, listing, settings, record)
+        collect = functools.partial(_read_configurations, source, listing, settings, record, stop)
         draw = functools.partial(draw_configurations, settings.render)
 
     def divisible() -> Contents:
@@ -214,12 +215,20 @@ def _check_pictures(source: Path, entries: Sequence[Entry], settings: RunSetting
         print(taken, flush=True)
 
 
-def _look_at(source: Path, entries: Sequence[Entry], settings: Render, world: World) -> list[Look]:
+def _look_at(
+    source: Path, entries: Sequence[Entry], settings: Render, world: World, stop: StopFlag
+) -> list[Look]:
     """Read every picture once, all ranks together; returns their looks on rank 0."""
-    share = entries[world.share(len(entries))]
-    how = (settings.pixels, settings.fit == "resize")
-    looks = world.everywhere(lambda: [look(source / entry.path, *how) for entry in share])
-    return [each for some in world.gather(looks) or [] for each in some]
+
+    def look_at_share() -> list[Look]:
+        share = entries[world.share(len(entries))]
+        found = []
+        for entry in track("looking at pictures", share) if world.is_root else share:
+            heed(stop)
+            found.append(look(source / entry.path, settings.pixels, settings.fit == "resize"))
+        return found
+
+    return [each for some in world.gather(world.everywhere(look_at_share)) or [] for each in some]
 
 
 def _list_pictures(listing: Listing, looks: Sequence[Look], record: dict[str, Any]) -> Contents:
@@ -277,7 +286,11 @@ def _read_pictures(source: Path, settings: Render, columns: Path) -> Draw:
 
 
 def _read_configurations(
-    source: Path, listing: Listing, settings: RunSettings, record: dict[str, Any]
+    source: Path,
+    listing: Listing,
+    settings: RunSettings,
+    record: dict[str, Any],
+    stop: StopFlag,
 ) -> Contents:
     """Columns of a data set of imported configurations, from files of the field."""
     if settings.render.fit is not None:
@@ -289,7 +302,8 @@ def _read_configurations(
 
     items: list[Item] = []
     found: list[Configuration] = []
-    for entry in listing.entries:
+    for entry in track("reading", listing.entries):
+        heed(stop)
         frames = read(source / entry.path)
         for index in _chosen(source, entry, len(frames)):
             where = f"{source / entry.path}, frame {index}"

@@ -156,7 +156,7 @@ def _lock(target: DatasetDir, stop: StopFlag) -> contextlib.AbstractContextManag
     def waiting(who: str, seconds: float) -> None:
         if seconds < 0.1:
             print(f"{target.name} is being made by {who}: waiting.", flush=True)
-        _heed(stop)
+        heed(stop)
 
     def without(_: OSError) -> None:
         print(
@@ -169,7 +169,8 @@ def _lock(target: DatasetDir, stop: StopFlag) -> contextlib.AbstractContextManag
     return locked(target.lock, waiting, without)
 
 
-def _heed(stop: StopFlag) -> None:
+def heed(stop: StopFlag) -> None:
+    """Raise Stopped when that was asked for."""
     if stop.signal:
         raise Stopped(
             f"stopped by {signal_name(stop.signal)} before the data set was whole; "
@@ -243,7 +244,7 @@ def _write_images(
             (count, *_), start = _header(file)
             share = blocks(count)[world.share(len(blocks(count)))]
             for block in _announced(share, world):
-                _heed(stop)
+                heed(stop)
                 images = np.ascontiguousarray(draw(block))
                 file.seek(start + block.start * 3 * settings.pixels**2)
                 file.write(images.data)
