@@ -25,17 +25,16 @@ from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
 from hpc.config import to_yaml
 from tests import synthetic
-from tests.synthetic import Course
 
 ARMS = 20
 VARIANTS = 50
 
 
 COURSES = [
-    Course(learned=8),
-    Course(learned=8, collapsed=14, recovered=16),
-    Course(learned=8, collapsed=14),
-    Course(learned=None),
+    synthetic.MadeUpCourse(learned=8),
+    synthetic.MadeUpCourse(learned=8, collapsed=14, recovered=16),
+    synthetic.MadeUpCourse(learned=8, collapsed=14),
+    synthetic.MadeUpCourse(learned=None),
 ]
 
 

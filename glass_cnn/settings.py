@@ -209,23 +209,23 @@ class Model(Settings):
     """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
 
 
-class Checkpoint(Settings):
-    """Restart files."""
+class Checkpointing(Settings):
+    """Checkpoints."""
 
     every_iterations: Count = 10
-    """iterations between restart files (one more is written at the end and when stopped)"""
+    """iterations between checkpoints (one more is written at the end and when stopped)"""
     keep: Annotated[int, pydantic.Field(ge=1)] = 2
-    """newest restart files kept"""
+    """newest checkpoints kept"""
     milestone_iterations: Count | None = None
-    """keep every restart file whose iteration is a multiple of this for good"""
+    """keep every checkpoint whose iteration is a multiple of this for good"""
     best: bool = True
     """also keep the weights of the best validation accuracy"""
     after_end: Literal["all", "last", "best"] = "last"
-    """what a complete run keeps: all its restart files, the last and the best, or only the best
+    """what a complete run keeps: all its checkpoints, the last and the best, or only the best
     (its final weights are gone then); milestones stay in any case"""
 
     @pydantic.model_validator(mode="after")
-    def _keeps_something(self) -> Checkpoint:
+    def _keeps_something(self) -> Checkpointing:
         if self.after_end == "best" and not self.best:
             raise ValueError("after_end: best keeps nothing with best: false; take last or all")
         return self
@@ -284,8 +284,8 @@ class RunSettings(Settings):
     """the network"""
     train: Train = Train()
     """the training"""
-    checkpoint: Annotated[Checkpoint, SPEED] = Checkpoint()
-    """restart files"""
+    checkpoint: Annotated[Checkpointing, SPEED] = Checkpointing()
+    """checkpoints"""
     launch: Annotated[Launch, SPEED] = Launch()
     """ranks, threads, site"""
     analysis: Analysis = Analysis()

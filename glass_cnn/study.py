@@ -32,7 +32,7 @@ from hpc.yaml_files import is_key, read_tree, unflatten, union
 
 Values = dict[str, list[Any]]
 MAX_RUNS = 200_000
-"""of one study; more is a slip of the pen, and would fill memory before anything is said"""
+"""of one study; more is a typing error, and would fill memory before anything is printed"""
 MAX_NAME = 200
 """longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
 

@@ -1,1 +1,1 @@
-"""Batch jobs on MPI and Slurm: settings, run directories, restart files, signals, launchers."""
+"""Batch jobs on MPI and Slurm: settings, files, checkpoints, signals, launchers."""

@@ -100,7 +100,7 @@ def _inside(text: str) -> bool:
 
 @contextlib.contextmanager
 def outliving_the_reader() -> Iterator[None]:
-    """Let work go on, unheard, when standard output goes away: pipe, terminal, or full disk."""
+    """Go on without printing when standard output is lost: pipe, terminal, or full disk."""
     before: Any = sys.stdout
     if before is not None:
         sys.stdout = _Audience(before)
@@ -178,8 +178,8 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     """Call a job's `main` and turn a UserError into its one message and exit code; so too a file
     that may not be read.
 
-    An error with a true attribute `told` was printed by another rank already. To have stopped on
-    request is none.
+    An error with a true attribute `told` was printed by another rank already. A stop on request is
+    printed as a message, not as an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -46,7 +46,7 @@ class World:
         return self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank).Get_rank()
 
     def agree(self, flag: int) -> int:
-        """The largest `flag` of all ranks, the same answer on each: any rank's wish is law."""
+        """The largest `flag` of all ranks; the same answer on each."""
         if self.size == 1:
             return int(flag)
         self._flag[0] = flag

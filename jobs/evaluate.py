@@ -21,7 +21,7 @@ from hpc.errors import ConfigError
 from hpc.files import write_json
 
 if TYPE_CHECKING:
-    from glass_cnn.analysis.evaluation import Evaluation
+    from glass_cnn.analysis.evaluation import Quality
     from glass_cnn.data.dataset import Dataset, Parts
     from glass_cnn.settings import RunSettings
     from glass_cnn.training.saved import SavedModel
@@ -82,7 +82,7 @@ def other_data(config: str, root: Path) -> RunSettings:
     return found[0]
 
 
-def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Evaluation]:
+def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Quality]:
     """One model on validation and test."""
     from glass_cnn.analysis.evaluation import evaluate
 
@@ -95,7 +95,7 @@ def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Evaluat
     return found
 
 
-def show(console: Console, which: str, model: SavedModel, found: dict[str, Evaluation]) -> None:
+def show(console: Console, which: str, model: SavedModel, found: dict[str, Quality]) -> None:
     """Two compact tables: the numbers, and predicted against observed probability."""
     from glass_cnn.training.saved import WORDS
 
@@ -111,7 +111,7 @@ def show(console: Console, which: str, model: SavedModel, found: dict[str, Evalu
     console.print(reliability(found))
 
 
-def rows(found: list[Evaluation], level: str) -> list[tuple[str, list[str]]]:
+def rows(found: list[Quality], level: str) -> list[tuple[str, list[str]]]:
     """Lines of the first table."""
     return [
         ("accuracy", [f"{e.accuracy.value:.3%} ({e.accuracy.k}/{e.examples})" for e in found]),
@@ -130,7 +130,7 @@ def _pair(row: Any) -> str:
     return f"{row[0]:,d} / {row[1]:,d}"
 
 
-def reliability(found: dict[str, Evaluation]) -> Table:
+def reliability(found: dict[str, Quality]) -> Table:
     """Calibration: of the images that were given a probability, how many are glass."""
     table = Table(box=None, pad_edge=False)
     for heading in ("calibration", "images", "predicted glass", "observed glass"):

@@ -147,7 +147,7 @@ def said(row: slurm.Queued) -> str:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunLine:
     """One line of the table."""
 
     state: str
@@ -164,7 +164,7 @@ class Shown:
         return ORDER.index(self.state) if self.state in ORDER else len(ORDER)
 
 
-def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[Shown]:
+def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
     """Every run of a study with its state."""
     queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows or []).items()}
     unknown = rows is None and place.jobs.exists()
@@ -174,7 +174,7 @@ def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[Shown]:
         run = RunDir(place.runs / facts["run"])
         state, detail = state_of(run, facts, queued.get(str(run.result)), unknown)
         left = time_left(run, facts) if state == "running" else None
-        yield Shown(state, detail, facts, left)
+        yield RunLine(state, detail, facts, left)
 
 
 def state_of(
@@ -245,7 +245,7 @@ LEFT = {"run", "state", "where or why"}
 """columns of words; those of numbers are aligned to the right"""
 
 
-def table(runs: list[Shown]) -> Text:
+def table(runs: list[RunLine]) -> Text:
     """One line per run. Put together here: rich's own table takes 10 s for 3,000 runs."""
     rows = [cells(run) for run in runs]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
@@ -263,7 +263,7 @@ def line(words: Sequence[str], widths: list[int]) -> str:
     return "  ".join(padded).rstrip()
 
 
-def cells(run: Shown) -> list[str]:
+def cells(run: RunLine) -> list[str]:
     """The line of one run."""
     facts = run.facts
     total = facts.get("train.iterations")

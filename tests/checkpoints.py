@@ -39,7 +39,7 @@ def belongs(found: Checkpoint, size: int = 20) -> bool:
     )
 
 
-class Run:
+class Directory:
     """A directory of checkpoints with the events it reported."""
 
     def __init__(self, path: Path) -> None:

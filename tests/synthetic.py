@@ -39,7 +39,7 @@ def directory(study: Study, root: Path) -> StudyDir:
 
 
 @dataclass(frozen=True)
-class Course:
+class MadeUpCourse:
     """When a made-up run learns, collapses and recovers, in evaluations; None for never."""
 
     learned: int | None = 20
@@ -49,15 +49,15 @@ class Course:
 
 
 COURSES = {
-    "survived": Course(),
-    "transient_collapse": Course(collapsed=40, recovered=44),
-    "permanent_collapse": Course(collapsed=40),
-    "never_learned": Course(learned=None),
-    "non_finite": Course(non_finite=50),
+    "survived": MadeUpCourse(),
+    "transient_collapse": MadeUpCourse(collapsed=40, recovered=44),
+    "permanent_collapse": MadeUpCourse(collapsed=40),
+    "never_learned": MadeUpCourse(learned=None),
+    "non_finite": MadeUpCourse(non_finite=50),
 }
 
 
-def evaluations(course: Course, count: int, seed: int, settings: Any) -> list[dict[str, Any]]:
+def evaluations(course: MadeUpCourse, count: int, seed: int, settings: Any) -> list[dict[str, Any]]:
     """Records of metrics.jsonl for `count` evaluations."""
     rng = np.random.default_rng(seed)
     per = settings.train.batches_per_iteration
@@ -66,7 +66,7 @@ def evaluations(course: Course, count: int, seed: int, settings: Any) -> list[di
 
 
 def _evaluation(
-    course: Course, i: int, step: int, rate: float, rng: np.random.Generator
+    course: MadeUpCourse, i: int, step: int, rate: float, rng: np.random.Generator
 ) -> dict[str, Any]:
     down = course.collapsed is not None and i >= course.collapsed
     down &= course.recovered is None or i < course.recovered

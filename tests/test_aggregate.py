@@ -262,7 +262,7 @@ def test_a_line_without_its_end_is_left_for_the_next_time(study: Study, place: S
 
 def test_lines_cut_short_by_a_crash_are_counted_and_left_out(tmp_path: Path) -> None:
     study = synthetic.study()
-    records = synthetic.evaluations(synthetic.Course(), 5, 0, study.points[0].settings)
+    records = synthetic.evaluations(synthetic.MadeUpCourse(), 5, 0, study.points[0].settings)
     lines = [json.dumps(r) for r in records]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([*lines[:2], lines[2][:99], "", *lines[3:], ""]))
@@ -273,8 +273,8 @@ def test_lines_cut_short_by_a_crash_are_counted_and_left_out(tmp_path: Path) -> 
 
 def test_where_a_run_went_back_the_later_evaluation_counts(tmp_path: Path) -> None:
     settings = synthetic.study().points[0].settings
-    first = synthetic.evaluations(synthetic.Course(), 6, 0, settings)
-    again = synthetic.evaluations(synthetic.Course(), 8, 1, settings)[3:]
+    first = synthetic.evaluations(synthetic.MadeUpCourse(), 6, 0, settings)
+    again = synthetic.evaluations(synthetic.MadeUpCourse(), 8, 1, settings)[3:]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in [*first, *again]))
     metrics = read_metrics(path)
@@ -289,7 +289,7 @@ def test_each_sign_of_a_loss_that_is_not_finite_counts(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     settings = synthetic.study().points[0].settings
-    records = synthetic.evaluations(synthetic.Course(), 3, 0, settings)
+    records = synthetic.evaluations(synthetic.MadeUpCourse(), 3, 0, settings)
     records[1].update(change)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -298,7 +298,7 @@ def test_each_sign_of_a_loss_that_is_not_finite_counts(
 
 def test_an_evaluation_that_was_repeated_counts_once(tmp_path: Path) -> None:
     settings = synthetic.study().points[0].settings
-    records = synthetic.evaluations(synthetic.Course(), 3, 0, settings)
+    records = synthetic.evaluations(synthetic.MadeUpCourse(), 3, 0, settings)
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps(record) + "\n" for record in [records[0], *records[1:2] * 2, records[2]]]
     path.write_text("\n".join(lines))
@@ -312,7 +312,7 @@ def test_missing_metrics_are_no_evaluations(tmp_path: Path) -> None:
 
 def test_odd_diagnostics_are_taken_as_they_come(tmp_path: Path) -> None:
     settings = synthetic.study().points[0].settings
-    records = synthetic.evaluations(synthetic.Course(), 4, 0, settings)
+    records = synthetic.evaluations(synthetic.MadeUpCourse(), 4, 0, settings)
     odd = [{"a": 1, "b": {"c": 2.0}}, {"b": {"c": None}, "a": 5}, {"a": "word", "h": [1, 2]}, None]
     for record, diagnostics in zip(records, odd, strict=True):
         record["diagnostics"] = diagnostics

@@ -21,7 +21,7 @@ from hpc.checkpoint_names import MANIFEST, STATE
 from hpc.errors import StorageError
 from tests.checkpoints import (
     IDENTITY,
-    Run,
+    Directory,
     belongs,
     damage,
     fork,
@@ -32,14 +32,14 @@ from tests.checkpoints import (
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path / "checkpoints")
+def run(tmp_path: Path) -> Directory:
+    return Directory(tmp_path / "checkpoints")
 
 
 # -- save and read ------------------------------------------------------------------------------
 
 
-def test_what_is_saved_comes_back(run: Run) -> None:
+def test_what_is_saved_comes_back(run: Directory) -> None:
     run.write(10)
     found = run.latest()
     assert (found.step, found.ranks, found.identity) == (10, 2, IDENTITY)
@@ -47,7 +47,7 @@ def test_what_is_saved_comes_back(run: Run) -> None:
     assert run.events == []
 
 
-def test_meta_comes_back_exactly(run: Run) -> None:
+def test_meta_comes_back_exactly(run: Directory) -> None:
     values = {
         "tenth": 0.1,
         "huge": 1e308,
@@ -61,13 +61,13 @@ def test_meta_comes_back_exactly(run: Run) -> None:
     assert run.latest().meta == values
 
 
-def test_no_checkpoint_is_no_error(run: Run) -> None:
+def test_no_checkpoint_is_no_error(run: Directory) -> None:
     with run.open() as checkpoints:
         assert checkpoints.latest() is None
     assert newest(run.path / "nowhere") is None
 
 
-def test_the_copy_is_taken_at_once(run: Run) -> None:
+def test_the_copy_is_taken_at_once(run: Directory) -> None:
     tensors = state(10)
     with run.open() as checkpoints:
         checkpoints.save(10, tensors, meta(10))
@@ -76,7 +76,7 @@ def test_the_copy_is_taken_at_once(run: Run) -> None:
     assert belongs(run.latest())
 
 
-def test_arrays_may_change_their_shapes(run: Run) -> None:
+def test_arrays_may_change_their_shapes(run: Directory) -> None:
     with run.open() as checkpoints:
         checkpoints.prepare(state(1))
         checkpoints.save(1, state(1), meta(1))
@@ -84,14 +84,14 @@ def test_arrays_may_change_their_shapes(run: Run) -> None:
     assert belongs(run.latest(), size=7)
 
 
-def test_newest_is_by_step_not_by_clock(run: Run) -> None:
+def test_newest_is_by_step_not_by_clock(run: Directory) -> None:
     run.write(9, 100, 20, keep=9)
     for age, path in enumerate(reversed(run.kept())):
         os.utime(path, (age, age))
     assert run.latest().step == 100
 
 
-def test_a_step_saved_again_replaces_the_first(run: Run) -> None:
+def test_a_step_saved_again_replaces_the_first(run: Directory) -> None:
     with run.open() as checkpoints:
         for count in range(4):
             checkpoints.save(10, state(10), {"count": count})
@@ -102,7 +102,7 @@ def test_a_step_saved_again_replaces_the_first(run: Run) -> None:
 
 def test_same_state_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        Run(tmp_path / name).write(10)
+        Directory(tmp_path / name).write(10)
     for part in (STATE, MANIFEST):
         one, other = (tmp_path / name / "step-000000010" / part for name in "ab")
         assert one.read_bytes() == other.read_bytes()
@@ -123,7 +123,7 @@ class Gate:
         return False
 
 
-def test_training_goes_on_while_the_writer_works(run: Run) -> None:
+def test_training_goes_on_while_the_writer_works(run: Directory) -> None:
     gate = Gate()
     with run.open(keep=1, milestone=gate) as checkpoints:
         checkpoints.save(1, state(1), meta(1))
@@ -136,7 +136,7 @@ def test_training_goes_on_while_the_writer_works(run: Run) -> None:
         assert run.steps() == [2]
 
 
-def test_a_save_waits_for_the_one_before(run: Run) -> None:
+def test_a_save_waits_for_the_one_before(run: Directory) -> None:
     gate = Gate()
     with run.open(keep=1, milestone=gate) as checkpoints:
         checkpoints.save(1, state(1), meta(1))
@@ -151,7 +151,7 @@ def test_a_save_waits_for_the_one_before(run: Run) -> None:
         assert not third.is_alive()
 
 
-def test_an_interrupted_wait_leaves_the_snapshot_to_the_writer(run: Run) -> None:
+def test_an_interrupted_wait_leaves_the_snapshot_to_the_writer(run: Directory) -> None:
     gate = Gate()
 
     class Interrupt(Exception):
@@ -186,7 +186,7 @@ def test_an_interrupted_wait_leaves_the_snapshot_to_the_writer(run: Run) -> None
 def test_retention(
     steps: list[int], keep: int, every: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    run = Run(tmp_path_factory.mktemp("run"))
+    run = Directory(tmp_path_factory.mktemp("run"))
     expected: set[int] = set()
     with run.open(keep=keep, milestone=lambda step: step % every == 0) as checkpoints:
         for step in steps:
@@ -198,7 +198,7 @@ def test_retention(
     assert run.latest().step == max(steps)
 
 
-def test_nothing_is_removed_before_the_new_one_is_safe(run: Run) -> None:
+def test_nothing_is_removed_before_the_new_one_is_safe(run: Directory) -> None:
     run.write(10, keep=1)
     obstacle = run.path / ".tmp-step-000000020"
     with run.open(keep=1) as checkpoints:
@@ -209,12 +209,12 @@ def test_nothing_is_removed_before_the_new_one_is_safe(run: Run) -> None:
     assert run.latest().step == 10
 
 
-def test_keep_must_be_positive(run: Run) -> None:
+def test_keep_must_be_positive(run: Directory) -> None:
     with pytest.raises(ValueError, match="keep = 0"):
         run.open(keep=0)
 
 
-def test_refused_ones_go_when_they_are_outlived(run: Run) -> None:
+def test_refused_ones_go_when_they_are_outlived(run: Directory) -> None:
     run.write(10, 20)
     damage(run.path / "step-000000020" / STATE, 4100)
     assert run.latest().step == 10
@@ -224,7 +224,7 @@ def test_refused_ones_go_when_they_are_outlived(run: Run) -> None:
     assert sorted(p.name for p in run.path.glob("step*")) == ["step-000000040", "step-000000050"]
 
 
-def test_dropping_what_came_after_a_step(run: Run) -> None:
+def test_dropping_what_came_after_a_step(run: Directory) -> None:
     with run.open(keep=9) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(step), meta(step))
@@ -234,7 +234,7 @@ def test_dropping_what_came_after_a_step(run: Run) -> None:
     assert run.steps() == [10, 20]
 
 
-def test_going_back_and_taking_another_way(run: Run) -> None:
+def test_going_back_and_taking_another_way(run: Directory) -> None:
     with run.open(keep=9) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(step), meta(step))
@@ -250,7 +250,7 @@ def test_going_back_and_taking_another_way(run: Run) -> None:
     assert np.array_equal(found.tensors["model/w"], state(20)["model/w"])
 
 
-def test_starting_over(run: Run) -> None:
+def test_starting_over(run: Directory) -> None:
     run.write(10, 20)
     damage(run.path / "step-000000020" / MANIFEST, 50)
     assert run.latest().step == 10
@@ -268,7 +268,7 @@ def test_starting_over(run: Run) -> None:
 # -- the optimal model --------------------------------------------------------------------------
 
 
-def test_best_is_replaced(run: Run) -> None:
+def test_best_is_replaced(run: Directory) -> None:
     with run.open(keep=2) as checkpoints:
         for step in (10, 20, 20, 30):
             run.save_with_best(checkpoints, step)
@@ -278,7 +278,7 @@ def test_best_is_replaced(run: Run) -> None:
     assert read(run.path / "best").step == 30
 
 
-def test_the_best_up_to_now_is_waited_for(run: Run) -> None:
+def test_the_best_up_to_now_is_waited_for(run: Directory) -> None:
     with run.open() as checkpoints:
         assert checkpoints.best() is None
         for step in (10, 20):
@@ -289,7 +289,7 @@ def test_the_best_up_to_now_is_waited_for(run: Run) -> None:
             assert belongs(found)
 
 
-def test_best_is_written_with_the_next_checkpoint_and_no_earlier(run: Run) -> None:
+def test_best_is_written_with_the_next_checkpoint_and_no_earlier(run: Directory) -> None:
     with run.open() as checkpoints:
         tensors = state(10)
         for step in (8, 9, 10):
@@ -306,7 +306,7 @@ def test_best_is_written_with_the_next_checkpoint_and_no_earlier(run: Run) -> No
     assert run.latest().best == 10
 
 
-def test_a_run_finds_the_best_model_of_the_checkpoint_it_returns_to(run: Run) -> None:
+def test_a_run_finds_the_best_model_of_the_checkpoint_it_returns_to(run: Directory) -> None:
     with run.open(keep=2) as checkpoints:
         run.save_with_best(checkpoints, 10)
         checkpoints.save(20, state(20), meta(20))
@@ -328,7 +328,7 @@ def test_a_run_finds_the_best_model_of_the_checkpoint_it_returns_to(run: Run) ->
     assert run.best_steps() == [10, 40]
 
 
-def test_without_a_better_one_before_there_is_none(run: Run) -> None:
+def test_without_a_better_one_before_there_is_none(run: Directory) -> None:
     with run.open() as checkpoints:
         checkpoints.save(10, state(10), meta(10))
         run.save_with_best(checkpoints, 20)
@@ -339,7 +339,7 @@ def test_without_a_better_one_before_there_is_none(run: Run) -> None:
     assert read(run.path / "best").step == 20
 
 
-def test_going_back_and_dying_before_the_new_way_begins(run: Run) -> None:
+def test_going_back_and_dying_before_the_new_way_begins(run: Directory) -> None:
     with run.open(keep=9) as checkpoints:
         run.save_with_best(checkpoints, 10)
         run.save_with_best(checkpoints, 20)
@@ -355,7 +355,9 @@ def test_going_back_and_dying_before_the_new_way_begins(run: Run) -> None:
 
 @pytest.mark.parametrize("part", ["state-000000020.safetensors", "manifest-000000020.json"])
 @pytest.mark.parametrize("how", ["flip", "remove"])
-def test_a_checkpoint_whose_best_model_is_damaged_is_refused(run: Run, part: str, how: str) -> None:
+def test_a_checkpoint_whose_best_model_is_damaged_is_refused(
+    run: Directory, part: str, how: str
+) -> None:
     with run.open() as checkpoints:
         run.save_with_best(checkpoints, 10)
         run.save_with_best(checkpoints, 20)
@@ -368,7 +370,7 @@ def test_a_checkpoint_whose_best_model_is_damaged_is_refused(run: Run, part: str
     assert read(run.path / "best").step == 10
 
 
-def test_a_damaged_pointer_to_the_best_model_is_mended(run: Run) -> None:
+def test_a_damaged_pointer_to_the_best_model_is_mended(run: Directory) -> None:
     with run.open() as checkpoints:
         run.save_with_best(checkpoints, 10)
     damage(run.path / "best" / MANIFEST, 30)
@@ -391,7 +393,7 @@ def test_a_damaged_pointer_to_the_best_model_is_mended(run: Run) -> None:
     ],
 )
 def test_what_is_left_of_a_complete_run(
-    run: Run, after_end: Any, milestone: int | None, steps: list[int], best: list[int]
+    run: Directory, after_end: Any, milestone: int | None, steps: list[int], best: list[int]
 ) -> None:
     with run.open(milestone=lambda step: step == milestone) as checkpoints:
         for step in (10, 20, 30):
@@ -403,7 +405,7 @@ def test_what_is_left_of_a_complete_run(
     assert read(run.path / "best", IDENTITY).step == 30
 
 
-def test_best_may_be_replaced_while_it_is_read(run: Run) -> None:
+def test_best_may_be_replaced_while_it_is_read(run: Directory) -> None:
     def child() -> None:
         with run.open(keep=1) as checkpoints:
             run.save_with_best(checkpoints, 10)
@@ -425,7 +427,7 @@ def test_best_may_be_replaced_while_it_is_read(run: Run) -> None:
     assert wait(fork(child)) == 0
 
 
-def test_the_documented_way_to_read_one_without_tensorflow(run: Run) -> None:
+def test_the_documented_way_to_read_one_without_tensorflow(run: Directory) -> None:
     with run.open() as checkpoints:
         run.save_with_best(checkpoints, 1230)
     text = (Path(__file__).parent.parent / "docs" / "restart.md").read_text(encoding="utf-8")

@@ -20,12 +20,12 @@ from hpc import checkpoint
 from hpc.checkpoint import InvalidCheckpoint, NoValidCheckpoint, newest, read
 from hpc.checkpoint_names import MANIFEST, STATE
 from hpc.errors import DataError, StorageError
-from tests.checkpoints import IDENTITY, Run, belongs, damage, fork, wait
+from tests.checkpoints import IDENTITY, Directory, belongs, damage, fork, wait
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path / "checkpoints")
+def run(tmp_path: Path) -> Directory:
+    return Directory(tmp_path / "checkpoints")
 
 
 def flips(path: Path, folder: Path, places: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -42,7 +42,7 @@ def flips(path: Path, folder: Path, places: Iterator[tuple[int, int]]) -> list[t
     return unnoticed
 
 
-def test_every_flipped_bit_of_the_manifest_is_found(run: Run) -> None:
+def test_every_flipped_bit_of_the_manifest_is_found(run: Directory) -> None:
     run.write(10)
     folder = run.kept()[0]
     size = (folder / MANIFEST).stat().st_size
@@ -50,7 +50,7 @@ def test_every_flipped_bit_of_the_manifest_is_found(run: Run) -> None:
     assert belongs(read(folder, IDENTITY))
 
 
-def test_a_flipped_bit_in_every_byte_of_the_state_is_found(run: Run) -> None:
+def test_a_flipped_bit_in_every_byte_of_the_state_is_found(run: Directory) -> None:
     run.write(10)
     folder = run.kept()[0]
     size = (folder / STATE).stat().st_size
@@ -59,7 +59,7 @@ def test_a_flipped_bit_in_every_byte_of_the_state_is_found(run: Run) -> None:
 
 
 @pytest.mark.parametrize("part", [STATE, MANIFEST])
-def test_every_truncation_is_found(run: Run, part: str) -> None:
+def test_every_truncation_is_found(run: Directory, part: str) -> None:
     run.write(10)
     folder = run.kept()[0]
     whole = (folder / part).read_bytes()
@@ -154,7 +154,7 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_the_next_older_one_is_used(run: Run, harm: str) -> None:
+def test_the_next_older_one_is_used(run: Directory, harm: str) -> None:
     run.write(10, 20)
     change, reason = HARM[harm]
     change(run.path / "step-000000020")
@@ -172,14 +172,14 @@ def test_the_next_older_one_is_used(run: Run, harm: str) -> None:
     assert run.latest().step == 20
 
 
-def test_the_error_is_the_same_on_other_ranks(run: Run) -> None:
+def test_the_error_is_the_same_on_other_ranks(run: Directory) -> None:
     with pytest.raises(InvalidCheckpoint, match="there is no such directory") as caught:
         read(run.path / "step-000000001")
     sent = pickle.loads(pickle.dumps(caught.value))
     assert (str(sent), sent.path) == (str(caught.value), run.path / "step-000000001")
 
 
-def test_none_valid_stops_the_run_until_told_otherwise(run: Run) -> None:
+def test_none_valid_stops_the_run_until_told_otherwise(run: Directory) -> None:
     run.write(10, 20)
     for folder in run.kept():
         damage(folder / STATE, 4100)
@@ -195,7 +195,7 @@ def test_none_valid_stops_the_run_until_told_otherwise(run: Run) -> None:
         assert checkpoints.latest() is None
 
 
-def test_reading_another_run_changes_nothing_there(run: Run) -> None:
+def test_reading_another_run_changes_nothing_there(run: Directory) -> None:
     run.write(10, 20)
     found = newest(run.path)
     assert found is not None
@@ -213,7 +213,7 @@ def test_reading_another_run_changes_nothing_there(run: Run) -> None:
     assert run.steps() == [10, 20]
 
 
-def test_a_copy_elsewhere_is_readable(run: Run, tmp_path: Path) -> None:
+def test_a_copy_elsewhere_is_readable(run: Directory, tmp_path: Path) -> None:
     run.write(10)
     shutil.copytree(run.kept()[0], tmp_path / "my favourite")
     assert belongs(read(tmp_path / "my favourite"))
@@ -221,7 +221,7 @@ def test_a_copy_elsewhere_is_readable(run: Run, tmp_path: Path) -> None:
         read(tmp_path / "another")
 
 
-def test_trouble_of_the_system_is_no_fault_of_the_checkpoint(run: Run) -> None:
+def test_trouble_of_the_system_is_no_fault_of_the_checkpoint(run: Directory) -> None:
     run.write(10)
     (folder,) = run.kept()
 

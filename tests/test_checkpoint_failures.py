@@ -23,19 +23,19 @@ import pytest
 from hpc.checkpoint import DirectoryInUse, newest, read
 from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import StorageError
-from tests.checkpoints import IDENTITY, Run, belongs, fork, meta, state, wait
+from tests.checkpoints import IDENTITY, Directory, belongs, fork, meta, state, wait
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path / "checkpoints")
+def run(tmp_path: Path) -> Directory:
+    return Directory(tmp_path / "checkpoints")
 
 
 # -- storage that fails -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("notice", ["check", "flush", "save", "close"])
-def test_a_failed_write_is_raised_once_at_the_next_call(run: Run, notice: str) -> None:
+def test_a_failed_write_is_raised_once_at_the_next_call(run: Directory, notice: str) -> None:
     run.write(10)
     checkpoints = run.open()
     obstacle = run.path / ".tmp-step-000000020"
@@ -70,7 +70,7 @@ def mounted(path: Path, *options: str) -> Iterator[Path]:
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     with mounted(tmp_path / "small") as disk:
-        run = Run(disk / "checkpoints")
+        run = Directory(disk / "checkpoints")
         with run.open() as checkpoints:
             checkpoints.save(10, state(10, size=100_000), meta(10))
             checkpoints.flush()
@@ -84,7 +84,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_the_best_model(tmp_path: Path) -> None:
     with mounted(tmp_path / "small") as disk:
-        run = Run(disk / "checkpoints")
+        run = Directory(disk / "checkpoints")
         with run.open() as checkpoints:
             checkpoints.save_best(10, state(10, size=100_000), meta(10))
             checkpoints.save(10, state(10), meta(10))
@@ -101,7 +101,7 @@ def test_a_full_disk_keeps_the_best_model(tmp_path: Path) -> None:
         assert run.latest().step == read(run.path / "best").step == 30
 
 
-def test_a_best_model_that_could_not_be_written_is_written_later(run: Run) -> None:
+def test_a_best_model_that_could_not_be_written_is_written_later(run: Directory) -> None:
     with run.open() as checkpoints:
         (run.path / "best").write_text("in the way")
         run.save_with_best(checkpoints, 10)
@@ -113,7 +113,7 @@ def test_a_best_model_that_could_not_be_written_is_written_later(run: Run) -> No
     assert belongs(read(run.path / "best"))
 
 
-def test_a_limit_on_file_size_is_reported(run: Run) -> None:
+def test_a_limit_on_file_size_is_reported(run: Directory) -> None:
     def child() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         with run.open() as checkpoints:
@@ -128,7 +128,7 @@ def test_a_limit_on_file_size_is_reported(run: Run) -> None:
     assert belongs(run.latest())
 
 
-def test_too_little_memory_is_reported(run: Run) -> None:
+def test_too_little_memory_is_reported(run: Directory) -> None:
     def child() -> None:
         huge = np.broadcast_to(np.float32(1), (10**10,))  # an array that takes no memory itself
         resource.setrlimit(resource.RLIMIT_AS, (20 * 10**9, 20 * 10**9))
@@ -144,7 +144,7 @@ def test_too_little_memory_is_reported(run: Run) -> None:
 
 def test_a_read_only_place_is_named(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk") as disk:
-        run = Run(disk / "checkpoints")
+        run = Directory(disk / "checkpoints")
         run.write(10)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(StorageError, match=r"\.lock: not writable.*LOGS=dir"):
@@ -156,10 +156,10 @@ def test_a_read_only_place_is_named(tmp_path: Path) -> None:
 def test_a_file_in_the_directorys_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(StorageError, match="checkpoints: File exists"):
-        Run(tmp_path / "checkpoints").open()
+        Directory(tmp_path / "checkpoints").open()
 
 
-def test_a_directory_that_vanishes_is_reported(run: Run) -> None:
+def test_a_directory_that_vanishes_is_reported(run: Directory) -> None:
     with run.open() as checkpoints:
         shutil.rmtree(run.path)
         checkpoints.save(10, state(10), meta(10))
@@ -170,7 +170,7 @@ def test_a_directory_that_vanishes_is_reported(run: Run) -> None:
 # -- one writer ---------------------------------------------------------------------------------
 
 
-def test_a_second_writer_is_refused_until_the_first_is_dead(run: Run) -> None:
+def test_a_second_writer_is_refused_until_the_first_is_dead(run: Directory) -> None:
     ready, tell = os.pipe()
 
     def child() -> None:
@@ -192,7 +192,7 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(run: Run) -> None:
     assert run.steps() == [10]
 
 
-def test_a_writer_about_to_end_is_waited_for(run: Run) -> None:
+def test_a_writer_about_to_end_is_waited_for(run: Directory) -> None:
     ready, tell = os.pipe()
 
     def child() -> None:
@@ -208,7 +208,9 @@ def test_a_writer_about_to_end_is_waited_for(run: Run) -> None:
     os.close(tell)
 
 
-def test_a_file_system_without_locks_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(
+    run: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -235,24 +237,24 @@ def die_at(moment: int) -> None:
     sys.addaudithook(hook)
 
 
-def save_another(run: Run, checkpoints: Checkpoints) -> None:
+def save_another(run: Directory, checkpoints: Checkpoints) -> None:
     run.save_with_best(checkpoints, 20)
     checkpoints.flush()
 
 
-def save_again(run: Run, checkpoints: Checkpoints) -> None:
+def save_again(run: Directory, checkpoints: Checkpoints) -> None:
     assert checkpoints.latest()
     checkpoints.save(10, state(10), meta(10))
     checkpoints.flush()
 
 
-def refuse_one(run: Run, checkpoints: Checkpoints) -> None:
+def refuse_one(run: Directory, checkpoints: Checkpoints) -> None:
     shutil.copytree(run.kept()[0], run.path / "step-000000030")
     found = checkpoints.latest()
     assert found is not None
 
 
-def go_back(run: Run, checkpoints: Checkpoints) -> None:
+def go_back(run: Directory, checkpoints: Checkpoints) -> None:
     run.save_with_best(checkpoints, 20)
     assert checkpoints.latest(at_most=10)
     checkpoints.drop_after(10)
@@ -260,7 +262,7 @@ def go_back(run: Run, checkpoints: Checkpoints) -> None:
     checkpoints.flush()
 
 
-def retire(run: Run, checkpoints: Checkpoints) -> None:
+def retire(run: Directory, checkpoints: Checkpoints) -> None:
     run.save_with_best(checkpoints, 20)
     checkpoints.retire("last")
 
@@ -276,13 +278,13 @@ def retire(run: Run, checkpoints: Checkpoints) -> None:
     ],
 )
 def test_killed_between_any_two_file_operations(
-    tmp_path: Path, action: Callable[[Run, Checkpoints], None], keep: int, possible: set[int]
+    tmp_path: Path, action: Callable[[Directory, Checkpoints], None], keep: int, possible: set[int]
 ) -> None:
-    before = Run(tmp_path / "before")
+    before = Directory(tmp_path / "before")
     with before.open() as checkpoints:
         before.save_with_best(checkpoints, 10)
 
-    def child(run: Run, moment: int) -> Callable[[], None]:
+    def child(run: Directory, moment: int) -> Callable[[], None]:
         def act() -> None:
             die_at(moment)
             with run.open(keep=keep) as checkpoints:
@@ -292,7 +294,7 @@ def test_killed_between_any_two_file_operations(
 
     seen = set()
     for moment in itertools.count():
-        run = Run(tmp_path / f"{moment}")
+        run = Directory(tmp_path / f"{moment}")
         shutil.copytree(before.path, run.path)
         status = wait(fork(child(run, moment)))
         assert status in (0, -signal.SIGKILL)
@@ -351,7 +353,7 @@ def watch_durability(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return loose
 
 
-def begin(run: Run, checkpoints: Checkpoints) -> None:
+def begin(run: Directory, checkpoints: Checkpoints) -> None:
     checkpoints.clear()
     run.save_with_best(checkpoints, 20)
 
@@ -360,8 +362,8 @@ def begin(run: Run, checkpoints: Checkpoints) -> None:
     ("action", "keep"), [(begin, 1), (save_another, 1), (save_again, 1), (go_back, 2), (retire, 2)]
 )
 def test_everything_is_on_disk_before_it_counts(
-    run: Run,
-    action: Callable[[Run, Checkpoints], None],
+    run: Directory,
+    action: Callable[[Directory, Checkpoints], None],
     keep: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -377,7 +379,7 @@ def test_everything_is_on_disk_before_it_counts(
     assert wait(fork(child)) == 0
 
 
-def test_killed_at_random_while_saving_in_a_loop(run: Run, tmp_path: Path) -> None:
+def test_killed_at_random_while_saving_in_a_loop(run: Directory, tmp_path: Path) -> None:
     size, acknowledged = 100_000, tmp_path / "acknowledged"
     acknowledged.write_text("0\n")
     moments = random.Random(4)

@@ -300,7 +300,7 @@ def test_a_grid_becomes_maps_with_intervals(
 
 def test_long_curves_are_thinned_and_keep_their_extremes(tmp_path: Path) -> None:
     settings = synthetic.study().points[0].settings
-    records = synthetic.evaluations(synthetic.Course(), 5000, 0, settings)
+    records = synthetic.evaluations(synthetic.MadeUpCourse(), 5000, 0, settings)
     records[3210]["validation_accuracy"] = 0.01
     records[1234]["validation_loss"] = 99.0
     path = tmp_path / "metrics.jsonl"
@@ -317,7 +317,7 @@ def test_bands_are_quantiles_of_the_runs_that_are_still_there(tmp_path: Path) ->
     settings = synthetic.study().points[0].settings
     runs = []
     for i, length in enumerate((4, 4, 2)):
-        records = synthetic.evaluations(synthetic.Course(), length, 0, settings)
+        records = synthetic.evaluations(synthetic.MadeUpCourse(), length, 0, settings)
         for record in records:
             record["validation_accuracy"] = 0.5 + 0.1 * i
         path = tmp_path / f"{i}.jsonl"

@@ -67,7 +67,7 @@ def cluster(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         yield cluster
 
 
-class Study:
+class StandInStudy:
     """A study of stand-in runs."""
 
     def __init__(self, path: Path, **site: Any) -> None:
@@ -115,11 +115,11 @@ class Study:
 
 
 @pytest.fixture
-def study(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Study]]:
-    made: list[Study] = []
+def study(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., StandInStudy]]:
+    made: list[StandInStudy] = []
 
-    def make(**site: Any) -> Study:
-        made.append(Study(tmp_path / str(len(made)), **site))
+    def make(**site: Any) -> StandInStudy:
+        made.append(StandInStudy(tmp_path / str(len(made)), **site))
         return made[-1]
 
     yield make
@@ -143,7 +143,7 @@ def assert_nothing_lost(run: RunDir) -> None:
     assert began[len(began) - len(stops) :] == stops, log(run)
 
 
-def test_study_through_arrays_to_the_report(study: Callable[..., Study]) -> None:
+def test_study_through_arrays_to_the_report(study: Callable[..., StandInStudy]) -> None:
     it = study(max_array_size=3, throttle=2)
     good = [it.add(f"good {i}", "--steps", STEPS) for i in range(3)]
     bad = it.add("wrong", "--exit", 78)
@@ -165,7 +165,7 @@ def test_study_through_arrays_to_the_report(study: Callable[..., Study]) -> None
 
 @pytest.mark.parametrize(("launcher", "user_signal"), [("srun", False), ("mpiexec", True)])
 def test_preemption_in_training_evaluation_and_start_up(
-    cluster: Cluster, study: Callable[..., Study], launcher: str, user_signal: bool
+    cluster: Cluster, study: Callable[..., StandInStudy], launcher: str, user_signal: bool
 ) -> None:
     cluster.set_user_signal(user_signal)
     it = study(launcher=launcher, launcher_options=[])
@@ -195,7 +195,9 @@ def test_preemption_in_training_evaluation_and_start_up(
     assert starts(starting) == [0], "it had not begun"
 
 
-def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(study: Callable[..., Study]) -> None:
+def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(
+    study: Callable[..., StandInStudy],
+) -> None:
     it = study(launcher="mpiexec", launcher_options=[])
     run = it.add("run", "--step-seconds", 0.5)
     it.submit()
@@ -211,7 +213,9 @@ def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(study: Callable[..
     assert_exact(run)
 
 
-def test_make_cancel_stops_what_runs_and_forgets_what_waits(study: Callable[..., Study]) -> None:
+def test_make_cancel_stops_what_runs_and_forgets_what_waits(
+    study: Callable[..., StandInStudy],
+) -> None:
     it = study(throttle=1)
     run, waiting = it.add("run", "--step-seconds", 0.5), it.add("waiting")
     it.submit()
@@ -226,7 +230,9 @@ def test_make_cancel_stops_what_runs_and_forgets_what_waits(study: Callable[...,
     assert_exact(run)
 
 
-def test_goes_on_with_fewer_ranks_when_nodes_are_missing(study: Callable[..., Study]) -> None:
+def test_goes_on_with_fewer_ranks_when_nodes_are_missing(
+    study: Callable[..., StandInStudy],
+) -> None:
     it = study(min_nodes=1)
     run = it.add("run", "--step-seconds", 0.3)
     it.submit()
@@ -242,7 +248,7 @@ def test_goes_on_with_fewer_ranks_when_nodes_are_missing(study: Callable[..., St
     assert [record["ranks"] for record in read_records(run.provenance)] == [2, 1]
 
 
-def test_ranks_that_are_killed(study: Callable[..., Study]) -> None:
+def test_ranks_that_are_killed(study: Callable[..., StandInStudy]) -> None:
     """All at once on one node, as for want of memory: MPICH's shared memory stays behind there."""
     it = study(ranks_per_node=2)
     run = it.add("run", "--step-seconds", 0.3)
@@ -256,7 +262,7 @@ def test_ranks_that_are_killed(study: Callable[..., Study]) -> None:
     assert "killed" in reasons(run)[0]
 
 
-def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) -> None:
+def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., StandInStudy]) -> None:
     """MPICH over UCX hands the heap behind its address to Slurm's PMI, which takes only so much."""
     it = study()
     done = it.place.path / "done"
@@ -269,7 +275,7 @@ def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., Study]) 
     assert done.read_text() == "2 ranks over ofi\n"
 
 
-def test_two_starts_without_progress_are_the_last(study: Callable[..., Study]) -> None:
+def test_two_starts_without_progress_are_the_last(study: Callable[..., StandInStudy]) -> None:
     it = study()
     run = it.add("idle", "--stuck")
     it.submit()
@@ -281,7 +287,7 @@ def test_two_starts_without_progress_are_the_last(study: Callable[..., Study]) -
     assert len(events(run, "job_start")) == 2
 
 
-def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., Study]) -> None:
+def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., StandInStudy]) -> None:
     it = study(options=["--hold"])
     for number in range(10_000):
         it.add(f"run-{number}")
@@ -295,7 +301,7 @@ def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., Study]) -> No
     assert it.rows() == {}
 
 
-def test_refusals_of_slurm_are_one_message(study: Callable[..., Study]) -> None:
+def test_refusals_of_slurm_are_one_message(study: Callable[..., StandInStudy]) -> None:
     it = study(partition="nowhere")
     it.add("run")
     with pytest.raises(slurm.SlurmError, match="invalid partition"):

@@ -68,7 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-class Study:
+class SlurmStudy:
     """A study on the cluster, in a logs directory of its own."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Study:
         slurm.call("scancel", "--batch", "--signal=USR2", self.rows()[self.run.name].target)
 
 
-class Stage:
+class StageOf:
     """What stories share: a cluster, data, and what undisturbed runs end with."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
@@ -126,13 +126,13 @@ class Stage:
         simulate.run(settings, self.data, world())
         store.build(settings, self.data, world())
         # It has no data: what it makes itself on the cluster must be the same.
-        self.undisturbed = Study(folder / "undisturbed", ARMS, **TWO_NODES)
+        self.undisturbed = SlurmStudy(folder / "undisturbed", ARMS, **TWO_NODES)
 
-    def study(self, name: str, arm: str = "plain", **site: Any) -> Study:
+    def study(self, name: str, arm: str = "plain", **site: Any) -> SlurmStudy:
         """A study of one run."""
-        return Study(self.folder / name, {arm: ARMS[arm]}, self.data, **site)
+        return SlurmStudy(self.folder / name, {arm: ARMS[arm]}, self.data, **site)
 
-    def assert_as_undisturbed(self, *studies: Study) -> None:
+    def assert_as_undisturbed(self, *studies: SlurmStudy) -> None:
         """The same weights, results and metrics, each evaluation once; nothing else allowed."""
         for study in studies:
             for arm, run in study.runs.items():
@@ -151,7 +151,7 @@ def assert_nothing_lost(run: RunDir) -> None:
 # -- the stories -----------------------------------------------------------------------------------
 
 
-def a_study_from_simulation_to_report(stage: Stage) -> None:
+def a_study_from_simulation_to_report(stage: StageOf) -> None:
     """Arrays; a failing run beside good ones; submitting it again at once and afterwards."""
     study = stage.undisturbed
     study.submit()
@@ -173,7 +173,7 @@ def a_study_from_simulation_to_report(stage: Stage) -> None:
     assert not any(run.name in missing for run in good)
 
 
-def preempted_in_training_in_evaluation_and_at_start_up(stage: Stage) -> None:
+def preempted_in_training_in_evaluation_and_at_start_up(stage: StageOf) -> None:
     training = stage.study("training", **TWO_NODES)
     evaluating_ = stage.study("evaluating", "thorough", **TWO_NODES)
     starting_ = stage.study("starting", **TWO_NODES)
@@ -197,7 +197,7 @@ def preempted_in_training_in_evaluation_and_at_start_up(stage: Stage) -> None:
     assert starts(starting_.run) == [0, 0]
 
 
-def a_time_limit_shorter_than_the_run(stage: Stage) -> None:
+def a_time_limit_shorter_than_the_run(stage: StageOf) -> None:
     study = stage.study("limit", time="3:00", signal_lead=90, **ONE_NODE)
     study.submit()
     for _ in range(2):
@@ -208,7 +208,7 @@ def a_time_limit_shorter_than_the_run(stage: Stage) -> None:
     assert_nothing_lost(study.run)
 
 
-def cancelled_and_submitted_again(stage: Stage) -> None:
+def cancelled_and_submitted_again(stage: StageOf) -> None:
     study = stage.study("cancelled", **ONE_NODE)
     study.submit()
     held = hold(study.run, saved(study.run))
@@ -223,7 +223,7 @@ def cancelled_and_submitted_again(stage: Stage) -> None:
     assert_nothing_lost(study.run)
 
 
-def requeued_as_often_as_allowed_and_submitted_again(stage: Stage) -> None:
+def requeued_as_often_as_allowed_and_submitted_again(stage: StageOf) -> None:
     study = stage.study("bounded", max_requeues=1, **ONE_NODE)
     study.submit()
     for _ in range(2):
@@ -240,7 +240,7 @@ def requeued_as_often_as_allowed_and_submitted_again(stage: Stage) -> None:
     assert_nothing_lost(study.run)
 
 
-def a_node_dies(stage: Stage) -> None:
+def a_node_dies(stage: StageOf) -> None:
     study = stage.study("node")
     study.submit()
     held = hold(study.run, saved(study.run))
@@ -265,7 +265,7 @@ def a_node_dies(stage: Stage) -> None:
 
 # -- the stage, and one test for each story --------------------------------------------------------
 
-Story = Callable[[Stage], None]
+Story = Callable[[StageOf], None]
 SCENES: list[list[Story]] = [
     [  # these need the nodes n1 and n2 for themselves, one after the other
         a_study_from_simulation_to_report,
@@ -286,7 +286,7 @@ def told(
     with ExitStack() as scope:
         cluster = scope.enter_context(development_cluster(root, folder))
         cluster.set_user_signal(True)
-        stage = Stage(cluster, folder)
+        stage = StageOf(cluster, folder)
         told: dict[Story, Future[None]] = {}
         for scene in SCENES:
             thread = scope.enter_context(ThreadPoolExecutor(1))

@@ -20,7 +20,7 @@ import pytest
 from glass_cnn.paths import RunDir
 from hpc.checkpoint_writer import Checkpoints
 from hpc.records import Event
-from tests.checkpoints import IDENTITY, Run, state
+from tests.checkpoints import IDENTITY, Directory, state
 from tests.conftest import ROOT
 from tests.torture import faults
 
@@ -72,7 +72,7 @@ def test_a_study_of_that_name_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """A run with three checkpoints and two best models."""
-    checkpoints = Run(tmp_path / "checkpoints")
+    checkpoints = Directory(tmp_path / "checkpoints")
     with checkpoints.open() as open_:
         for step in (10, 20, 30):
             if step != 20:
@@ -102,7 +102,7 @@ def test_the_only_valid_checkpoint_is_spared(run: RunDir) -> None:
 
 
 def test_a_best_model_that_all_count_on_is_spared(run: RunDir) -> None:
-    with Run(run.checkpoints).open() as checkpoints:
+    with Directory(run.checkpoints).open() as checkpoints:
         assert checkpoints.latest()
         checkpoints.save(40, state(40, 5000), {})
     assert not faults.damage(run, "flip in the best model", random.Random(0))
@@ -112,7 +112,7 @@ def test_times_of_files_play_no_part(run: RunDir) -> None:
     before = {path: path.stat().st_mtime for path in run.path.rglob("*")}
     assert faults.move_times(run.path, random.Random(0))
     assert all(abs(path.stat().st_mtime - then) > 60 for path, then in before.items())
-    with Run(run.checkpoints).open() as checkpoints:
+    with Directory(run.checkpoints).open() as checkpoints:
         found = checkpoints.latest()
     assert found is not None
     assert found.step == 30
@@ -196,7 +196,7 @@ def test_what_is_started_is_found_and_ended(tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
     child += "time.sleep(60)'])"
     command = [sys.executable, "-c", child]
-    start = faults.Start(command, "time", RunDir(tmp_path), tmp_path / "console.log", ROOT)
+    start = faults.StartedRun(command, "time", RunDir(tmp_path), tmp_path / "console.log", ROOT)
     assert start.wait(30) == 0
     deadline = time.monotonic() + 30
     while not start.alive() and time.monotonic() < deadline:

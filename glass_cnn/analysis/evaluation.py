@@ -29,7 +29,7 @@ class Bin(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Quality:
     """One model on one part of a data set."""
 
     examples: int
@@ -70,7 +70,7 @@ class Evaluation:
 
 def evaluate(
     logits: np.ndarray, labels: np.ndarray, trajectories: np.ndarray, confidence: float = 0.95
-) -> Evaluation:
+) -> Quality:
     """Measure logits [n, 2] against labels [n]; `trajectories` [n] says what belongs together."""
     labels = labels.astype(np.int64)
     gap = logits[:, 1].astype(np.float64) - logits[:, 0].astype(np.float64)
@@ -80,7 +80,7 @@ def evaluate(
     bins = calibration(glass, labels)
     off = sum(b.examples * abs(b.predicted - b.observed) for b in bins)
     low, high = auc_interval(gap, labels, trajectories, confidence)
-    return Evaluation(
+    return Quality(
         examples=len(labels),
         accuracy=rate(int(np.trace(confusion)), len(labels), confidence),
         loss=float(np.logaddexp(0, np.where(labels == 1, -gap, gap)).mean()),

@@ -261,7 +261,7 @@ def _column(values: list[Any]) -> pl.Series:
 
 
 @dataclass(frozen=True)
-class State:
+class RunListing:
     """The entries of a study's runs/ and the marks of their files."""
 
     names: list[str]
@@ -269,7 +269,7 @@ class State:
     """-2 in rows of files that may change again within a tick of the file system's clock"""
 
 
-def look(directory: StudyDir) -> State:
+def look(directory: StudyDir) -> RunListing:
     """The present state of a study's directories, without reading a file; raises DataError."""
     try:
         names = sorted(name for name in os.listdir(directory.runs) if not name.startswith("."))
@@ -280,10 +280,10 @@ def look(directory: StudyDir) -> State:
     now = time.time_ns()
     marks = np.concatenate([_NO_MARKS, *_spread(functools.partial(_marks, directory.runs), names)])
     marks[marks.max(axis=1, initial=0) > now - JUST_CHANGED] = -2
-    return State(names, marks)
+    return RunListing(names, marks)
 
 
-def _key(study: Study, state: State) -> str | None:
+def _key(study: Study, state: RunListing) -> str | None:
     """Checksum of the study, of its directories and of the code that reads them."""
     if (state.marks == -2).any():
         return None
@@ -291,7 +291,7 @@ def _key(study: Study, state: State) -> str | None:
     return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
 
 
-def scan(directory: StudyDir, state: State, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
+def scan(directory: StudyDir, state: RunListing, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
     """One row per entry of the study's runs/; `analyses` holds the thresholds of each label."""
     cache = directory.path / ".aggregate.parquet"
     known, fresh = _known(cache, state, analyses)
@@ -396,7 +396,7 @@ def _measured(names: tuple[str, ...], chunks: list[_Chunk]) -> pl.DataFrame:
 
 
 def _known(
-    cache: Path, state: State, analyses: Mapping[str, Analysis]
+    cache: Path, state: RunListing, analyses: Mapping[str, Analysis]
 ) -> tuple[pl.DataFrame, list[bool]]:
     """Rows of the cache that still hold, and for each name whether one does."""
     names, marks = state.names, state.marks

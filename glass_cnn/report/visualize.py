@@ -42,7 +42,7 @@ WIDTH = 9.6
 Floats = NDArray[np.float32]
 
 
-class Shown(NamedTuple):
+class Plate(NamedTuple):
     """One figure with its words."""
 
     name: str
@@ -122,7 +122,7 @@ class Seen:
 # --- figures ------------------------------------------------------------------------------------
 
 
-def filters(seen: Seen) -> Shown:
+def filters(seen: Seen) -> Plate:
     """Weights of both convolutions."""
     first, second = (seen.weights[f"conv{k}/weights"] for k in (1, 2))
     figure = _figure(WIDTH, 8.6)
@@ -152,10 +152,10 @@ def filters(seen: Seen) -> Shown:
         "Columns are filters, rows their input channels; each convolution has its own scale. "
         f"{meaning}"
     )
-    return Shown("filters", "Filters of both convolutions", caption, figure)
+    return Plate("filters", "Filters of both convolutions", caption, figure)
 
 
-def channels(seen: Seen) -> Shown:
+def channels(seen: Seen) -> Plate:
     """Feature maps of both convolutions for a typical liquid and a typical glass."""
     probe, chosen = seen.probe, seen.probe.typical()
     conv1, conv2 = seen.typical_maps
@@ -177,7 +177,7 @@ def channels(seen: Seen) -> Shown:
         "the second (2·…), after ReLU. Each channel has one scale for both images, from 0 (dark) "
         "to its largest value; “silent” channels are 0 everywhere in both."
     )
-    return Shown("channels", "What the channels see", caption, figure)
+    return Plate("channels", "What the channels see", caption, figure)
 
 
 def _map(ax: Axes, pair: Floats, k: int, title: str) -> None:
@@ -187,7 +187,7 @@ def _map(ax: Axes, pair: Floats, k: int, title: str) -> None:
     _bare(ax)
 
 
-def dense_units(seen: Seen) -> Shown:
+def dense_units(seen: Seen) -> Plate:
     """Mean contribution of each dense unit to the gap, for liquids and for glasses."""
     added, probe = seen.added, seen.probe
     means = np.stack([added[probe.labels == label].mean(axis=0) for label in (0, 1)])
@@ -216,10 +216,10 @@ def dense_units(seen: Seen) -> Shown:
         f"liquids and {glasses} glasses of the probe. Up speaks for glass. {dead} units are "
         f"zero for every image; the output biases add {biases[1] - biases[0]:+.3g} to all."
     )
-    return Shown("dense_units", "What the dense units add", caption, figure)
+    return Plate("dense_units", "What the dense units add", caption, figure)
 
 
-def saliency(seen: Seen) -> Shown:
+def saliency(seen: Seen) -> Plate:
     """Where the gap of two liquids and two glasses comes from."""
     probe, chosen = seen.probe, seen.probe.clearest()
     gradient, activation, hidden = seen.clearest_maps
@@ -252,10 +252,10 @@ def saliency(seen: Seen) -> Shown:
         "square an eighth of the image wide is replaced by the mean image. Blue is evidence "
         "for liquid and orange-red for glass; each column has one scale."
     )
-    return Shown("saliency", "Where the answer comes from", caption, figure)
+    return Plate("saliency", "Where the answer comes from", caption, figure)
 
 
-def examples(seen: Seen) -> Shown:
+def examples(seen: Seen) -> Plate:
     """The clearest right answers and the worst mistakes."""
     probe = seen.probe
     order = np.argsort(probe.margin(), kind="stable")
@@ -284,10 +284,10 @@ def examples(seen: Seen) -> Shown:
         f"surest of, and the {EXAMPLES} with the worst answers (third row). The title is the true "
         f"class. {wrong} of {len(probe.labels)} are wrong."
     )
-    return Shown("examples", "Surest answers and worst mistakes", caption, figure)
+    return Plate("examples", "Surest answers and worst mistakes", caption, figure)
 
 
-def augmented(seen: Seen) -> Shown:
+def augmented(seen: Seen) -> Plate:
     """Images of the first training batch beside what augmentation makes of them."""
     figure = _figure(WIDTH, 6.9)
     axes = figure.subplots(4, EXAMPLES, squeeze=False)
@@ -309,7 +309,7 @@ def augmented(seen: Seen) -> Shown:
         f"{state} First row: images of its first batch as they are stored. Second row: the same "
         "as step 1 sees them; below, the symmetries that steps 2 and 3 draw for these places."
     )
-    return Shown("augmentation", "Originals and their augmented versions", caption, figure)
+    return Plate("augmentation", "Originals and their augmented versions", caption, figure)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -1,6 +1,6 @@
 """The convolutional network of 2017 and its update rules, in TensorFlow's own operations.
 
-Variables are plain `tf.Variable`s with fixed names, so that restart files, gradients and
+Variables are plain `tf.Variable`s with fixed names, so that checkpoints, gradients and
 diagnostics all speak of the same eight tensors.
 """
 

@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Stopped(Exception):
+class AskedToStop(Exception):
     """A wish to stop that all ranks agree on."""
 
 
@@ -65,7 +65,7 @@ class StandIn:
     def pause(self, duration: float) -> None:
         time.sleep(duration)
         if self.stop.agreed(self.world):
-            raise Stopped
+            raise AskedToStop
 
     def begin(self) -> None:
         self.say("starting up")
@@ -125,7 +125,7 @@ class StandIn:
                     self.pause(0)
                 else:
                     self.evaluate()
-        except Stopped:
+        except AskedToStop:
             if self.run.provenance.exists():
                 self.save()
             self.say("stopped")

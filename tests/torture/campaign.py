@@ -51,7 +51,7 @@ from tests.torture.faults import (
     Clocks,
     Fault,
     SmallDisk,
-    Start,
+    StartedRun,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,12 +147,12 @@ class Case:
         self.suffered: list[Fault] = []
         self.console = place / "console.log"
 
-    def start(self, *settings: str, console: Path | None = None) -> Start:
+    def start(self, *settings: str, console: Path | None = None) -> StartedRun:
         """One start of the real command."""
         words = command(self.stage, self.stage.tasks[0])
         words += [word for each in settings for word in ("--set", each)]
         environment = self.clocks.environment if self.clocks else {}
-        return Start(words, "jobs.train", self.run, console or self.console, ROOT, environment)
+        return StartedRun(words, "jobs.train", self.run, console or self.console, ROOT, environment)
 
     def said(self) -> int:
         return self.console.stat().st_size if self.console.exists() else 0
@@ -258,7 +258,7 @@ class Torture:
         words = [sys.executable, "-m", "jobs.dataset", str(place / "study.yaml")]
         run, _ = prepare(place, 1)
         log = place / "console.log"
-        making = Start([*words, "--logs", str(place)], "jobs.dataset", run, log, ROOT)
+        making = StartedRun([*words, "--logs", str(place)], "jobs.dataset", run, log, ROOT)
         try:
             if making.wait(PATIENCE) != EXIT_COMPLETE:
                 raise UserError(f"the data set could not be made; see {log}.")
@@ -391,7 +391,7 @@ class Torture:
         """Seconds that starts take here."""
         return statistics.median(self.ledger.restored)
 
-    def begin(self, case: Case, *settings: str, console: Path | None = None) -> Start:
+    def begin(self, case: Case, *settings: str, console: Path | None = None) -> StartedRun:
         self.ledger.starts += 1
         return case.start(*settings, console=console)
 
@@ -427,7 +427,7 @@ class Torture:
                 case.disk.empty()
         return case.run.is_done()
 
-    def disturb(self, case: Case, start: Start, fault: Fault) -> bool:
+    def disturb(self, case: Case, start: StartedRun, fault: Fault) -> bool:
         """Inject what ends no start; False if that was not possible."""
         if fault in faults.PAUSES:
             return faults.pause(start, self.rng)
@@ -435,7 +435,7 @@ class Torture:
         case.clocks.jump(fault.kind, self.rng)
         return bool(start.ranks())
 
-    def hit(self, case: Case, start: Start, fault: Fault) -> int | None:
+    def hit(self, case: Case, start: StartedRun, fault: Fault) -> int | None:
         """Inject it; None if that was not possible, else the process that hangs, or 0."""
         if fault == HANG:
             return faults.hang(start, self.rng)
@@ -462,7 +462,7 @@ class Torture:
         console.unlink()
         return case.run.is_done()
 
-    def finish(self, case: Case, start: Start, fault: Fault | None, sent: float) -> None:
+    def finish(self, case: Case, start: StartedRun, fault: Fault | None, sent: float) -> None:
         """Wait for a start's end, and measure what it leaves."""
         before = faults.steps_on_disk(case.run)
         code = start.wait(PATIENCE)
@@ -482,7 +482,7 @@ class Torture:
     def measure(
         self,
         case: Case,
-        start: Start,
+        start: StartedRun,
         fault: Fault,
         code: int | None,
         sent: float,

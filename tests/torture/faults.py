@@ -74,7 +74,7 @@ def deck(mounts: bool, clocks: bool, several_ranks: bool) -> list[Fault]:
     return cards + ([HANG] if several_ranks else [])
 
 
-class Start:
+class StartedRun:
     """One start of a program on its ranks, from outside.
 
     Args:
@@ -201,7 +201,7 @@ def _size(path: Path) -> int:
 
 
 def reach(
-    start: Start, moment: str, rng: random.Random, usual_start: float, seconds: float
+    start: StartedRun, moment: str, rng: random.Random, usual_start: float, seconds: float
 ) -> bool:
     """Wait for a random instant of this kind; False when the start ended before.
 
@@ -218,7 +218,9 @@ def reach(
     return _between_evaluations(start, moment, rng, seconds)
 
 
-def _between_evaluations(start: Start, moment: str, rng: random.Random, seconds: float) -> bool:
+def _between_evaluations(
+    start: StartedRun, moment: str, rng: random.Random, seconds: float
+) -> bool:
     """An instant between two evaluations' ends; an evaluation is the second half of it."""
     share = rng.uniform(0.5, 0.95) if moment == "evaluation" else rng.uniform(0.1, 1.5)
     ends = []
@@ -241,7 +243,7 @@ def _is_saving(run: RunDir) -> bool:
 # -- processes ----------------------------------------------------------------------------------
 
 
-def strike(start: Start, name: str, rng: random.Random) -> bool:
+def strike(start: StartedRun, name: str, rng: random.Random) -> bool:
     """Send a signal to a random rank, to all, or to the launcher; False when nobody is there."""
     ranks = start.ranks()
     target = rng.choice(("rank", "rank", "all", "launcher"))
@@ -255,7 +257,7 @@ def strike(start: Start, name: str, rng: random.Random) -> bool:
     return True
 
 
-def pause(start: Start, rng: random.Random) -> bool:
+def pause(start: StartedRun, rng: random.Random) -> bool:
     """Stop a random rank for a moment."""
     ranks = start.ranks()
     if not ranks:
@@ -269,7 +271,7 @@ def pause(start: Start, rng: random.Random) -> bool:
     return False
 
 
-def hang(start: Start, rng: random.Random) -> int | None:
+def hang(start: StartedRun, rng: random.Random) -> int | None:
     """Stop a random rank for good; returns its process id."""
     ranks = start.ranks()
     if not ranks:
@@ -279,7 +281,7 @@ def hang(start: Start, rng: random.Random) -> int | None:
     return chosen.pid
 
 
-def limit_files(start: Start) -> bool:
+def limit_files(start: StartedRun) -> bool:
     """Let no file of rank 0 grow beyond 1 MB: its next checkpoint cannot be written."""
     for rank in start.ranks()[:1]:
         with contextlib.suppress(psutil.Error):
