@@ -50,13 +50,13 @@ visualize: setup ## what a saved model sees: RUN=...
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
 
-test: setup ## all tests
+test: .venv/.ready-dev ## all tests
 	@$(IN_VENV) .venv/bin/python -m pytest
 
-check: setup ## format, lint, types and shell scripts
+check: .venv/.ready-dev ## format, lint, types and shell scripts
 	@$(IN_VENV); ruff format --check . && ruff check . && mypy && shellcheck slurm/*.sh requirements/*.sh .ci/run
 
-bench: setup ## benchmarks, each against a peer measured in the same run
+bench: .venv/.ready-dev ## benchmarks, each against a peer measured in the same run
 	@$(IN_VENV); for file in benchmarks/[!_]*.py; do \
 	    name=$$(basename "$$file" .py); echo "== $$name"; python -m "benchmarks.$$name" || exit; done
 
@@ -76,9 +76,15 @@ clean: ## remove the environment and tool caches, never results
 help: ## this list
 	@awk -F ': [^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-# Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer.
+# Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer. First
+# what the commands were given is looked at: set-up can take minutes.
 STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
-.venv/.ready: $(wildcard requirements/*.txt) requirements/install.py $(STALE)
-	@python=$$(sh requirements/python.sh) && "$$python" requirements/install.py \
-	    $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}
+STUDY_COMMANDS := $(filter submit status watch cancel aggregate report import evaluate visualize,$(MAKECMDGOALS))
+.venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)
+	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
+	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}
+
+# What only tests, checks and benchmarks need besides.
+.venv/.ready-dev: .venv/.ready requirements/dev.txt
+	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.install --dev

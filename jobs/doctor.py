@@ -134,9 +134,9 @@ def differing_pins() -> Iterator[str]:
     """Packages whose version is not the pinned one."""
     for file in sorted((ROOT / "requirements").glob("*.txt")):
         for line in file.read_text().splitlines():
-            if not line or line.startswith("#"):
+            if not line or line.startswith(("#", " ")):  # the hashes of a pin follow it
                 continue
-            requirement = Requirement(line)
+            requirement = Requirement(line.removesuffix("\\"))
             version = installed(requirement.name)
             applies = requirement.marker is None or requirement.marker.evaluate()
             if applies and version and version not in requirement.specifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -43,14 +44,13 @@ def run(
     )
 
 
-def pins(root: Path) -> list[Requirement]:
-    lines = [
-        line
-        for file in sorted((root / "requirements").glob("*.txt"))
-        for line in file.read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    return [Requirement(line) for line in lines]
+def pins(root: Path) -> dict[Requirement, list[str]]:
+    """Every pin of every file, with its hashes."""
+    texts = [file.read_text() for file in sorted((root / "requirements").glob("*.txt"))]
+    text = "".join(texts).replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    split = [line.partition("--hash=") for line in lines]
+    return {Requirement(pin): re.findall(r"sha256:[0-9a-f]{64}", rest) for pin, _, rest in split}
 
 
 def canonical(name: str) -> str:
@@ -61,7 +61,8 @@ def canonical(name: str) -> str:
 def clone(root: Path, tmp_path: Path) -> Path:
     """The parts of a clone that set-up is made of."""
     place = tmp_path / "a clone"
-    shutil.copytree(root / "requirements", place / "requirements")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / "requirements", place / "requirements", ignore=ignored)
     shutil.copy(root / "Makefile", place)
     return place
 
@@ -74,13 +75,25 @@ def install(clone: Path) -> ModuleType:
 
 def install_of(clone: Path) -> ModuleType:
     """The set-up script of a clone, as a module."""
-    spec = importlib.util.spec_from_file_location("install", clone / "requirements/install.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["install"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    for name in [name for name in sys.modules if name.partition(".")[0] == "requirements"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(clone))
+    try:
+        return importlib.import_module("requirements.install")
+    finally:
+        sys.path.remove(str(clone))
+
+
+@pytest.fixture
+def steps(install: ModuleType) -> ModuleType:
+    """How that script runs its steps."""
+    return sys.modules["requirements.steps"]
+
+
+@pytest.fixture
+def horovod_wheel(install: ModuleType) -> ModuleType:
+    """How that script makes and keeps Horovod's wheel."""
+    return sys.modules["requirements.horovod_wheel"]
 
 
 @pytest.fixture
@@ -89,7 +102,10 @@ def complete(clone: Path, install: ModuleType) -> dict[str, Any]:
     python = clone / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     show = "import json, sys; print(json.dumps(sys.argv))"
-    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{show}' \"$@\"\n")
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n'
+        f"exec {sys.executable} -c '{show}' \"$@\"\n"
+    )
     python.chmod(0o755)
     stamp = {
         "root": str(clone),
@@ -106,10 +122,36 @@ def complete(clone: Path, install: ModuleType) -> dict[str, Any]:
 # --- pins -----------------------------------------------------------------------------------------
 
 
-def test_every_pin_is_one_exact_version(root: Path) -> None:
-    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) and not pin.url for pin in pins(root))
-    names = [canonical(pin.name) for pin in pins(root)]
-    assert sorted(names) == sorted(set(names))
+def test_every_pin_is_one_exact_version_with_hashes(root: Path) -> None:
+    versions: dict[str, set[str]] = {}
+    for pin, hashes in pins(root).items():
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+        assert not pin.url, pin
+        assert hashes, pin
+        versions.setdefault(canonical(pin.name), set()).add(str(pin.specifier))
+    assert [name for name, found in versions.items() if len(found) > 1] == []
+
+
+def test_pins_are_what_the_project_file_asks_for(root: Path) -> None:
+    """A version that was changed in pyproject.toml alone would change nothing."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    asked = [project["project"]["dependencies"], *project["dependency-groups"].values()]
+    pinned = {(canonical(pin.name), str(pin.specifier)) for pin in pins(root)}
+    for wanted in (Requirement(line) for lines in asked for line in lines):
+        assert (canonical(wanted.name), str(wanted.specifier)) in pinned, wanted
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.9"])
+def test_pins_serve_every_python_and_processor(root: Path, python: str) -> None:
+    """Nothing is left out by a marker but what a newer Python does without."""
+    machine = {"python_full_version": python, "python_version": python[:4], "sys_platform": "linux"}
+    left_out = {
+        pin.name
+        for pin in pins(root)
+        for processor in ("x86_64", "aarch64")
+        if pin.marker and not pin.marker.evaluate({**machine, "platform_machine": processor})
+    }
+    assert left_out <= ({"tensorflow-io-gcs-filesystem"} if python == "3.12.9" else set())
 
 
 def test_everything_installed_is_pinned(root: Path) -> None:
@@ -121,6 +163,21 @@ def test_everything_installed_is_pinned(root: Path) -> None:
     for name in installed.keys() - {"pip"}:
         assert name in pinned, f"{name} {installed[name]} is in no file of requirements/"
         assert installed[name] in pinned[name].specifier, f"{name} {installed[name]}"
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(clone: Path, tmp_path: Path) -> None:
+    """Another wheel under the same name and version, as a mirror might serve it."""
+    with zipfile.ZipFile(tmp_path / "other-1-py3-none-any.whl", "w") as archive:
+        for name in ("METADATA", "WHEEL", "RECORD"):
+            archive.writestr(f"other-1.dist-info/{name}", "Name: other\nVersion: 1\n")
+    pin = f"other==1 --hash=sha256:{'0' * 64}\n"
+    for file in (clone / "requirements").glob("*.txt"):
+        file.write_text(pin)
+    mirror = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "UV_OFFLINE": "1"}
+    answer = run("make", "setup", cwd=clone, env={**mirror, "PYTHON": sys.executable})
+    assert answer.returncode != 0
+    assert "a file is not the one that is pinned" in answer.stderr
+    assert not (clone / ".venv/.ready").exists()
 
 
 def test_no_file_names_a_place_to_download_from(root: Path) -> None:
@@ -135,12 +192,19 @@ def test_nothing_is_done_when_complete(install: ModuleType, complete: dict[str, 
     install.set_up({})
     install.set_up({"gpu": False, "mpi": "wheel", "mpicc": ""})
     assert json.loads(install.STAMP.read_text()) == complete
-    assert not install.LOG.exists()
+    assert not (install.VENV / "setup.log").exists()
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"root": "/elsewhere"}, {"root": None}, {"python": None}, "truncated", "no interpreter"],
+    [
+        {"root": "/elsewhere"},
+        {"root": None},
+        {"python": None},
+        {"python": "3.10.13 /usr"},
+        "truncated",
+        "no interpreter",
+    ],
 )
 def test_incomplete_or_moved_is_not_complete(
     install: ModuleType, complete: dict[str, Any], change: dict[str, str] | str
@@ -162,16 +226,16 @@ def test_make_looks_closer_only_with_a_reason(
     clone: Path, complete: dict[str, Any], reason: str
 ) -> None:
     plan = ["make", "--dry-run", "doctor"]
-    assert "install.py" not in run(*plan, cwd=clone).stdout
+    assert "requirements.install" not in run(*plan, cwd=clone).stdout
     if reason == "moved":
         clone = clone.rename(clone.with_name("moved"))
     elif reason == "pin":
-        os.utime(clone / "requirements/dev.txt", (2e9, 2e9))
+        os.utime(clone / "requirements/base.txt", (2e9, 2e9))
     elif reason == "option":
         plan.append("GPU=1")
     else:
         (clone / ".venv/bin/python").unlink()
-    assert "install.py" in run(*plan, cwd=clone).stdout
+    assert "requirements.install" in run(*plan, cwd=clone).stdout
 
 
 def test_a_changed_pin_changes_the_digest(install: ModuleType, clone: Path) -> None:
@@ -180,9 +244,58 @@ def test_a_changed_pin_changes_the_digest(install: ModuleType, clone: Path) -> N
     assert install.pins_digest() != before
 
 
+def test_what_tests_need_is_added_by_tests_alone(
+    clone: Path, install: ModuleType, complete: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[tuple[str, ...]] = []
+    monkeypatch.setattr(install.steps, "install_pins", lambda *names, **_: added.append(names))
+    plan = ["make", "--dry-run"]
+    for target in ("test", "check", "bench"):
+        assert "install --dev" in run(*plan, target, cwd=clone).stdout
+    install.add_dev()
+    assert added == [("dev",)]
+    for target in ("doctor", "submit", "test", "check", "bench"):
+        assert "install" not in run(*plan, target, cwd=clone).stdout
+    (clone / "requirements/dev.txt").write_text("pytest==1\n")
+    os.utime(clone / "requirements/dev.txt", (2e9, 2e9))
+    assert "install" not in run(*plan, "doctor", cwd=clone).stdout
+    assert "install --dev" in run(*plan, "check", cwd=clone).stdout
+    install.set_up({})  # nothing of it is a reason to touch the rest
+    for _ in range(2):
+        install.add_dev()
+    assert added == [("dev",), ("dev",)]
+
+
+@pytest.mark.parametrize("uv", ["works", "fails", "is not there"])
+def test_uv_installs_where_it_can_and_pip_where_not(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv: str
+) -> None:
+    programs = tmp_path / "programs"
+    for name, status in (("uv", int(uv == "fails")), ("python", 0)):
+        programs.mkdir(exist_ok=True)
+        (programs / name).write_text(
+            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/calls\nexit {status}\n'
+        )
+        (programs / name).chmod(0o755)
+    if uv == "is not there":
+        (programs / "uv").unlink()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(steps, "PYTHON", programs / "python")
+    steps.VENV.mkdir()
+    steps.install_pins("base", "cpu", step="installing")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    expected = {"works": ["uv"], "fails": ["uv", "python"], "is not there": ["python"]}
+    assert [call.split()[0] for call in calls] == expected[uv]
+    for call in calls:
+        assert "--require-hashes" in call
+        assert f"{steps.REQUIREMENTS}/cpu.txt" in call
+
+
 def test_a_failed_set_up_is_not_complete_and_names_the_cause(clone: Path) -> None:
-    (clone / "requirements/base.txt").write_text("glass-cnn-without-such-a-package==1\n")
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(clone), "PYTHON": sys.executable}
+    pin = f"glass-cnn-without-such-a-package==1 --hash=sha256:{'0' * 64}\n"
+    (clone / "requirements/base.txt").write_text(pin)
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(clone), "UV_OFFLINE": "1"}
+    offline["PYTHON"] = sys.executable
     answer = run("make", "setup", cwd=clone, env=offline)
     assert answer.returncode != 0
     assert "installing packages failed" in answer.stderr
@@ -201,16 +314,16 @@ def test_an_interrupted_set_up_goes_on_from_what_is_whole(
     monkeypatch: pytest.MonkeyPatch,
     interrupted: str,
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     (install.REQUIREMENTS / "base.txt").write_text("numpy==2.0.1\n")  # a reason to work
     anew: list[bool] = []
     monkeypatch.setattr(install, "make_venv", lambda _: anew.append(True))
-    monkeypatch.setattr(install, "install_packages", lambda _: None)
+    monkeypatch.setattr(install.steps, "install_pins", lambda *_, **__: None)
     monkeypatch.setattr(install, "install_horovod", interrupt)
     if "packages" in interrupted:
-        monkeypatch.setattr(install, "install_packages", interrupt)
+        monkeypatch.setattr(install.steps, "install_pins", interrupt)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             install.set_up({})
@@ -219,18 +332,18 @@ def test_an_interrupted_set_up_goes_on_from_what_is_whole(
 
 
 def test_modules_from_elsewhere_stay_out(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+    steps: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/cluster/module")
-    install.VENV.mkdir()
-    install.run([sys.executable, "-c", "import os, sys; print(os.environ, sys.path)"], "looking")
-    assert "/cluster/module" not in install.LOG.read_text()
-    assert f"'PATH': '{install.VENV}/bin:" in install.LOG.read_text()
+    steps.VENV.mkdir()
+    steps.run([sys.executable, "-c", "import os, sys; print(os.environ, sys.path)"], "looking")
+    assert "/cluster/module" not in steps.LOG.read_text()
+    assert f"'PATH': '{steps.VENV}/bin:" in steps.LOG.read_text()
 
 
 def test_a_read_only_clone_is_named(clone: Path) -> None:
     (clone / ".venv.lock").mkdir()  # root may write into read-only folders, not open a folder
-    answer = run(sys.executable, "requirements/install.py", cwd=clone)
+    answer = run(sys.executable, "-m", "requirements.install", cwd=clone)
     assert answer.returncode == 70
     assert f"'{clone}/.venv.lock'" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -240,7 +353,8 @@ def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -
     with (clone / ".venv.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         second = subprocess.Popen(
-            [sys.executable, clone / "requirements/install.py", "--mpi", "site"],
+            [sys.executable, "-m", "requirements.install", "--mpi", "site"],
+            cwd=clone,
             env={**os.environ, "PATH": "/nowhere"},
             stdout=subprocess.PIPE,
             text=True,
@@ -253,21 +367,21 @@ def test_two_set_ups_do_not_meet(install: ModuleType, clone: Path, capfd: Any) -
 
 
 def test_what_a_killed_set_up_left_running_keeps_the_next_one_waiting(
-    install: ModuleType, clone: Path
+    steps: ModuleType, clone: Path
 ) -> None:
     """pip would write into the environment that the next set-up removes."""
-    install.VENV.mkdir()
+    steps.VENV.mkdir()
     script = (
-        "import sys; sys.path.insert(0, 'requirements'); import install\n"
-        "with install.locked(install.ROOT / 'lock', ''):\n"
-        "    install.run([sys.executable, '-c', 'import os, time;"
+        "from requirements import steps; import sys\n"
+        "with steps.locked(steps.ROOT / 'lock', ''):\n"
+        "    steps.run([sys.executable, '-c', 'import os, time;"
         " print(os.getpid(), flush=True); time.sleep(60)'], 'sleeping')\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=clone) as first:
-        while not (install.LOG.exists() and install.LOG.read_text().split()[-1].isdigit()):
+        while not (steps.LOG.exists() and steps.LOG.read_text().split()[-1].isdigit()):
             time.sleep(0.02)
         first.kill()
-    left = int(install.LOG.read_text().split()[-1])
+    left = int(steps.LOG.read_text().split()[-1])
     with (clone / "lock").open() as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -293,10 +407,10 @@ def test_a_link_to_the_environment_of_another_clone_is_refused(
 def test_why_an_environment_is_made_anew(
     install: ModuleType, complete: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for asked in ({"gpu": True}, {"python": "3.10.1 /usr"}):
+    for asked in ({"gpu": True}, {"python": "3.12.1 /usr"}):
         assert install.why_anew(asked, complete) in (
             "it was made with gpu False, now True",
-            f"it was made with python {install.interpreter()!r}, now '3.10.1 /usr'",
+            f"it was made with python {install.interpreter()!r}, now '3.12.1 /usr'",
         )
     assert "incomplete" in install.why_anew({"gpu": True}, {})
 
@@ -307,7 +421,7 @@ def test_make_knows_a_clone_of_any_name(clone: Path, tmp_path: Path) -> None:
     install.PYTHON.parent.mkdir(parents=True)
     install.PYTHON.symlink_to(sys.executable)
     install.write_stamp(install.STAMP, install.Options())
-    assert "install.py" not in run("make", "--dry-run", "doctor", cwd=clone).stdout
+    assert "requirements.install" not in run("make", "--dry-run", "doctor", cwd=clone).stdout
 
 
 # --- what the machine lacks -----------------------------------------------------------------------
@@ -351,7 +465,7 @@ def test_mpi_of_the_site_is_not_that_of_an_activated_environment(
 
 @pytest.mark.parametrize("option", [("--gpu", "yes"), ("--mpi", "openmpi")])
 def test_an_unknown_option_is_refused(clone: Path, option: tuple[str, str]) -> None:
-    answer = run(sys.executable, "requirements/install.py", *option, cwd=clone)
+    answer = run(sys.executable, "-m", "requirements.install", *option, cwd=clone)
     assert answer.returncode == 78
     assert answer.stderr.startswith(
         f"make setup: argument {option[0]}: invalid choice: '{option[1]}'"
@@ -370,7 +484,7 @@ def test_a_python_that_does_not_run_is_passed_over(clone: Path, tmp_path: Path) 
         (good, f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
     ):
         folder.mkdir()
-        for name in ("python3.10", "python3.11", "python3.12", "python3"):
+        for name in ("python3.11", "python3.12", "python3"):
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
     path = f"{tmp_path}/absent:{broken}:{good}"
@@ -380,11 +494,11 @@ def test_a_python_that_does_not_run_is_passed_over(clone: Path, tmp_path: Path) 
         "/bin/sh", "requirements/python.sh", cwd=clone, env={"PATH": str(broken), "PYTHON": ""}
     )
     assert none.returncode == 70
-    assert "no Python 3.10, 3.11 or 3.12 in PATH" in none.stderr
+    assert "no Python 3.11 or 3.12 in PATH" in none.stderr
     wrong = {"PATH": path, "PYTHON": str(broken / "python3")}
     refused = run("/bin/sh", "requirements/python.sh", cwd=clone, env=wrong)
     assert refused.returncode == 78
-    assert "broken/python3 is not a Python 3.10" in refused.stderr
+    assert "broken/python3 is not a Python 3.11" in refused.stderr
 
 
 # --- the kept wheel -------------------------------------------------------------------------------
@@ -402,32 +516,102 @@ KEY = {
 
 
 def test_key_says_all_that_horovod_depends_on(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+    horovod_wheel: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "PYTHON", Path(sys.executable))
-    key = install.horovod_key(install.Options())
+    monkeypatch.setattr(horovod_wheel, "PYTHON", Path(sys.executable))
+    key = horovod_wheel.horovod_key(gpu=False, mpicc="")
     assert key.keys() == KEY.keys()
     assert all(key.values())
-    with_gpu = install.horovod_key(install.Options(gpu=True))
+    with_gpu = horovod_wheel.horovod_key(gpu=True, mpicc="")
     assert with_gpu.keys() == {*KEY, "cuda"}
     assert "NCCL" in with_gpu["options"]
 
 
 @pytest.mark.parametrize("part", KEY)
-def test_no_wheel_serves_another_key(install: ModuleType, part: str) -> None:
-    other = install.key_name({**KEY, part: KEY[part] + "x"})
-    assert other != install.key_name(KEY)
+def test_no_wheel_serves_another_key(horovod_wheel: ModuleType, part: str) -> None:
+    other = horovod_wheel.key_name({**KEY, part: KEY[part] + "x"})
+    assert other != horovod_wheel.key_name(KEY)
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", other)
 
 
-def test_a_half_written_wheel_is_not_used(install: ModuleType, tmp_path: Path) -> None:
+def test_a_half_written_wheel_is_not_used(horovod_wheel: ModuleType, tmp_path: Path) -> None:
     wheel = tmp_path / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
-    assert install.kept_wheel(tmp_path) is None
+    assert horovod_wheel.kept_wheel(tmp_path) is None
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("horovod/__init__.py", "")
-    assert install.kept_wheel(tmp_path) == wheel
+    assert horovod_wheel.kept_wheel(tmp_path) == wheel
     wheel.write_bytes(wheel.read_bytes()[:-30])
-    assert install.kept_wheel(tmp_path) is None
+    assert horovod_wheel.kept_wheel(tmp_path) is None
+
+
+# --- what commands are given ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        (["submit"], 78, "make submit: CONFIG is not given; name a study file"),
+        (["submit", "CONFIG=jobs/oen.yaml"], 78, "jobs/oen.yaml: no such file. Did you mean"),
+        (["watch", "CONFIG=jobs/none.yml"], 78, "jobs/none.yml: no such file."),
+        (["submit", "CONFIG=jobs"], 78, "CONFIG=jobs: is a directory without a study.yaml"),
+        (["cancel", "CONFIG=nothing"], 78, "is neither a study file nor the name of a study in"),
+        (["submit", "CONFIG=jobs/picture.yaml"], 78, "jobs/picture.yaml: is not a text file"),
+        (["submit", "CONFIG=jobs/tab.yaml"], 78, "jobs/tab.yaml, line 2: begins with a tab"),
+        (["submit", "CONFIG=jobs/part.yaml"], 78, "jobs/part.yaml: has no 'study:' section"),
+        (["import", "CONFIG=jobs/one.yaml"], 78, "make import: SOURCE is not given"),
+        (["import", "SOURCE=.", "CONFIG="], 78, "make import: CONFIG is not given"),
+        (["import", "SOURCE=x", "CONFIG=jobs/one.yaml"], 65, "x: is no directory; SOURCE names"),
+        (["evaluate", "RUN=jobs"], 78, "RUN=jobs: is no run's directory"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_set_up(
+    clone: Path, command: list[str], status: int, message: str
+) -> None:
+    fill_jobs(clone)
+    answer = run("make", *command, cwd=clone)
+    first, last = answer.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert last.endswith(f"Error {status}")
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"CONFIG": "jobs/one.yaml"},
+        {"CONFIG": "jobs/longer.json"},
+        {"CONFIG": "logs/known"},
+        {"CONFIG": "known"},
+        {"CONFIG": "elsewhere", "GLASS_LOGS": "other logs"},
+    ],
+)
+def test_what_may_be_a_study_goes_on_to_set_up(clone: Path, given: dict[str, str]) -> None:
+    fill_jobs(clone)
+    command = [sys.executable, "-m", "requirements.inputs", "submit"]
+    answer = run(*command, cwd=clone, env=given)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_every_study_file_is_let_through(root: Path) -> None:
+    studies = [path for name in ("", "full/", "small/") for path in root.glob(f"jobs/{name}*.yaml")]
+    assert len(studies) > 10
+    command = [sys.executable, "-m", "requirements.inputs", "submit"]
+    for path in studies:
+        answer = run(*command, cwd=root, env={"CONFIG": str(path)})
+        assert answer.returncode == 0, answer.stderr
+
+
+def fill_jobs(clone: Path) -> None:
+    """Files that are studies, and some that are none."""
+    for folder in ("jobs", "logs/known", "other logs/elsewhere"):
+        (clone / folder).mkdir(parents=True)
+    for study in ("jobs/one.yaml", "logs/known/study.yaml", "other logs/elsewhere/study.yaml"):
+        (clone / study).write_text("study:\n  name: known\n")
+    (clone / "jobs/longer.json").write_text('{"extends": "one.yaml", "train": {}}\n')
+    (clone / "jobs/part.yaml").write_text("train: {batch_size: 80}\n")
+    (clone / "jobs/tab.yaml").write_text("study:\n\tname: x\n")
+    (clone / "jobs/picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
 
 
 # --- the Makefile ---------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Set-up: the pins, and what makes the environment from them."""

@@ -1,0 +1,118 @@
+"""Look at CONFIG, SOURCE and RUN before set-up takes minutes: `-m requirements.inputs TARGET ...`.
+
+Standard library only, so no more is seen than a text shows without reading its YAML. The jobs look
+closer; what is refused here they refuse, too, with the same exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+NEEDED = {
+    **dict.fromkeys(("submit", "cancel", "aggregate", "report"), ("CONFIG",)),
+    **dict.fromkeys(("evaluate", "visualize"), ("RUN",)),
+    "import": ("SOURCE", "CONFIG"),
+}
+MEANT = {
+    "CONFIG": "name a study file, for example jobs/quickstart.yaml",
+    "SOURCE": "name the directory to import",
+    "RUN": "name one of logs/<study>/runs/",
+}
+EXIT_DATA = 65
+EXIT_CONFIG = 78
+
+
+class InputError(Exception):
+    """What is wrong, for people, and the exit code."""
+
+    def __init__(self, text: str, exit_code: int = EXIT_CONFIG) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def main(targets: list[str]) -> int:
+    """Check what the targets are given; the exit code."""
+    try:
+        for target in targets:
+            check_target(target)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def check_target(target: str) -> None:
+    """Raise InputError if the target lacks what it needs, or is given what cannot be right."""
+    given = {name: os.environ.get(name, "") for name in CHECKS}
+    for name in NEEDED.get(target, ()):
+        if not given[name]:
+            raise InputError(f"make {target}: {name} is not given; {MEANT[name]}.")
+    for name, value in given.items():
+        if value:
+            CHECKS[name](Path(value))
+
+
+def check_config(config: Path) -> None:
+    """Raise InputError if CONFIG is no study file and no directory or name of a study."""
+    logs = Path(os.environ.get("GLASS_LOGS") or "logs").expanduser().absolute()
+    if config.is_dir():
+        file = config / "study.yaml"
+        wrong = f"CONFIG={config}: is a directory without a study.yaml; {MEANT['CONFIG']}."
+    elif config.exists() or config.suffix in (".yaml", ".yml"):
+        file = config
+        wrong = f"{config}: no such file.{nearest(config)}"
+    else:
+        file = logs / config / "study.yaml"
+        wrong = f"CONFIG={config}: is neither a study file nor the name of a study in {logs}."
+    if not file.exists():
+        raise InputError(wrong)
+    check_study(file)
+
+
+def check_study(file: Path) -> None:
+    """Raise InputError for a file whose text is not that of a study."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not a text file (UTF-8); name a YAML file.") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}.") from None
+    if tab := re.search(r"^\t", text, re.M):
+        line = text.count("\n", 0, tab.start()) + 1
+        raise InputError(f"{file}, line {line}: begins with a tab; YAML is indented with spaces.")
+    if not re.search(r"\b(study|extends)\b[\"']?\s*:", text):
+        raise InputError(
+            f"{file}: has no 'study:' section; add one with at least a name, for example "
+            "'study: {name: my_study, seeds: 2}'."
+        )
+
+
+def nearest(path: Path) -> str:
+    """The file beside it that may be meant."""
+    names = [each.name for each in path.parent.glob("*.y*ml")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
+
+
+def check_source(source: Path) -> None:
+    """Raise InputError if SOURCE is no directory."""
+    if not source.is_dir():
+        text = f"{source}: is no directory; SOURCE names the directory to import."
+        raise InputError(text, EXIT_DATA)
+
+
+def check_run(run: Path) -> None:
+    """Raise InputError if RUN is no run's directory."""
+    if not (run / "config.yaml").exists():
+        text = "is no run's directory (it has no config.yaml)"
+        raise InputError(f"RUN={run}: {text}; {MEANT['RUN']}.")
+
+
+CHECKS = {"CONFIG": check_config, "SOURCE": check_source, "RUN": check_run}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
