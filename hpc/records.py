@@ -25,7 +25,7 @@ EVENTS = "events.jsonl"
 
 def now() -> str:
     """The time as all files write it: UTC, ISO 8601, whole seconds."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Event(msgspec.Struct, omit_defaults=True, kw_only=True):

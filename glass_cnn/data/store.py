@@ -318,7 +318,7 @@ def _record(
         **contents.record,
         "settings": {key: tree[key] for key in ("simulation", "data", "render")},
         "software": _versions(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "sizes": {file.name: file.stat().st_size for file in (aside.images, aside.columns)},
         "checksums": {
             aside.columns.name: file_checksum(aside.columns),

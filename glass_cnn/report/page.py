@@ -353,7 +353,7 @@ def _day(started: str | None) -> str:
         moment = datetime.datetime.fromisoformat(str(started).replace("Z", "+00:00"))
     except ValueError:
         try:
-            moment = datetime.datetime.fromtimestamp(float(str(started)), datetime.timezone.utc)
+            moment = datetime.datetime.fromtimestamp(float(str(started)), datetime.UTC)
         except (ValueError, OverflowError):
             return "Without a date"
     return f"{moment.day} {moment:%B %Y}"
