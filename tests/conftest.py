@@ -9,9 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests import clones
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV_BIN = Path(sys.executable).parent
@@ -81,6 +85,24 @@ def small_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import small_data
 
     return small_data.make(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def clone(root: Path, tmp_path: Path) -> Path:
+    """The parts of a clone that set-up is made of."""
+    return clones.make_clone(root, tmp_path / "a clone")
+
+
+@pytest.fixture
+def install(clone: Path) -> ModuleType:
+    """The set-up script of that clone, as a module."""
+    return clones.install_of(clone)
+
+
+@pytest.fixture
+def complete(clone: Path, install: ModuleType) -> dict[str, Any]:
+    """That clone with an environment that claims to be complete; what its stamp says."""
+    return clones.pretend_complete(clone, install)
 
 
 @pytest.fixture(scope="session")
