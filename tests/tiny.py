@@ -18,7 +18,7 @@ from hpc.config import overlay
 from hpc.files import read_json
 from hpc.records import read_records
 from hpc.world import world
-from tests.torture.campaign import STUDY
+from tests.torture.case import STUDY
 
 merge = functools.partial(overlay, RunSettings)
 

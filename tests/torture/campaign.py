@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
-import os
-import platform
 import random
 import shutil
 import signal
@@ -25,23 +22,20 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from glass_cnn.paths import RunDir, logs_root
-from glass_cnn.study import load_study
+from glass_cnn.paths import logs_root
 from hpc.checkpoint_names import saved
 from hpc.commandline import Parser
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
-from hpc.files import make_directory, read_json, write_atomic, write_json
-from hpc.local import command
+from hpc.files import make_directory, write_atomic, write_json
 from hpc.records import read_records
-from hpc.stages import Stage, Task
 from hpc.words import plural
 from tests.torture import faults
+from tests.torture.case import ROOT, STEPS, STUDY, Case, outcome, prepare
 from tests.torture.faults import (
     DISK_FULL,
     FILE_LIMIT,
@@ -53,34 +47,8 @@ from tests.torture.faults import (
     SmallDisk,
     StartedRun,
 )
+from tests.torture.ledger import Ledger, Tally, as_tree, report
 
-ROOT = Path(__file__).resolve().parents[2]
-STEPS = 5
-"""steps of an iteration"""
-STUDY: dict[str, Any] = {
-    "study": {"name": "torture", "seeds": 1},
-    "simulation": {
-        "trajectories": 20,
-        "particles": 60,
-        "equilibration_steps": 100,
-        "cooling_steps": 400,
-        "frames": 4,
-    },
-    "data": {"name": "torture"},
-    # 3 validation trajectories of 2 × 7 windows: 42 images, of which 41 are counted, so that
-    # no number of ranks divides them.
-    "render": {"style": "disc", "pixels": 32, "window": 5.0, "windows_per_configuration": 7},
-    "model": {"recipe": "modern"},
-    "train": {
-        "batch_size": 25,
-        "batches_per_iteration": STEPS,
-        "evaluation_examples": 41,
-        "evaluation_batch": 4,
-        "augmentation": {"rotations": True, "flips": True},
-    },
-    "checkpoint": {"every_iterations": 1, "keep": 3, "after_end": "all"},
-    "launch": {"ranks": 1, "hang_seconds": 300},
-}
 ITERATIONS = 40
 PER_RUN = 20
 """faults of one run at most"""
@@ -97,79 +65,6 @@ EXPECTED = {
     HANG: ("error: no progress for", "fell behind"),
 }
 """what a start must have said that such a fault ended"""
-
-
-@dataclass
-class Tally:
-    """What became of the faults of one kind."""
-
-    injected: int = 0
-    ended: int = 0
-    identical: int = 0
-    lost: list[int] = field(default_factory=list)
-    """steps made again because of it, at most"""
-    durable: list[float] = field(default_factory=list)
-    """seconds from the signal to the checkpoint on a real disk"""
-
-
-@dataclass
-class Ledger:
-    """Everything that is counted."""
-
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    runs: int = 0
-    starts: int = 0
-    ended: int = 0
-    identical: int = 0
-    refused: int = 0
-    """damaged checkpoints that were found and passed over"""
-    restored: list[float] = field(default_factory=list)
-    evaluated: list[float] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    """what was not as promised"""
-
-    @property
-    def injected(self) -> int:
-        return sum(tally.injected for tally in self.tallies.values())
-
-    def of(self, fault: Fault) -> Tally:
-        return self.tallies.setdefault(str(fault), Tally())
-
-
-class Case:
-    """One run that is tortured."""
-
-    def __init__(self, number: int, ranks: int, place: Path, rng: random.Random) -> None:
-        self.number, self.ranks, self.place, self.rng = number, ranks, place, rng
-        self.run, self.stage = prepare(place, ranks)
-        self.disk: SmallDisk | None = None
-        self.clocks: Clocks | None = None
-        self.suffered: list[Fault] = []
-        self.console = place / "console.log"
-
-    def start(self, *settings: str, console: Path | None = None) -> StartedRun:
-        """One start of the real command."""
-        words = command(self.stage, self.stage.tasks[0])
-        words += [word for each in settings for word in ("--set", each)]
-        environment = self.clocks.environment if self.clocks else {}
-        return StartedRun(words, "jobs.train", self.run, console or self.console, ROOT, environment)
-
-    def said(self) -> int:
-        return self.console.stat().st_size if self.console.exists() else 0
-
-    def says(self, since: int) -> str:
-        """Its output since a number of bytes."""
-        return self.console.read_bytes()[since:].decode(errors="replace")
-
-
-def prepare(place: Path, ranks: int) -> tuple[RunDir, Stage]:
-    """The run under the logs directory `place`, and the stage that starts it."""
-    config = place / "study.yaml"
-    study = load_study(config)
-    run = study.run_dir(place, study.runs[0])
-    arguments = (str(config), "--logs", str(place))
-    task = Task(run.name, "jobs.train", arguments, run.result, place / "console.log")
-    return run, Stage("train", (task,), ranks, 1)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -523,79 +418,6 @@ class Torture:
         say(text)
 
 
-def outcome(run: RunDir) -> dict[str, Any]:
-    """Everything of a run that must not depend on its faults."""
-    result = read_json(run.result)
-    for key in ("wall_seconds", "restarts"):
-        result.pop(key)
-    metrics = read_records(run.metrics)
-    for record in metrics:
-        record.pop("seconds")
-    return {"result": result, "metrics": metrics}
-
-
 def say(text: str) -> None:
     """A line as soon as it is known."""
     print(text, flush=True)
-
-
-# -- the table ----------------------------------------------------------------------------------
-
-
-def report(ledger: Ledger, options: argparse.Namespace, seconds: float) -> str:
-    """Markdown, as it stands in docs/restart.md."""
-    ranks = ",".join(map(str, options.ranks))
-    words = f"--count {options.count} --seed {options.seed} --ranks {ranks}"
-    lines = [
-        f"`python -m tests.torture {words} --iterations {options.iterations}`",
-        f"({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Linux {platform.release()}, "
-        f"{seconds / 60:.0f} min):",
-        f"**{plural(ledger.injected, 'fault')} in {plural(ledger.runs, 'run')} with "
-        f"{plural(ledger.starts, 'start')}; {plural(ledger.ended, 'run')} ended, "
-        f"{ledger.identical} of them bit-identical.**",
-        "",
-        "| fault | injected | its run ended | bit-identical | steps lost, median (max) "
-        "| signal to durable checkpoint, s, median (max) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, tally in sorted(ledger.tallies.items()):
-        lines.append(
-            f"| {name} | {tally.injected} | {tally.ended} | {tally.identical} "
-            f"| {middle(tally.lost, '.0f')} | {middle(tally.durable, '.2f')} |"
-        )
-    return "\n".join([*lines, "", *figures(ledger), *complaints(ledger), ""])
-
-
-def figures(ledger: Ledger) -> list[str]:
-    """The five that nobody else publishes."""
-    durable = [value for tally in ledger.tallies.values() for value in tally.durable]
-    lost = [value for tally in ledger.tallies.values() for value in tally.lost]
-    damages = sum(ledger.of(fault).injected for fault in faults.DAMAGE)
-    return [
-        "| figure | measured |",
-        "|---|---|",
-        f"| signal to durable checkpoint, s, median (max) | {middle(durable, '.2f')} |",
-        f"| steps lost per fault, median (max), {STEPS} between checkpoints "
-        f"| {middle(lost, '.0f')} |",
-        f"| bit-identical ends | {ledger.identical} of {plural(ledger.runs, 'run')} |",
-        f"| damaged checkpoints survived | {ledger.refused} refused of {damages} damaged |",
-        f"| start to the first step, s, median (max) | {middle(ledger.restored, '.1f')}; with the "
-        f"compilation of the step and {STEPS} steps, to the first evaluation: "
-        f"{middle(ledger.evaluated, '.1f')} |",
-    ]
-
-
-def complaints(ledger: Ledger) -> list[str]:
-    """A list of what was not as promised, if there was any."""
-    found = [f"- {complaint}" for complaint in ledger.complaints]
-    return ["", "Not as promised:", "", *found] if found else []
-
-
-def middle(values: Sequence[float], form: str) -> str:
-    """Median and maximum."""
-    return f"{statistics.median(values):{form}} ({max(values):{form}})" if values else "–"
-
-
-def as_tree(ledger: Ledger) -> dict[str, Any]:
-    """For programs that read it."""
-    return json.loads(json.dumps(ledger, default=vars)) | {"injected": ledger.injected}
