@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glass_cnn.outcomes import Evaluations
+from glass_cnn.paths import RunDir
 from hpc.errors import DataError
 from hpc.records import Event
 
@@ -78,6 +79,20 @@ class Tested(msgspec.Struct):
     test_accuracy: float | None
 
 
+class DataIdentity(msgspec.Struct, frozen=True):
+    """A data set as it was when something was trained on it; see `glass_cnn.data_identity`."""
+
+    name: str
+    """of its directory"""
+    fingerprint: str
+    """of images, order, labels and groups; hexadecimal"""
+    created: str | None = None
+    """when it was stored, UTC, ISO 8601"""
+
+    def __str__(self) -> str:
+        return f"stored {self.created} (fingerprint {self.fingerprint[:12]})"
+
+
 class Result(msgspec.Struct):
     """result.json of a complete run."""
 
@@ -92,6 +107,8 @@ class Result(msgspec.Struct):
     """number of examples in each part of the split"""
     rollbacks: list[int] = []
     """iterations at which the run went back"""
+    data: DataIdentity | None = None
+    """what it was trained on; runs of older versions do not say"""
 
 
 class Lineage(msgspec.Struct):
@@ -121,6 +138,10 @@ class Start(msgspec.Struct, kw_only=True):
     reason: str | None = None
     """new run, or what it goes on from"""
     lineage: Lineage | None = None
+    data: DataIdentity | None = None
+    """what it is trained on; runs of older versions do not say"""
+    data_verified: float | None = None
+    """seconds that comparing every byte of them with its checksum took; null: not done"""
 
 
 _evaluations = msgspec.json.Decoder(Evaluation)
@@ -321,6 +342,17 @@ def _read(path: Path, kind: type[S]) -> S | None:
 def read_starts(path: Path) -> list[Start]:
     """Read provenance.jsonl, a start per line; raises DataError for a wrong type."""
     return [start for chunk in _chunks(path) for start in _decode(chunk, path, _starts)[0]]
+
+
+def trained_on(run: RunDir) -> DataIdentity | None:
+    """The data of a run, by its result, else by its last start; None where neither says."""
+    with contextlib.suppress(DataError):
+        result = read_result(run.result)
+        if result is not None and result.data is not None:
+            return result.data
+        told = [start.data for start in read_starts(run.provenance) if start.data is not None]
+        return told[-1] if told else None
+    return None
 
 
 def count_events(path: Path) -> dict[str, int]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from glass_cnn import data_identity
 from glass_cnn.paths import logs_root
+from glass_cnn.records import trained_on
 from hpc.commandline import Parser, run_main
 from hpc.errors import ConfigError
 from hpc.files import write_json
@@ -50,6 +52,9 @@ def main(argv: list[str]) -> None:
     root = logs_root(args.logs or outputs_of(run))
     source = settings if args.data is None else other_data(args.data, root)
     data = load(source, root)
+    if args.data is None:
+        data_identity.check(run.path, trained_on(run), data.identity)
+    data.verify()
     parts = split(data, source)
     models = (
         open_all(run, settings)

@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from glass_cnn.data.dataset import check_split
+from glass_cnn.data_identity import check_study
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.pipeline import SECTIONS, Pipeline, pipeline, result_of, set_aside
 from glass_cnn.study import Study
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     whole = pipeline(args.config, assignments(args), logs_root(args.logs))
     place = whole.study.directory(whole.root)
+    for study in whole.chain:
+        check_study(study, whole.root)
     for note in dict.fromkeys(note for study in whole.chain for note in study.notes):
         print(f"note: {note}")
     damaged = whole.damaged()

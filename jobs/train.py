@@ -61,7 +61,7 @@ def train_one(
     settings, run, root = ranks.everywhere(lambda: choose(args))
     done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
     if done and not args.start_over:
-        ranks.on_root(lambda: print(f"{run.path}: complete; nothing to do."))
+        ranks.on_root(lambda: tell_complete(settings, run, root))
         return None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with keeping_crashes(run.crashes / f"rank-{ranks.rank}.txt"):
@@ -71,6 +71,15 @@ def train_one(
         if args.start_over:
             ranks.on_root(lambda: start_over(run))
         return train(settings, run, root, ranks, stop, Start(**start))
+
+
+def tell_complete(settings: RunSettings, run: RunDir, root: Path) -> None:
+    """Say that there is nothing to do; raises DataError where the run was trained on other data."""
+    from glass_cnn import data_identity
+    from glass_cnn.records import trained_on
+
+    data_identity.check(run.path, trained_on(run), data_identity.of_settings(settings, root))
+    print(f"{run.path}: complete; nothing to do.")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
+from glass_cnn import data_identity
 from glass_cnn.paths import logs_root
+from glass_cnn.records import trained_on
 from hpc.commandline import Parser, run_main
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> None:
     run, settings = find_run(args.run)
     model = open_model(run, settings, args.which)
     data = load(settings, logs_root(args.logs or outputs_of(run)))
+    data_identity.check(run.path, trained_on(run), data.identity)
+    data.verify()
     for path in visualize(run, look(model, args.which, data, split(data, settings))):
         Console().print(path, soft_wrap=True)
 

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import pytest
 
 from glass_cnn.analysis.rows import read_run
 from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import StudyDir
+from glass_cnn.records import DataIdentity
 from glass_cnn.settings import Model, RunSettings, build_run
 from glass_cnn.study import load_study
 from hpc.checkpoint import newest
@@ -215,7 +217,8 @@ def test_a_checkpoint_of_the_version_before_is_taken(tmp_path: Path, tensorflow:
         written.save(20, engine.snapshot(), META)
     found = newest(tmp_path, settings.run_digest())
     assert found is not None
-    state = State(settings, engine, training_examples=100)
+    data = DataIdentity("x-0123abcd", "f00d")
+    state = State(settings, engine, data, training_examples=100)
     state.restore(found)
     assert (state.progress.step, state.progress.evaluated, engine.optimizer.count) == (20, 4, 20)
-    assert {**state.meta(), "seconds": 0.5} == META
+    assert {**state.meta(), "seconds": 0.5} == META | {"data": msgspec.to_builtins(data)}

@@ -81,6 +81,11 @@ class Row:
     hosts: str | None = None
     ranks: int | None = None
     versions: str | None = None
+    data_name: str | None = None
+    """directory of the data set that the run was trained on"""
+    data_fingerprint: str | None = None
+    data_stored: str | None = None
+    """when that data set was stored"""
     lineage_run: str | None = None
     lineage_step: int | None = None
     lineage_which: str | None = None
@@ -253,6 +258,9 @@ def _read_provenance(row: Row, run: RunDir) -> None:
     row.commit, row.dirty, row.ranks = last.commit, last.dirty, last.ranks
     row.hosts = " ".join(dict.fromkeys(host for start in starts for host in start.hosts))
     row.versions = json.dumps(last.versions, sort_keys=True)
+    if data := next((start.data for start in reversed(starts) if start.data), None):
+        row.data_name, row.data_fingerprint = data.name, data.fingerprint
+        row.data_stored = data.created
     if lineage := next((start.lineage for start in starts if start.lineage), None):
         row.lineage_run, row.lineage_step = lineage.run, lineage.step
         row.lineage_which = lineage.which

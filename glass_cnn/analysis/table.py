@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from glass_cnn import outcomes, records
+from glass_cnn import data_identity, outcomes, records
 from glass_cnn.analysis import rows, statistics
 from glass_cnn.analysis.rows import FILES, NAME, SCHEMA, read_run, thresholds
 from glass_cnn.paths import StudyDir, logs_root
@@ -39,6 +39,8 @@ from hpc.errors import DataError, StorageError
 from hpc.files import make_directory, storage_errors
 
 Marks = NDArray[np.int64]
+Stored = Mapping[str, records.DataIdentity | None]
+"""label of a point -> the data that lie there now; None where that is not known"""
 
 PARALLEL_FROM = 2000
 """Directories from which on several processes are faster than one."""
@@ -98,11 +100,13 @@ def aggregate(study: Study, directory: StudyDir) -> Aggregation:
     """Read all run directories of a study; raises StorageError if the cache cannot be written."""
     state = look(directory)
     settings, swept = _settings_table(study)
-    key = _key(study, state)
+    root = directory.path.parent
+    data = {point.label: data_identity.of_settings(point.settings, root) for point in study.points}
+    key = _key(study, state, data)
     table = _kept(directory, key)
     if table is None:
         analyses = {point.label: point.settings.analysis for point in study.points}
-        table = _with_study(scan(directory, state, analyses), study)
+        table = _with_study(scan(directory, state, analyses), study, data)
         table = _arranged(table.join(settings, on="label", how="left"), settings.columns)
     return Aggregation(study, directory, table, swept, key)
 
@@ -160,10 +164,10 @@ def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
 
 STATES = ("complete", "unfinished", "missing", "superseded", "duplicate", "damaged", "foreign")
 """The study adds: missing (no directory yet), superseded (settings or a seed that the study no
-longer has), duplicate (a copy of another directory)."""
+longer has, or other data than there are now), duplicate (a copy of another directory)."""
 
 
-def _with_study(found: pl.DataFrame, study: Study) -> pl.DataFrame:
+def _with_study(found: pl.DataFrame, study: Study, data: Stored) -> pl.DataFrame:
     """Tell which runs are the study's own, which are copies, and which are missing."""
     points = pl.DataFrame(
         [(p.label, p.digest, i) for i, p in enumerate(study.points)],
@@ -174,6 +178,7 @@ def _with_study(found: pl.DataFrame, study: Study) -> pl.DataFrame:
     # What has not begun is the study's to tell: by its points and seeds, not by what lies there.
     table = found.filter(pl.col("state") != "missing").join(points, on="label", how="left")
     table = _without_others(table, seeds)
+    table = _without_other_data(table, data)
     table = _without_copies(table)
     table = pl.concat([table, _missing(table, points, seeds)], how="diagonal")
     return table.with_columns(
@@ -198,6 +203,30 @@ def _without_others(table: pl.DataFrame, seeds: pl.Series) -> pl.DataFrame:
         .otherwise(pl.lit("its seed is none of the study's"))
     )
     return _set_aside(table, USABLE & (settings | seed), "superseded", reason)
+
+
+def _without_other_data(table: pl.DataFrame, data: Stored) -> pl.DataFrame:
+    """Set aside runs that were trained on other data than lie under that name now.
+
+    Where none lie there any more, those that were stored last count.
+    """
+    named = ["data_name", "data_fingerprint", "data_stored"]
+    known = table.filter(USABLE & pl.col("data_fingerprint").is_not_null()).select(named)
+    last = {row[0]: row[1:] for row in known.sort("data_stored", nulls_last=False).iter_rows()}
+    now = last | {one.name: (one.fingerprint, one.created) for one in data.values() if one}
+    columns = [
+        pl.col("data_name").replace_strict(
+            {name: one[k] for name, one in now.items()}, default=None, return_dtype=pl.String
+        )
+        for k in (0, 1)
+    ]
+    other = USABLE & (pl.col("data_fingerprint") != columns[0]).fill_null(False)
+    reason = pl.format(
+        "was trained on the data stored {}; those under that name were stored {}",
+        pl.col("data_stored").fill_null("at another time"),
+        columns[1].fill_null("at another time"),
+    )
+    return _set_aside(table, other, "superseded", reason)
 
 
 def _without_copies(table: pl.DataFrame) -> pl.DataFrame:
@@ -283,11 +312,11 @@ def look(directory: StudyDir) -> RunListing:
     return RunListing(names, marks)
 
 
-def _key(study: Study, state: RunListing) -> str | None:
-    """Checksum of the study, of its directories and of the code that reads them."""
+def _key(study: Study, state: RunListing, data: Stored) -> str | None:
+    """Checksum of the study, its data, its directories and the code that reads them."""
     if (state.marks == -2).any():
         return None
-    told = json.dumps([study.tree, state.names, _code()], default=str).encode()
+    told = json.dumps([study.tree, state.names, _code(), data], default=str).encode()
     return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
 
 

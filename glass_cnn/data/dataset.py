@@ -8,7 +8,7 @@ record: how it was made, counts, checksums. `glass_cnn.data.store` makes it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import xxhash
 
 from glass_cnn.configuration import Configuration
 from glass_cnn.paths import DatasetDir, dataset_dir
+from glass_cnn.records import DataIdentity
 from glass_cnn.settings import CLASSES, RunSettings, Split
 from glass_cnn.streams import Stream, permutation, philox
 from hpc.errors import DataError
@@ -68,6 +69,12 @@ class Dataset:
             column = file[name]
             return (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[...]
 
+    @property
+    def identity(self) -> DataIdentity:
+        """Which data these are, whatever else comes to lie under their name."""
+        fingerprint = self.record["data_fingerprint"]
+        return DataIdentity(self.place.name, fingerprint, self.record.get("created"))
+
     def configurations(self, rows: np.ndarray) -> list[Configuration]:
         """Those of these rows of /configurations; raises DataError as `column` does."""
         columns = (self.column(f"configurations/{name}") for name in ("positions", "types", "box"))
@@ -85,20 +92,45 @@ class Dataset:
             text += f"; mean |ψ6| {psi6['liquid']:.3f} liquid, {psi6['glass']:.3f} glass"
         return text
 
-    def verify(self) -> None:
-        """Compare every byte with the checksums in the record; raises DataError."""
+    def verify(self, share: slice = slice(None), go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Compare every byte, or those of a share of the blocks, with the record's checksums.
+
+        `go_on` is asked before each block; returns False where it said no. Raises DataError naming
+        the file and, of the images, the block.
+        """
         columns, images = self.place.columns, self.place.images
         sums = self.record["checksums"]
-        if file_checksum(columns) != sums[columns.name]:
-            raise _damaged(columns, "its checksum is not the one it was made with")
-        for block, checksum in zip(blocks(len(self)), sums[images.name], strict=True):
-            if xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self.images[block]).data) != checksum:
-                raise _damaged(images, f"images {block.start} to {block.stop - 1} changed")
+        if not share.start and file_checksum(columns) != sums[columns.name]:
+            raise _damaged(columns, "its bytes are not those it was made with")
+        each = zip(blocks(len(self))[share], sums[images.name][share], strict=True)
+        for block, checksum in each:
+            if not go_on():
+                return False
+            if block_checksum(self.images[block]) != checksum:
+                number, last = block.start // BLOCK, block.stop - 1
+                raise _damaged(
+                    images,
+                    f"block {number} (images {block.start} to {last}) is not what was written",
+                )
+        return True
 
 
 def blocks(count: int) -> list[slice]:
     """Slices of BLOCK images that cover `count` images."""
     return [slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+
+
+def block_checksum(images: np.ndarray) -> str:
+    """xxh3-64, in hexadecimal, of some images."""
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(images).data)
+
+
+def fingerprint_of(checksums: Sequence[str], labels: np.ndarray, groups: np.ndarray) -> str:
+    """What tells data from others: xxh3-128 of their blocks' checksums, labels and trajectories."""
+    total = xxhash.xxh3_128("\n".join(checksums).encode())
+    total.update(labels.astype("u1").tobytes())
+    total.update(groups.astype("<i8").tobytes())
+    return total.hexdigest()
 
 
 def file_checksum(path: Path) -> str:
@@ -159,7 +191,19 @@ def _open(place: DatasetDir) -> Dataset:
     if not len(images) == len(labels) == len(trajectories):
         raise _damaged(place.path, f"it has {len(images)} images and {len(labels)} labels")
     check_classes(labels, str(place.path))
+    fingerprint = fingerprint_of(_checksums(place, record, images), labels, trajectories)
+    if record.setdefault("data_fingerprint", fingerprint) != fingerprint:
+        raise _damaged(place.columns, "its labels or trajectories are not those it was made with")
     return Dataset(place, record, images, labels, trajectories)
+
+
+def _checksums(place: DatasetDir, record: dict[str, Any], images: np.ndarray) -> list[str]:
+    """Those of the blocks of images, as they stand in the record."""
+    sums = record.get("checksums")
+    found = sums.get(place.images.name) if isinstance(sums, dict) else None
+    if not isinstance(found, list) or len(found) != len(blocks(len(images))):
+        raise _damaged(place.record, f"it must hold a checksum for each {BLOCK} images")
+    return [str(each) for each in found]
 
 
 def _map_images(path: Path, record: dict[str, Any]) -> np.ndarray:
@@ -191,7 +235,7 @@ def _damaged(path: Path, why: str) -> DataError:
     target = path if path.is_dir() else path.parent
     return DataError(
         f"{path}: is damaged or incomplete: {why}. Remove {target} and run the command again: "
-        "it is made anew."
+        "it is made anew (imported data: make import first)."
     )
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glass_cnn.configuration import Configuration, hexatic_order
 from glass_cnn.data.lammps import Lammps, LammpsError, SimulationError, choose_style
@@ -41,6 +38,7 @@ from hpc.config import to_tree, to_yaml
 from hpc.errors import DataError, Stopped, UserError
 from hpc.files import make_directory, storage_errors
 from hpc.preempt import StopFlag, signal_name
+from hpc.progress import counted
 from hpc.words import plural
 from hpc.world import World
 
@@ -203,7 +201,8 @@ def run(
         return place
     job = _Coolings.of(settings, place)
     todo, token = world.broadcast(world.on_root(job.prepare))
-    with _progress(job) if world.is_root else contextlib.nullcontext():
+    shown = counted("simulating", "trajectory", job.total, job.finished)
+    with shown if world.is_root else contextlib.nullcontext():
         error = job.work(todo, token, stop)
         _wait_for_all(world)
     world.check(error)
@@ -353,48 +352,3 @@ def summary(made: Sequence[Trajectory]) -> str:
             f"{psi6:11.3f}{inherent_psi6:15.3f}"
         )
     return "\n".join(lines)
-
-
-# Progress
-
-
-@contextlib.contextmanager
-def _progress(job: _Coolings) -> Iterator[None]:
-    """Tell from time to time how far all ranks have come, by counting the parts."""
-    over = threading.Event()
-    show = _bar if sys.stdout.isatty() else _lines
-    watcher = threading.Thread(target=show, args=(job, over), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _bar(job: _Coolings, over: threading.Event) -> None:
-    """A bar on a terminal."""
-    rate = TextColumn("trajectories, {task.fields[rate]:.2f}/s, ETA")
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), rate)
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        started, before = time.monotonic(), job.finished()
-        bar = progress.add_task("", total=job.total, completed=before, rate=0.0)
-        going_on = True
-        while going_on:
-            going_on = not over.wait(1)
-            done = job.finished()
-            rate_now = (done - before) / (time.monotonic() - started)
-            progress.update(bar, completed=done, rate=rate_now)
-
-
-def _lines(job: _Coolings, over: threading.Event) -> None:
-    """Lines in a log, ten seconds apart and ever fewer: long simulations do not fill it."""
-    started, before, pause = time.monotonic(), job.finished(), 10.0
-    print(f"simulating: {before} of {plural(job.total, 'trajectory')} are there", flush=True)
-    while not over.wait(pause):
-        done, seconds = job.finished(), time.monotonic() - started
-        rate = (done - before) / seconds
-        to_go = f"{(job.total - done) / rate:.0f} s to go" if rate else "none finished yet"
-        of = f"{done} of {plural(job.total, 'trajectory')}"
-        print(f"simulating: {of}, {rate:.2f}/s, {to_go}", flush=True)
-        pause = min(600.0, max(10.0, seconds / 5))

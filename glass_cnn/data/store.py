@@ -8,15 +8,12 @@ settings have the same name and find their data set again.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import importlib.metadata
 import itertools
 import os
 import platform
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +21,17 @@ from typing import Any
 
 import h5py
 import numpy as np
-import rich.progress
-import xxhash
 
 from glass_cnn.data import trajectories
 from glass_cnn.data.dataset import (
     FORMAT,
+    block_checksum,
     blocks,
     check_classes,
     configuration,
     directory,
     file_checksum,
+    fingerprint_of,
     load,
 )
 from glass_cnn.data.render import Image, render
@@ -54,6 +51,8 @@ from hpc.files import (
     write_json,
 )
 from hpc.preempt import StopFlag, signal_name
+from hpc.progress import track
+from hpc.records import now
 from hpc.world import World
 
 UNITS = {
@@ -243,12 +242,12 @@ def _write_images(
         with storage_errors(path), path.open("r+b") as file:
             (count, *_), start = _header(file)
             share = blocks(count)[world.share(len(blocks(count)))]
-            for block in _announced(share, world):
+            for block in track("images", share) if world.is_root else share:
                 heed(stop)
                 images = np.ascontiguousarray(draw(block))
                 file.seek(start + block.start * 3 * settings.pixels**2)
                 file.write(images.data)
-                checksums.append(xxhash.xxh3_64_hexdigest(images.data))
+                checksums.append(block_checksum(images))
             file.flush()
             os.fsync(file.fileno())
         return checksums
@@ -261,21 +260,6 @@ def _header(file: Any) -> tuple[tuple[int, ...], int]:
     np.lib.format.read_magic(file)
     shape, _, _ = np.lib.format.read_array_header_1_0(file)
     return shape, file.tell()
-
-
-def _announced(blocks: Sequence[slice], world: World) -> Iterator[slice]:
-    """The blocks, with a progress bar on a terminal and a line now and then in a log."""
-    if not world.is_root or not blocks:
-        yield from blocks
-    elif sys.stdout.isatty():
-        yield from rich.progress.track(blocks, description="images")
-    else:
-        shown = time.monotonic()
-        for done, block in enumerate(blocks):
-            yield block
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                print(f"images: {(done + 1) / len(blocks):.0%} made", flush=True)
 
 
 def _publish(
@@ -313,12 +297,13 @@ def _record(
         "pixels": settings.render.pixels,
         "classes": {name: int((labels == k).sum()) for k, name in enumerate(CLASSES)},
         "trajectories": len(np.unique(contents.images["trajectory"])),
+        "data_fingerprint": fingerprint_of(checksums, labels, contents.images["trajectory"]),
         "psi6": _class_means(contents.configurations, "psi6"),
         "inherent_energy": _class_means(contents.configurations, "inherent_energy"),
         **contents.record,
         "settings": {key: tree[key] for key in ("simulation", "data", "render")},
         "software": _versions(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "sizes": {file.name: file.stat().st_size for file in (aside.images, aside.columns)},
         "checksums": {
             aside.columns.name: file_checksum(aside.columns),

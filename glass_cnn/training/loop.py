@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from hpc.heartbeat import Heartbeat
 from hpc.moments import reached
 from hpc.preempt import StopFlag, signal_name
 from hpc.tensorfile import digest_tensors
+from hpc.words import plural
 from hpc.world import World
 
 PROBE_IMAGES = 64
@@ -56,6 +58,7 @@ def train(
         state, recorder, train = job.state, job.recorder, settings.train
         if world.broadcast(run.is_done()):  # by the process that this one has waited for
             return EXIT_COMPLETE
+        verify(job, start)
         begin(job, root, start)
         while True:
             # All ranks: one answer, so that none waits in a collective that another never enters.
@@ -132,7 +135,7 @@ def _open(
         dataset=images,
         parts=parts,
         engine=engine,
-        state=State(settings, engine, len(parts.train)),
+        state=State(settings, engine, images.identity, len(parts.train)),
         feed=opened.enter_context(Feed(settings, images, parts, engine.share)),
         recorder=recorder,
         rollbacks=Rollbacks(settings, run, world, recorder),
@@ -177,6 +180,28 @@ class Feed:
         return next(self._batches)
 
 
+def verify(job: TrainingJob, start: Start) -> None:
+    """Compare every byte of the data with its checksum, each rank its share; raises DataError.
+
+    A request to stop ends it early; the record of the start then says that it was not done.
+    """
+
+    def go_on() -> bool:
+        job.heart.beat("verifying the data")
+        return not job.stop.signal
+
+    reached("verify")
+    began = time.monotonic()
+    share = job.world.share(len(data.blocks(len(job.dataset))))
+    whole = job.world.everywhere(lambda: job.dataset.verify(share, go_on))
+    if all(job.world.comm.allgather(whole)):
+        start.data_verified = round(time.monotonic() - began, 3)
+
+
+def _told(seconds: float | None) -> str:
+    return "not verified" if seconds is None else f"verified in {seconds:.2f} s"
+
+
 def begin(job: TrainingJob, root: Path, start: Start) -> None:
     """Set the state: newest checkpoint, else another run's, else new; and record the start."""
     reached("restore")
@@ -184,7 +209,11 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
     reason, branch = found or ("", None)
     job.state.share(job.world)
     start.hosts, start.ranks = sorted(set(job.world.hosts)), job.world.size
-    described = f"{job.dataset.path.name}: {len(job.dataset)} images\n{job.parts.describe()}"
+    start.data = job.dataset.identity
+    described = (
+        f"{start.data.name}: {plural(len(job.dataset), 'image')}, {start.data}, "
+        f"{_told(start.data_verified)}\n{job.parts.describe()}"
+    )
     lineage = branch.lineage if branch else None
     job.recorder.started(job.state, start, lineage, reason, described)
     job.world.check(job.stop.error)

@@ -277,6 +277,7 @@ class Recorder:
             wall_seconds=progress.seconds,
             examples=examples,
             rollbacks=progress.rollbacks,
+            data=state.data,
         )
         write_json(self.run.result, as_dict(result))
         self._ended = True

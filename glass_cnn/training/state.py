@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from glass_cnn.records import Evaluation
+from glass_cnn import data_identity
+from glass_cnn.records import DataIdentity, Evaluation
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.diagnostics import output_statistics
 from glass_cnn.training.engine import COUNTS, Engine, StepResult
@@ -50,9 +52,11 @@ class Progress:
 class State:
     """Weights and optimizer (in `engine`) and progress; the same on every rank after `share`."""
 
-    def __init__(self, settings: RunSettings, engine: Engine, training_examples: int) -> None:
+    def __init__(
+        self, settings: RunSettings, engine: Engine, data: DataIdentity, training_examples: int
+    ) -> None:
         self.settings, self.engine = settings, engine
-        self.training_examples = training_examples
+        self.data, self.training_examples = data, training_examples
         self.progress = Progress()
         self._clock = time.monotonic()
 
@@ -69,12 +73,16 @@ class State:
     def meta(self) -> dict[str, Any]:
         """Progress as JSON values."""
         self.tick()
-        return dataclasses.asdict(self.progress) | {"updates": self.engine.optimizer.count}
+        return dataclasses.asdict(self.progress) | {
+            "updates": self.engine.optimizer.count,
+            "data": msgspec.to_builtins(self.data),
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint was made."""
+        """Go on where a checkpoint was made; raises DataError for one of other data."""
         meta = dict(checkpoint.meta)
         updates = int(meta.pop("updates"))
+        data_identity.check(checkpoint.path, data_identity.of(meta.pop("data", None)), self.data)
         self.progress = Progress(**meta)
         self.begin_with(checkpoint.tensors, updates)
 
