@@ -15,142 +15,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import pydantic
+from typing import Any
 
 from glass_cnn.paths import RunDir, StudyDir, run_name, study_dir
-from glass_cnn.settings import MAX_SEED, RunSettings, Seed, build_run
-from hpc.config import Name, Settings, digest, overlay, to_yaml, validate
+from glass_cnn.settings import MAX_SEED, RunSettings, build_run
+from glass_cnn.study_file import StudyFile, StudySection, lay, leaves, refuse_both
+from hpc.config import digest, overlay, to_yaml, validate
 from hpc.errors import ConfigError
-from hpc.yaml_files import is_key, read_tree, unflatten, union
+from hpc.yaml_files import read_tree, unflatten, union
 
-Values = dict[str, list[Any]]
-MAX_RUNS = 200_000
-"""of one study; more is a typing error, and would fill memory before anything is printed"""
 MAX_NAME = 200
 """longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
-
-
-class SeedRange(Settings):
-    """`count` seeds in a row."""
-
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    first: Seed = pydantic.Field(default=0, alias="from")
-    """first seed"""
-    count: int = pydantic.Field(default=12, ge=1, le=MAX_RUNS)
-    """number of seeds"""
-
-
-def _form_of_seeds(value: Any) -> str:
-    if isinstance(value, Mapping | SeedRange):
-        return "range"
-    return "list" if isinstance(value, list) else "number"
-
-
-Seeds = Annotated[
-    Annotated[SeedRange, pydantic.Tag("range")]
-    | Annotated[int, pydantic.Field(ge=1, le=MAX_RUNS), pydantic.Tag("number")]
-    | Annotated[list[Annotated[Seed, pydantic.Strict()]], pydantic.Tag("list")],
-    pydantic.Discriminator(_form_of_seeds),
-]
-
-
-class StudySection(Settings):
-    """The `study:` section of a study file."""
-
-    name: Name
-    """name of the study and of its directory under logs/"""
-    description: str = ""
-    """what the study asks, one or two sentences; stands at the head of its report"""
-    seeds: Seeds = SeedRange()
-    """{from: 0, count: 12}, a number of seeds, or a list of seeds"""
-    arms: dict[str, dict[str, Any]] = {}
-    """named changes of the base setting; keys with dots or nested mappings"""
-    grid: Values = {}
-    """setting with dots: list of values; all combinations"""
-    paired: list[Values] = []
-    """groups of settings whose lists advance together"""
-    after: str | None = None
-    """a study file that must be complete first (its runs are restarted from here)"""
-
-    @pydantic.field_validator("name")
-    @classmethod
-    def _not_taken(cls, name: str) -> str:
-        if name in ("datasets", "trajectories"):
-            raise ValueError("is the name of the directory of all data; choose another")
-        return name
-
-    @pydantic.model_validator(mode="after")
-    def _sound(self) -> StudySection:
-        for name in ("seeds", "arms", "grid", "paired"):
-            if name in self.model_fields_set and getattr(self, name) in ([], {}):
-                raise ValueError(f"{name}: is empty; leave it out or give it something")
-        for key, values in self.grid.items():
-            if not values:
-                raise ValueError(f"grid: {key} has no values; give a list of at least one")
-            _refuse_repeats(f"grid: {key}", values)
-        for group in self.paired:
-            lengths = {key: len(values) for key, values in group.items()}
-            if not group or len(set(lengths.values())) > 1 or 0 in lengths.values():
-                raise ValueError(
-                    f"paired: lists must be of equal, non-zero length; they have {lengths}"
-                )
-        if isinstance(self.seeds, list):
-            _refuse_repeats("seeds", self.seeds)
-        if self.seed_list[-1] > MAX_SEED:
-            raise ValueError(f"seeds: {self.seed_list[-1]} is larger than {MAX_SEED}")
-        if self.run_count > MAX_RUNS:
-            raise ValueError(
-                f"asks for {self.run_count:,d} runs; at most {MAX_RUNS:,d} are allowed"
-            )
-        keys = [*self.grid, *(key for group in self.paired for key in group)]
-        for key in keys:
-            if not is_key(key):
-                raise ValueError(f"grid and paired: {key!r} is no setting; write section.setting")
-        _refuse_repeats("grid and paired: settings", keys)
-        for arm in self.arms:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}", arm):
-                raise ValueError(
-                    f"arms: {arm!r} must start with a letter or digit and hold at most 60 "
-                    "letters, digits, '_', '.', '+', '-': it becomes a directory name"
-                )
-        return self
-
-    @property
-    def seed_list(self) -> list[int]:
-        """All seeds, in order."""
-        if isinstance(self.seeds, SeedRange):
-            return list(range(self.seeds.first, self.seeds.first + self.seeds.count))
-        if isinstance(self.seeds, int):
-            return list(range(self.seeds))
-        return list(self.seeds)
-
-    @property
-    def run_count(self) -> int:
-        """Number of runs, without building them."""
-        axes = [*map(len, self.grid.values()), *(len(next(iter(g.values()))) for g in self.paired)]
-        return math.prod([len(self.arms) or 1, *axes, len(self.seed_list)])
-
-
-class _StudyFile(Settings):
-    """What of a study file is not settings of its runs; so errors name `study.seeds`."""
-
-    study: StudySection
-
-
-def _refuse_repeats(what: str, values: Iterable[Any]) -> None:
-    seen: list[Any] = []
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{what}: {value!r} stands there twice; each may stand once")
-        seen.append(value)
 
 
 @dataclass(frozen=True)
@@ -202,8 +81,15 @@ class Study:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know before the study starts."""
-        return (*self.dropped, *(note for point in self.points for note in point.notes))
+        """What people should know before the study starts; each thing once for all its points."""
+        where: dict[str, list[str]] = {}
+        for point in self.points:
+            for note in point.notes:
+                where.setdefault(note, []).append(point.label)
+        return (
+            *self.dropped,
+            *(f"{self.source} ({_some(labels)}): {note}" for note, labels in where.items()),
+        )
 
     @functools.cached_property
     def points(self) -> tuple[Point, ...]:
@@ -285,13 +171,8 @@ class Study:
                 words = [arm] if arm else []
                 words += [f"{_short(key)}_{_text(value)}" for key, value in flat.items()]
                 label = "-".join(words) or "base"
-                named = [name for part in (changes, *choice) for name in _leaves(part)]
-                for name in named:
-                    if named.count(name) > 1:
-                        raise ConfigError(
-                            f"{self.source} ({label}): {name} is set twice; each setting may stand "
-                            "in one arm, grid or paired list only."
-                        )
+                named = [name for part in (changes, *choice) for name in leaves(part)]
+                refuse_both(f"{self.source} ({label})", named)
                 yield label, {**changes, **flat}
 
     def _point(self, label: str, changes: dict[str, Any]) -> Point:
@@ -306,17 +187,13 @@ class Study:
         dropped: list[str] = []
         tree = overlay(RunSettings, base, unflatten(changes), dropped.append)
         settings = build_run({**tree, "seed": self.section.seed_list[0]}, where)
-        notes = tuple(f"{where}: {each}" for each in dropped)
-        return Point(label, changes, settings, settings.point_digest(), notes)
+        return Point(label, changes, settings, settings.point_digest(), tuple(dropped))
 
 
-def _leaves(changes: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted names of all settings that some changes set."""
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and value:
-            yield from (f"{key}.{name}" for name in _leaves(value))
-        else:
-            yield key
+def _some(labels: list[str]) -> str:
+    """The first of some labels, and how many more there are."""
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more
 
 
 def _check_length(source: str, name: str) -> None:
@@ -350,7 +227,7 @@ def build_study(tree: Mapping[str, Any], source: str, dropped: tuple[str, ...] =
             f"{source}: has no 'study:' section; add one with at least a name, for example "
             "'study: {name: my_study, seeds: 2}'."
         )
-    section = validate(_StudyFile, {"study": tree["study"]}, source).study
+    section = validate(StudyFile, {"study": tree["study"]}, source).study
     study = Study(section, tree, source, dropped)
     if not study.points:
         raise ConfigError(f"{source}: the study has no points.")
@@ -385,10 +262,11 @@ def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None =
     path = _file(Path(config), root)
     dropped: list[str] = []
 
-    def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-        return overlay(RunSettings, base, over, lambda note: dropped.append(f"{path}: {note}"))
+    def told(note: str) -> None:
+        dropped.append(f"{path}: {note}")
 
-    study = build_study(read_tree(path, sets, lay), str(path), tuple(dropped))
+    tree = read_tree(path, sets, functools.partial(lay, told=told))
+    study = build_study(tree, str(path), tuple(dropped))
     if study.section.after is None:
         return study
     # Kept as a whole path: the resolved study lies elsewhere than the file it comes from.

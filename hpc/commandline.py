@@ -84,18 +84,15 @@ def assignments(text: str) -> list[str]:
     return ([head] if head or not found else []) + found
 
 
+_QUOTED = re.compile(r"""(?<=[\s=\[{,:])(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+_OPEN = re.compile(r"""(?<=[\s=\[{,:])['"]""")
+"""a quotation mark elsewhere is an apostrophe"""
+
+
 def _inside(text: str) -> bool:
     """Whether a text ends within quotes or brackets that it has opened."""
-    quote, depth, before = "", 0, " "
-    for sign in text:
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"" and before in " =[{,:":  # elsewhere it is an apostrophe
-            quote = sign
-        else:
-            depth += (sign in "[{") - (sign in "]}")
-        before = sign
-    return bool(quote) or depth > 0
+    rest = _QUOTED.sub("", text)
+    return bool(_OPEN.search(rest)) or sum(map(rest.count, "[{")) > sum(map(rest.count, "]}"))
 
 
 @contextlib.contextmanager

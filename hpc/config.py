@@ -16,10 +16,9 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic_core
-import yaml
 
 from hpc.errors import ConfigError
-from hpc.yaml_files import kind_of, read_tree, show
+from hpc.yaml_files import dump_yaml, kind_of, read_tree, show
 
 
 def _check_name(value: str) -> str:
@@ -146,7 +145,8 @@ def overlay(
 
     Mappings merge key by key, everything else is replaced. Where `over` names another `kind` of a
     schedule, optimizer, … than the one that is there (the default one, where none is named), keys
-    of `base` that this kind does not know are dropped, and `told` is given a sentence for each.
+    of the former kind that the new one does not know are dropped, and `told` is given a sentence
+    for each. Keys that neither knows stay, for `validate` to refuse.
     """
     return _overlay([model], base, over, told, "")
 
@@ -160,10 +160,10 @@ def _overlay(
 ) -> dict[str, Any]:
     before, now = _chosen(models, base), _chosen(models, {**base, **over})
     merged = dict(base)
-    if before is not now and now is not None:
-        for key in [key for key in base if key not in _fields(now)]:
-            kind = {**base, **over}["kind"]
-            told(f"{place}kind = {show(kind)} drops {place}{key} = {show(merged.pop(key))}")
+    if before is not now and before is not None and now is not None:
+        for key in [key for key in base if key in _fields(before).keys() - _fields(now).keys()]:
+            kind = show({**base, **over}["kind"])
+            told(f"{place}kind = {kind} drops {place}{key} = {show(merged.pop(key))}")
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
@@ -199,9 +199,8 @@ def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:
     if item["type"] == "missing":
         return f"{name} is missing; give it a value ({_meaning(model, tree, location)})."
     if item["type"] == "union_tag_invalid":
-        return (
-            f"{name}.kind = {show(item['ctx']['tag'])} is none of {item['ctx']['expected_tags']}."
-        )
+        kind = show(_at(tree, [*location, "kind"]))
+        return f"{name}.kind = {kind} is none of {item['ctx']['expected_tags']}."
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name} is {kind_of(value)}; a mapping 'key: value' is needed."
     if item["type"] == "invalid_key" or item["loc"][-1:] == ("[key]",):
@@ -284,7 +283,12 @@ def _meaning(model: type[Settings], tree: Any, location: list[Any]) -> str:
 def _unknown_key(model: type[Settings], tree: Any, location: list[Any]) -> str:
     owner = model_at(model, tree, location[:-1])
     known = _fields(owner) if owner else ()
-    return unknown_key_message(".".join(map(str, location)), known)
+    name = ".".join(map(str, location))
+    if "." in str(location[-1]):
+        first, *rest = str(location[-1]).split(".")
+        inner = functools.reduce(lambda tree, part: f"{{{part}: {tree}}}", reversed(rest), "…")
+        return f"{name} is no setting: dots are for arms, grids and --set; write {first}: {inner}."
+    return unknown_key_message(name, known)
 
 
 def unknown_key_message(name: str, known: Iterable[str]) -> str:
@@ -330,7 +334,7 @@ def _identity_value(value: Any, plain: Any, of: str) -> Any:
 def to_yaml(settings: Settings | Mapping[str, Any]) -> str:
     """YAML text that `validate` reads back to equal settings."""
     tree = to_tree(settings) if isinstance(settings, Settings) else dict(settings)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return dump_yaml(tree)
 
 
 def digest(tree: Any) -> str:

@@ -28,90 +28,141 @@ MAX_NODES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a number, takes dates as text, and refuses what people and
-    YAML 1.1 read differently: 010 (octal there, 8), 1:30 (base 60, 90), a key written twice."""
+    """Safe YAML that also reads 1e-3 as a number, takes dates and = as text, and refuses what
+    people and YAML 1.1 read differently: 010 (octal there, 8), 1:30 (base 60, 90). It also refuses
+    a key that stands twice or is no text, and tags that no settings have."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A value; whatever is wrong with it is told with its place."""
+        """The value of a node; raises ConstructorError at its place for one that is none."""
         try:
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
-        except Exception as error:
-            raise _refusal(node, f"{error}" or "this value cannot be read") from None
+        except Exception:
+            raise _refusal(
+                node, f"{_written(node)} is no {_WORDS.get(node.tag, 'value')}"
+            ) from None
+
+    def construct_undefined(self, node: yaml.Node) -> Any:
+        """Refuse a tag: binary data, sets, objects of programs."""
+        raise _refusal(node, f"the tag {_short(node.tag)} is none that settings have; leave it out")
+
+
+_YAML = "tag:yaml.org,2002:"
+_WORDS = {
+    f"{_YAML}int": "whole number",
+    f"{_YAML}float": "number",
+    f"{_YAML}bool": "truth value (true or false)",
+    f"{_YAML}map": "mapping",
+}
+_MAX_DIGITS = 1000
 
 
 def _refusal(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-        r"|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-# As integers, so that they are refused below; YAML takes 08 and 0o10 for text, people do not.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?0[0-9_]*[0-9]$|^[-+]?0o[0-7_]+$"), list("-+0")
-)
+def _short(tag: str) -> str:
+    return tag.replace(_YAML, "!!")
+
+
+def _written(node: yaml.Node) -> str:
+    """A scalar as it stands in the file, the beginning of a long one."""
+    if not isinstance(node, yaml.ScalarNode):
+        return "this"
+    text = str(node.value) or "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = str(node.value).replace("_", "")
-    if ":" in text:
-        raise _refusal(node, _means(node, "colons mean base 60 in YAML"))
+    _refuse_base_60(node)
+    if len(text) > _MAX_DIGITS:
+        raise _refusal(node, f"{_written(node)} is too long for a number")
     octal = re.fullmatch(r"([-+]?)0(o?)([0-9]+)", text)
     if octal is None:
         return loader.construct_yaml_int(node)
-    plain = f"{octal[1]}{octal[3].lstrip('0') or '0'}"
-    ways = [plain] if not octal[2] else []
+    ways = [] if octal[2] else [f"{octal[1]}{octal[3].lstrip('0') or '0'}"]
     with contextlib.suppress(ValueError):
         value = int(f"{octal[1]}{octal[3]}", 8)
         ways += [str(value)] if str(value) not in ways else []
     what = "a leading zero can mean an octal number"
-    raise _refusal(node, f"{node.value}: {what}; write {' or '.join(ways)}, or quotes for text")
+    raise _refusal(node, f"{_written(node)}: {what}; write {' or '.join(ways)}, or quotes for text")
 
 
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    if ":" in str(node.value):
-        raise _refusal(node, _means(node, "colons mean base 60 in YAML"))
+    _refuse_base_60(node)
     return loader.construct_yaml_float(node)
 
 
-def _means(node: yaml.ScalarNode, what: str) -> str:
-    parts = [float(part) for part in re.findall(r"[\d.]+", str(node.value).replace("_", ""))]
+def _refuse_base_60(node: yaml.ScalarNode) -> None:
+    text = str(node.value).replace("_", "")
+    if not re.fullmatch(r"[-+]?[0-9]+(:[0-9]+)+(\.[0-9]*)?", text) or len(text) > _MAX_DIGITS:
+        return
     value = 0.0
-    for part in parts:
-        value = 60 * value + part
-    sign = "-" if str(node.value).startswith("-") else ""
-    quoted = f'"{node.value}"'
-    return f"{node.value}: {what}; write {sign}{value:g} for the number, or {quoted} for text"
+    for part in text.lstrip("+-").split(":"):
+        value = 60 * value + float(part)
+    number = f"{'-' if text[0] == '-' else ''}{value:.15g}"
+    problem = "colons mean base 60 in YAML; write"
+    raise _refusal(
+        node, f'{node.value}: {problem} {number} for the number, or "{node.value}" for text'
+    )
 
 
-def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
     for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
+        if key_node.tag == f"{_YAML}merge":
             continue
         key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str) and key in seen:
+        if not isinstance(key, str):
+            hint = f': write "{key_node.value}"' if isinstance(key_node, yaml.ScalarNode) else ""
+            raise _refusal(key_node, f"a key is {kind_of(key)}; keys must be text{hint}")
+        if key in seen:
             raise _refusal(key_node, f"the key '{key}' stands twice in one mapping")
-        if isinstance(key, str):
-            seen.add(key)
+        seen.add(key)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if _short(tag) not in ("!!timestamp", "!!value")]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+    r"|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+# As integers, so that they are refused: YAML takes 08 and 0o10 for text, people do not.
+_OCTAL = re.compile(r"^[-+]?0[0-9_]*[0-9]$|^[-+]?0o[0-7_]+$")
+_Loader.add_implicit_resolver(f"{_YAML}float", _FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver(f"{_YAML}int", _OCTAL, list("-+0"))
+_Loader.yaml_constructors = {
+    f"{_YAML}null": yaml.SafeLoader.construct_yaml_null,
+    f"{_YAML}bool": yaml.SafeLoader.construct_yaml_bool,
+    f"{_YAML}str": yaml.SafeLoader.construct_yaml_str,
+    f"{_YAML}timestamp": yaml.SafeLoader.construct_yaml_str,
+    f"{_YAML}seq": yaml.SafeLoader.construct_yaml_seq,
+    f"{_YAML}map": _mapping,
+    f"{_YAML}int": _integer,
+    f"{_YAML}float": _float,
+    None: _Loader.construct_undefined,
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes every text which `_Loader` would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*forms, *_Loader.yaml_implicit_resolvers.get(first, ())]
+    for first, forms in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+
+
+def dump_yaml(tree: Any) -> str:
+    """YAML text that `parse_yaml` reads back to the same tree."""
+    return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -254,5 +305,6 @@ def show(value: Any) -> str:
 
 def kind_of(value: Any) -> str:
     """What a value is, in words: a list, a text, a number…"""
-    names = {list: "a list", str: "a text", type(None): "nothing", bool: "a truth value"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else "something")
+    names = {list: "a list", dict: "a mapping", str: "a text", bool: "a truth value"}
+    names |= {type(None): "nothing", int: "a number", float: "a number"}
+    return names.get(type(value), "something")

@@ -64,6 +64,11 @@ def test_a_mistake_is_one_line() -> None:
             ["study.description='a few words'", "a=[1, 2]"],
         ),
         ("nothing", ["nothing"]),
+        ("study.description='a b=c d' a=1", ["study.description='a b=c d'", "a=1"]),
+        ("d='it''s a=b' e=2", ["d='it''s a=b'", "e=2"]),
+        ('d="a \\" b=c" e=2', ['d="a \\" b=c"', "e=2"]),
+        ("d=it's a=b", ["d=it's", "a=b"]),
+        ("d={x: 'p q=r', y: [s t=u]} e=3", ["d={x: 'p q=r', y: [s t=u]}", "e=3"]),
     ],
 )
 def test_one_set_holds_several_assignments(text: str, found: list[str]) -> None:
