@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpc.environment import STARTED
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
 from hpc.preempt import StopFlag
 
 if TYPE_CHECKING:
     from hpc.world import World
 
-STARTED = "GLASS_STARTED"
-"""environment variable: file that rank 0 makes once all ranks have found each other"""
 Work = Callable[[argparse.Namespace, "World", StopFlag], "int | None"]
 
 

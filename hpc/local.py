@@ -12,30 +12,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.text import Text
 
-from hpc.commandline import STARTED, outliving_the_reader
-from hpc.environment import for_ranks
+from hpc.commandline import outliving_the_reader
+from hpc.environment import CORES, STARTED, for_ranks
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
+from hpc.failures import first_error, last_error, last_line, said_since, too_little_memory
 from hpc.files import make_directory, storage_errors
 from hpc.preempt import STOP_SIGNALS, StopFlag
-from hpc.progress import Bar, Display
+from hpc.progress import Bar, Display, Pace
 from hpc.records import Growing
 from hpc.stages import Stage, Task
 from hpc.words import plural
 
 GRACE = 120.0
 """seconds that stopped tasks have for their checkpoints"""
-PATIENCE = 300.0
+PATIENCE = 120.0
 """seconds in which the ranks of a task must have found each other"""
-SHARED_MEMORY = Path("/dev/shm")
-LITTLE = 64 << 20
-"""bytes of shared memory below which MPI is likely to run out of it"""
 
 
 @dataclass(frozen=True)
@@ -117,16 +115,25 @@ class _Running:
     task: Task
     process: subprocess.Popen
     log: IO[bytes]
+    offset: int
+    """where this start's part of the log begins"""
     cores: list[int]
     begun: Path
     """file that its first rank makes when the ranks have found each other"""
-    since: float = field(default_factory=time.monotonic)
-    growing: Growing | None = None
+    growing: Growing | None
     """its record file"""
-    before: int = 0
-    """records there were at the start, for the rate"""
+    pace: Pace
+    """how fast records are added"""
     overdue: bool = False
     """ended because its ranks did not find each other"""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.pace.began
+
+    def said(self) -> list[str]:
+        """What this start has said so far, line by line."""
+        return said_since(self.task.log, self.offset)
 
 
 class _StageRun:
@@ -142,7 +149,6 @@ class _StageRun:
         self.each = each
         self.console = Console()
         self.asked = 0.0
-        self.scratch = Path(tempfile.mkdtemp(prefix="glass-launch-"))
 
     def run(self) -> list[int]:
         """Run all tasks; returns their exit codes."""
@@ -152,29 +158,34 @@ class _StageRun:
             f"[bold]{self.stage.name}[/bold]: {len(self.waiting)} to do, {self.at_once} at a time, "
             f"{plural(self.stage.ranks, 'rank')} each"
         )
-        try:
-            with Display(self._bars, self._below, self.console) as display:
-                while self.running or (self.waiting and not self.stop.signal):
-                    self._start()
-                    self._pass_on()
-                    time.sleep(0.1)
-                    self._end_overdue()
-                    self._reap()
-                    display.refresh()
-        finally:
-            self._kill()
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="launch-", ignore_cleanup_errors=True) as scratch:
+            try:
+                self._run(Path(scratch))
+            finally:
+                self._kill()
         return self.codes
 
-    def _start(self) -> None:
+    def _run(self, scratch: Path) -> None:
+        with Display(self._bars, self._below, self.console) as display:
+            while self.running or (self.waiting and not self.stop.signal):
+                self._start(scratch)
+                self._pass_on()
+                time.sleep(0.1)
+                self._end_overdue()
+                self._reap()
+                display.refresh()
+
+    def _start(self, scratch: Path) -> None:
         while self.waiting and len(self.running) < self.at_once and not self.stop.signal:
             task = self.waiting.pop(0)
             make_directory(task.log.parent)
             with storage_errors(task.log):
                 log = open(task.log, "ab")  # noqa: SIM115 - closed when the task ends
+            offset = log.seek(0, os.SEEK_END)
             cores = self.free[: self.each]
-            begun = self.scratch / task.name
-            begun.unlink(missing_ok=True)
+            growing = Growing(task.meter.records) if task.meter else None
+            pace = Pace(growing.look().count if growing else 0)
+            begun = scratch / task.name
             process = subprocess.Popen(
                 command(self.stage, task),
                 stdin=subprocess.DEVNULL,
@@ -185,11 +196,7 @@ class _StageRun:
             )
             if len(cores) == self.each and self.at_once > 1:
                 self.free = self.free[self.each :]
-            run = _Running(task, process, log, cores, begun)
-            if task.meter is not None:
-                run.growing = Growing(task.meter.records)
-                run.before = run.growing.look().count
-            self.running.append(run)
+            self.running.append(_Running(task, process, log, offset, cores, begun, growing, pace))
 
     def _environment(self, cores: list[int], begun: Path) -> dict[str, str]:
         threads = str(self.stage.threads)
@@ -201,7 +208,7 @@ class _StageRun:
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
             "PYTHONUNBUFFERED": "1",
-            "GLASS_CORES": ",".join(map(str, cores)) if enough else "",
+            CORES: ",".join(map(str, cores)) if enough else "",
         }
 
     def _pass_on(self) -> None:
@@ -220,9 +227,8 @@ class _StageRun:
     def _end_overdue(self) -> None:
         """End tasks of several ranks that have not found each other in all this time."""
         for run in self.running:
-            waited = time.monotonic() - run.since
-            late = waited > PATIENCE and self.stage.ranks > 1 and not run.begun.exists()
-            if late and not run.overdue and not _has_said_something(run):
+            late = run.seconds > PATIENCE and self.stage.ranks > 1 and not run.begun.exists()
+            if late and not run.overdue and not _has_made_progress(run):
                 run.overdue = True
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(run.process.pid, signal.SIGKILL)
@@ -241,11 +247,10 @@ class _StageRun:
             self._tell(run, code)
 
     def _tell(self, run: _Running, code: int) -> None:
-        took = time.monotonic() - run.since
         name = run.task.name
         if code == EXIT_COMPLETE:
             self.console.print(
-                f"[green]✓[/green] {name} ({took:.0f} s)", highlight=False, soft_wrap=True
+                f"[green]✓[/green] {name} ({run.seconds:.0f} s)", highlight=False, soft_wrap=True
             )
         elif code == EXIT_AGAIN:
             self.console.print(
@@ -261,12 +266,12 @@ class _StageRun:
 
     def _reason(self, run: _Running) -> str:
         """Why a task failed, as far as that can be seen from here."""
-        said = _last_error(run.task.log)
+        said = run.said()
         if run.overdue:
-            return f"its ranks did not start within {PATIENCE:.0f} s: {said or 'they said nothing'}"
-        if self.stage.ranks > 1 and (too_little := _too_little_memory(run)):
-            return f"{too_little} {said}"
-        return said
+            return f"its ranks did not start within {PATIENCE:.0f} s: {first_error(said)}"
+        if self.stage.ranks > 1 and (memory := too_little_memory(run.process.returncode, said)):
+            return memory
+        return last_error(said)
 
     def _kill(self) -> None:
         """End what still runs, by the process groups started here."""
@@ -287,7 +292,7 @@ class _StageRun:
         """How far a task is: from its records, else from the last line of its log."""
         meter, name = run.task.meter, run.task.name
         if meter is None or run.growing is None:
-            return Bar(name, _last_line(run.task.log))
+            return Bar(name, last_line(run.task.log))
         done, last = run.growing.look().count, run.growing.last
         if last is None:
             return Bar(name, "starting", 0, meter.total)
@@ -295,45 +300,12 @@ class _StageRun:
         for key, form in meter.shown.items():
             if isinstance(value := last.get(key), int | float):
                 words.append(form.format(value))
-        if (fresh := done - run.before) > 0:
-            each = (time.monotonic() - run.since) / fresh
-            if meter.work:
-                words.append(f"{meter.work / each:.0f} {meter.unit}")
-            words.append(f"ETA {each * (meter.total - done):.0f} s")
+        if (rate := run.pace.rate(done)) > 0:
+            words += [f"{meter.work * rate:.0f} {meter.unit}"] if meter.work else []
+            words += [run.pace.words(done, meter.total)]
         return Bar(name, "  ".join(words), done, meter.total)
 
 
-def _has_said_something(run: _Running) -> bool:
-    """Whether a task made progress, though nobody said that it had begun."""
-    return run.growing is not None and run.growing.look().count > run.before
-
-
-def _too_little_memory(run: _Running) -> str:
-    """What to do where ranks died of a bus error, or of too little shared memory."""
-    with contextlib.suppress(OSError):
-        status = os.statvfs(SHARED_MEMORY)
-        size = status.f_frsize * status.f_blocks
-        if size < LITTLE and run.process.returncode not in (EXIT_COMPLETE, EXIT_AGAIN):
-            return (
-                f"{SHARED_MEMORY} has only {size >> 10:,} KiB, which is too little for MPI: ranks "
-                "die there of a bus error. Make it larger (a container: --shm-size=1g; else "
-                f"mount -o remount,size=1g {SHARED_MEMORY}), or use RANKS=1."
-            )
-    return ""
-
-
-def _last_line(log: Path) -> str:
-    """The last line a task said; only the end of the file is read."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        lines = [x for x in file.read().decode(errors="replace").splitlines() if x.strip()]
-        return lines[-1][:120] if lines else ""
-    return ""
-
-
-def _last_error(log: Path) -> str:
-    """The last message that begins with `error:`, else the last line."""
-    with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()
-        return next((x for x in reversed(lines) if x.startswith("error:")), _last_line(log))
-    return ""
+def _has_made_progress(run: _Running) -> bool:
+    """Whether a task got on, though nobody said that it had begun."""
+    return run.growing is not None and run.growing.look().count > run.pace.first

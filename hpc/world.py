@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from mpi4py import MPI
 
+from hpc.environment import CORES
 from hpc.errors import UserError
 
 T = TypeVar("T")
@@ -54,12 +55,12 @@ class World:
         return int(self._agreed[0])
 
     def pin(self) -> None:
-        """Keep this rank on its own cores of those in $GLASS_CORES, set by the local launcher.
+        """Keep this rank on its own cores of those in $LAUNCH_CORES, set by the local launcher.
 
         Done here because every MPI's mpiexec has other options for it. Without the variable, as
         under srun, nothing changes. Collective.
         """
-        cores = [int(core) for core in os.environ.get("GLASS_CORES", "").split(",") if core]
+        cores = [int(core) for core in os.environ.get(CORES, "").split(",") if core]
         local_size = self.comm.Split_type(MPI.COMM_TYPE_SHARED).Get_size()
         each = len(cores) // local_size
         if each:

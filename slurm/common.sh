@@ -23,7 +23,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     export PATH=$PWD/.venv/bin:$PATH PYTHONUNBUFFERED=1
     me=$SLURM_JOB_ID job_file=''
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    export GLASS_BATCH_JOB=$me # `make cancel` leaves what runs here to Slurm
+    export LAUNCH_BATCH_JOB=$me # `make cancel` leaves what runs here to Slurm
     # Bindings of a job that this one was submitted from, which srun would take for its own.
     unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_GPU_BIND@}" "${!SLURM_DISTRIBUTION@}"
 

@@ -27,7 +27,7 @@ signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
 rank = os.environ.get("PMI_RANK", "0")
 fact = {
     "name": name, "rank": int(rank), "pid": os.getpid(), "started": time.monotonic(),
-    "cores": os.environ["GLASS_CORES"], "threads": os.environ["OMP_NUM_THREADS"],
+    "cores": os.environ["LAUNCH_CORES"], "threads": os.environ["OMP_NUM_THREADS"],
 }
 with open(f"{place}/{name}-{rank}.part", "w") as file:
     json.dump(fact, file)

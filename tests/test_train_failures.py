@@ -114,7 +114,7 @@ def test_a_stop_while_libraries_load_is_heeded_and_ranks_have_cores_of_their_own
     with subprocess.Popen(
         ["mpiexec", "-n", "2", sys.executable, *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=DRIVER.parents[2],
-        env={**os.environ, **ONE_THREAD, "GLASS_CORES": ",".join(map(str, cores))},
+        env={**os.environ, **ONE_THREAD, "LAUNCH_CORES": ",".join(map(str, cores))},
     ) as world:  # fmt: skip
         deadline = time.monotonic() + 60
         while pinned(str(study)) != [{core} for core in cores]:
