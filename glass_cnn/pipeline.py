@@ -25,8 +25,8 @@ from hpc.yaml_files import read_yaml
 SHARED = ("simulation", "data", "render", "split", "model", "launch")
 """sections in which --set also reaches the studies that are needed: a run that goes on from another
 sees the same data with the same network; how the other was trained is its own study's affair"""
-SECTIONS = ("simulate", "train", "aggregate")
-"""names of the stages: also of their sections of a site profile, and of their templates"""
+SECTIONS = ("simulate", "aggregate")
+"""stages that have a section of their own in a site profile; the rest of it is for training"""
 SHOWN = {"validation_accuracy": "accuracy {:.2%}", "validation_loss": "loss {:.3f}"}
 """what of an evaluation is shown while a run trains"""
 

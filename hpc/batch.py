@@ -1,4 +1,4 @@
-"""Stages to batch jobs: job files, and sbatch command lines. Pure.
+"""Stages to batch jobs: job files and sbatch command lines. Calls nothing.
 
     logs/<study>/jobs/<stamp>/train-1.tsv   tasks of one array, and how to start their ranks
 
@@ -24,9 +24,6 @@ MAX_ARRAY_SIZE = 1001
 """Slurm's default, taken where Slurm cannot be asked; indices run up to one less"""
 SHOWN_TASKS = 3
 """tasks of each job file that a dry run shows"""
-
-
-# -- job files and command lines (pure) ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,8 @@ def plan(
 
     Where arrays are switched off (a limit of 0 or 1), each task is a job by itself.
     """
-    size = (site.max_array_size or array_limit) - 1
+    limit = array_limit if site.max_array_size is None else site.max_array_size
+    size, arrays = max(1, limit - 1), limit > 1
     jobs: list[list[BatchJob]] = []
     for number, stage in enumerate(stages):
         after: Literal["", "afterok", "afterany"] = ""
@@ -93,10 +91,10 @@ def plan(
             after = "afterok" if stage.needs == "success" else "afterany"
         files = _names(stage.name, sum(s.name == stage.name for s in stages[:number]))
         jobs.append([])
-        for first in range(0, len(stage.tasks), max(1, size)):
-            chunk = dataclasses.replace(stage, tasks=stage.tasks[first : first + max(1, size)])
+        for first in range(0, len(stage.tasks), size):
+            chunk = dataclasses.replace(stage, tasks=stage.tasks[first : first + size])
             own = site.of(stage.name, stage.main)
-            jobs[-1].append(BatchJob(chunk, own, folder / next(files), after, size > 0))
+            jobs[-1].append(BatchJob(chunk, own, folder / next(files), after, arrays))
     return jobs
 
 

@@ -206,6 +206,7 @@ def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:
     if item["type"] == "invalid_key" or item["loc"][-1:] == ("[key]",):
         return f"{name} is {kind_of(location[-1])}; keys must be text."
     problem = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    problem = problem.replace("a valid tuple", "a list", 1)
     if not location:
         return f"{problem}."
     if isinstance(value, Mapping) or value is _ABSENT:

@@ -24,6 +24,7 @@ from hpc import slurm
 from hpc.checkpoint_names import newest_step
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
+from hpc.failures import SHARED_MEMORY, is_bus_error
 from hpc.records import EVENTS, Event, append_event, now, read_events
 from hpc.site import seconds
 from hpc.slurm import SlurmError
@@ -42,14 +43,22 @@ class JobState:
 
     state: str
     """RUNNING; anything else means that Slurm itself is ending the job"""
-    run_seconds: int = 0
+    run_seconds: int | None = 0
+    """None where it does not say"""
     limit_seconds: int | None = None
     preempted: bool = False
 
     @property
     def overtime(self) -> bool:
         """Whether the job is being ended because its time is over."""
-        return self.limit_seconds is not None and self.run_seconds >= self.limit_seconds
+        return self.left is not None and self.left <= 0
+
+    @property
+    def left(self) -> int | None:
+        """Seconds to the time limit, if that can be told."""
+        if self.limit_seconds is None or self.run_seconds is None:
+            return None
+        return self.limit_seconds - self.run_seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def decide(
         status: exit code of the launcher.
         job: what Slurm says; None where Slurm cannot be asked.
         starts: newest checkpoint's step at each start of this job so far, the present one last;
-            None where steps mean nothing (a simulation).
+            None where steps mean nothing.
         step: newest checkpoint's step now, or None.
         asked: whether the batch script was told to stop.
         cancelled: whether `make cancel` was called.
@@ -107,10 +116,12 @@ def decide(
 def _reason(status: int, job: JobState, asked: bool, lead: int) -> str:
     if job.preempted:
         return "preempted"
-    left = None if job.limit_seconds is None else job.limit_seconds - job.run_seconds
-    if left is not None and left <= lead + EARLY and (asked or left <= 0):
+    if job.left is not None and job.left <= lead + EARLY and (asked or job.left <= 0):
         return "time limit"
-    return f"ranks were killed (exit code {status})" if status >= KILLED else "asked to stop"
+    if status < KILLED:
+        return "asked to stop"
+    memory = f": a bus error, is {SHARED_MEMORY} there too small?" if is_bus_error(status) else ""
+    return f"ranks were killed (exit code {status}{memory})"
 
 
 def _at(step: int | None) -> str:
@@ -121,17 +132,21 @@ def _at(step: int | None) -> str:
 
 
 def job_state(job: str) -> JobState | None:
-    """What Slurm says of a job; None where it does not answer."""
+    """What Slurm says of a job; None where it does not answer, or nothing that can be read."""
     try:
-        text = slurm.call("scontrol", "--oneliner", "show", "job", job, timeout=20)
+        text = slurm.ask("scontrol", "--oneliner", "show", "job", job, timeout=20)
     except SlurmError:
         return None
-    facts = dict(re.findall(r"(\w+)=(\S*)", text))
+    facts: dict[str, str] = {}
+    for key, value in re.findall(r"(?<!\S)(\w+)=(\S*)", text):
+        facts.setdefault(key, value)  # the comment comes late, and may hold anything
+    if not facts.get("JobState", "").isupper():
+        return None
     return JobState(
-        facts.get("JobState", "unknown"),
-        _seconds(facts.get("RunTime", "")) or 0,
+        facts["JobState"],
+        _seconds(facts.get("RunTime", "")),
         _seconds(facts.get("TimeLimit", "")),
-        facts.get("PreemptTime", "None") not in ("None", "Unknown", "(null)"),
+        facts.get("PreemptTime", "")[:1].isdigit(),
     )
 
 
@@ -178,7 +193,8 @@ def _begin(args: argparse.Namespace, events: Path, mine: list[Event], step: int 
     if last is not None and last.event != "job_start":
         reason = last.reason or "no reason given"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "?")
-    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    restart = int(count) if count.isdecimal() else 0
     print(
         f"=== {now()} job {args.job}, restart {restart}: {args.name} on {nodes}, "
         f"{plural(args.ranks, 'rank')}, {_from(step)}; {reason}",
@@ -215,7 +231,7 @@ def _requeue(args: argparse.Namespace, events: Path, step: int | None) -> None:
     try:
         slurm.call("scontrol", "requeue", args.job)
     except SlurmError as error:
-        if (now := job_state(args.job)) is not None and now.state == "PENDING":
+        if (there := job_state(args.job)) is not None and there.state == "PENDING":
             return  # Slurm was faster
         _write(args, events, "no_requeue", step, status=args.status, reason=str(error))
         raise

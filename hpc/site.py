@@ -9,14 +9,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from hpc.config import Settings, to_tree, validate
+from hpc.config import Settings, to_tree, unknown_key_message, validate
 from hpc.errors import ConfigError
-from hpc.yaml_files import read_tree, union
+from hpc.yaml_files import kind_of, read_tree, union
 
 PROJECT = Path(__file__).resolve().parent.parent
-
-
-# -- site profiles ---------------------------------------------------------------------------------
 
 
 def _plain(value: str) -> str:
@@ -73,12 +70,26 @@ def _check_variables(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+def _check_gpus(value: Any) -> str | int:
+    named = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]+:[0-9]+", value)
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not named and not number:
+        raise ValueError('must be a number from 0, or "type:number" such as "a100:4"')
+    return value
+
+
+def _check_memory(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]+[KMGT]?", value):
+        raise ValueError('must be a number with a unit, in quotes, such as "16G" or "512M"')
+    return value
+
+
 Count = Annotated[int, pydantic.Field(ge=1)]
 Word = Annotated[str, pydantic.AfterValidator(_plain)]
 Text = Annotated[str, pydantic.AfterValidator(_printable)]
 Time = Annotated[str, pydantic.BeforeValidator(_time_text), pydantic.AfterValidator(_check_time)]
-Gpus = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+:[0-9]+$")]
-Memory = Annotated[str, pydantic.Field(pattern=r"^[0-9]+[KMGT]?$")]
+Gpus = Annotated[int | str, pydantic.BeforeValidator(_check_gpus)]
+Memory = Annotated[str, pydantic.BeforeValidator(_check_memory)]
 Variables = Annotated[dict[str, str], pydantic.AfterValidator(_check_variables)]
 
 
@@ -101,8 +112,8 @@ class Site(Settings):
     """start on fewer nodes, with fewer ranks, when no more are free; null waits for all"""
     cpus_per_rank: Count | None = None
     """CPUs of each rank; null takes launch.threads_per_rank"""
-    gpus_per_node: Annotated[int, pydantic.Field(ge=0)] | Gpus = 0
-    """GPUs of each node for training, a number or "type:number"; each rank takes one of them"""
+    gpus_per_node: Gpus = 0
+    """GPUs of each node for the main stage, a number or "type:number"; each rank takes one"""
     memory: Memory | None = None
     """memory of each node, for example 16G; null takes the partition's default"""
     time: Time = "1:00:00"
@@ -127,8 +138,8 @@ class Site(Settings):
     """more options for sbatch, one word each (--exclusive, --mail-type=END); they win"""
     throttle: Count | None = None
     """tasks of an array that may run at the same time; null leaves it to Slurm"""
-    max_array_size: Annotated[int, pydantic.Field(ge=2)] | None = None
-    """tasks in one array, plus 1; null asks Slurm"""
+    max_array_size: Annotated[int, pydantic.Field(ge=0)] | None = None
+    """tasks in one array, plus 1; 0 makes a job of each task; null asks Slurm"""
     max_requeues: Annotated[int, pydantic.Field(ge=0)] = 100
     """times that a job puts itself back into the queue"""
     sections: dict[str, dict[str, Any]] = pydantic.Field(default_factory=dict)
@@ -163,8 +174,17 @@ def load_site(name: str, over: Mapping[str, Any], sections: Sequence[str] = ()) 
             )
     where = f"{path} with launch.slurm" if over else str(path)
     tree = union(read_tree(path), over)
+    allowed = {*Site.model_fields, *sections} - {"sections"}
+    for key in (str(key) for key in tree):
+        if key not in allowed:
+            raise ConfigError(f"{where}: {unknown_key_message(key, allowed)}")
     own = {section: tree.pop(section) for section in sections if section in tree}
-    site = validate(Site, {**tree, **({"sections": own} if own else {})}, where)
+    for section, values in own.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{where}: {section} is {kind_of(values)}; a mapping 'key: value' is needed."
+            )
+    site = validate(Site, {**tree, "sections": own}, where)
     for section in own:
         site.of(section)
     return site

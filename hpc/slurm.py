@@ -25,7 +25,7 @@ from typing import Any
 
 from hpc import batch
 from hpc.batch import MAX_ARRAY_SIZE, BatchJob
-from hpc.environment import for_slurm
+from hpc.environment import for_slurm, wishes
 from hpc.errors import EXIT_COMPLETE, UserError
 from hpc.files import (
     locked,
@@ -44,12 +44,25 @@ DEVELOPMENT = PROJECT / ".slurm-dev" / "slurm.conf"
 """configuration of the development cluster while it is up (`make slurm-up`)"""
 JOBS = "jobs"
 """directory of a study's submissions: job files, job ids, job logs"""
-
-
-QUEUE_TRIES = 3
-"""times that the queue is asked before it counts as not to be had"""
-QUEUE_SECONDS = 40.0
+LOCK = ".submitting"
+"""file in the directory of all studies that is held by who submits one of them"""
+TRIES = 3
+"""times that Slurm is asked something before it counts as not answering"""
+ANSWER_SECONDS = 40.0
 """seconds that each of them may take"""
+PAUSE = 2.0
+"""seconds between them"""
+PATIENCE = 120.0
+"""seconds for which another submission is waited for"""
+MOST_INDICES = 1_000_000
+"""of one line of squeue; Slurm's own limit on arrays is not much higher"""
+_BUSY = re.compile(r"timed out|unable to contact|try again|temporarily|zero bytes", re.I)
+"""what Slurm's commands say when its controller is there, and does not answer just now"""
+SAFE = (
+    "If a job was submitted all the same, the queue tells: make status shows it, and the same "
+    "command submits only what is not there."
+)
+"""what is right after an answer from sbatch that cannot be read: jobs are known by their comment"""
 
 
 class SlurmError(UserError):
@@ -57,7 +70,7 @@ class SlurmError(UserError):
 
 
 class SlurmTimeout(SlurmError):
-    """One of Slurm's commands did not answer in time."""
+    """Slurm does not answer just now."""
 
 
 # -- calls to Slurm --------------------------------------------------------------------------------
@@ -75,8 +88,9 @@ def call(*words: str, timeout: float = 120) -> str:
     """Output of one of Slurm's commands; raises SlurmError with what it said."""
     try:
         done = subprocess.run(
-            words, cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=timeout
-        )
+            words, cwd=PROJECT, env=environment(), capture_output=True, timeout=timeout,
+            text=True, errors="replace",
+        )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(
             f"{words[0]} is not in PATH: run this where Slurm's commands are (a login node), or "
@@ -88,16 +102,29 @@ def call(*words: str, timeout: float = 120) -> str:
         ) from None
     if done.returncode:
         said = "; ".join(done.stderr.split("\n")).strip("; ") or f"exit code {done.returncode}"
-        raise SlurmError(f"{shlex.join(words)}\nsays: {said}")
+        kind = SlurmTimeout if _BUSY.search(done.stderr) else SlurmError
+        raise kind(f"{shlex.join(words)}\nsays: {said}")
     return done.stdout
 
 
-def answers() -> bool:
+def ask(*words: str, timeout: float = ANSWER_SECONDS, tries: int = 0) -> str:
+    """`call` for what changes nothing: Slurm is asked again when it does not answer in time."""
+    for left in reversed(range(tries or TRIES)):
+        try:
+            return call(*words, timeout=timeout)
+        except SlurmTimeout:
+            if not left:
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError("the last try returns or raises")
+
+
+def answers(tries: int = 0) -> bool:
     """Whether jobs can be submitted from here; raises SlurmTimeout where that cannot be told."""
     if shutil.which("sbatch") is None:
         return False
     try:
-        call("sinfo", "--noheader", "--format=%P", timeout=15)
+        ask("sinfo", "--noheader", "--format=%P", timeout=15, tries=tries)
     except SlurmTimeout:
         raise
     except SlurmError:
@@ -112,7 +139,7 @@ class Queued:
     job: str
     """id of the job or of its array"""
     index: int | None
-    """array index; None for a job that is no array"""
+    """array index; None for a job that is no array, or all of an array's tasks"""
     state: str
     """PENDING, RUNNING, COMPLETING, …"""
     reason: str
@@ -127,47 +154,40 @@ class Queued:
         return self.job if self.index is None else f"{self.job}_{self.index}"
 
 
-def queue() -> list[Queued]:
-    """Everything of this user's that is in the queue; raises SlurmError.
-
-    A queue that does not answer in time is asked again.
-    """
+def queue(tries: int = 0) -> list[Queued]:
+    """Everything of this user's that is in the queue; raises SlurmError, after so many tries."""
     # A format string: --json needs a plug-in that few have installed. The comment comes last
     # because it may hold the separator. The user by number: some have no name.
     words = ["squeue", "--array", "--noheader", f"--user={os.getuid()}"]
-    for left in reversed(range(QUEUE_TRIES)):
-        try:
-            text = call(*words, "--format=%F|%K|%T|%r|%N|%k", timeout=QUEUE_SECONDS)
-            break
-        except SlurmTimeout:
-            if not left:
-                raise
-    lines = (line for line in text.splitlines() if line.count("|") >= 5)
-    return [row for line in lines for row in _queued(line)]
+    text = ask(*words, "--format=%F|%K|%T|%r|%N|%k", tries=tries)
+    return [row for line in text.splitlines() for row in _queued(line)]
 
 
 def _queued(line: str) -> Iterator[Queued]:
-    """The tasks of a line of squeue: one, or those of an array that were not told apart."""
-    job, index, state, reason, nodes, file = line.split("|", 5)
+    """The tasks of a line of squeue: one, or those of an array that were not told apart.
+
+    A line that does not begin with a job's id is none of its own.
+    """
+    job, *rest = line.split("|", 5)
+    if not job.isdecimal() or len(rest) < 5:
+        return
+    index, state, reason, nodes, file = rest
     for each in _indices(index):
         yield Queued(job, each, state, reason, nodes, file)
 
 
 def _indices(text: str) -> Sequence[int | None]:
-    """Array indices as squeue writes them: "7", "[0-3,8,10-20:5%2]"; none for anything else."""
-    found: list[int | None] = []
-    for part in text.strip("[]").split("%")[0].split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if match is None:
-            return [None]
-        first, last, step = (int(x) if x else None for x in match.groups())
-        assert first is not None
-        found += range(first, (first if last is None else last) + 1, step or 1)
-    return found
+    """Array indices as squeue writes them: "7", "[0-3,8,10-20:5%2]"; [None] for anything else."""
+    parts = text.strip("[]").split("%")[0].split(",")
+    matches = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", part) for part in parts]
+    ranges = [range(int(m[1]), int(m[2] or m[1]) + 1, int(m[3] or 0) or 1) for m in matches if m]
+    if len(ranges) < len(parts) or sum(map(len, ranges)) > MOST_INDICES:
+        return [None]
+    return [index for each in ranges for index in each]
 
 
 def _array_limit() -> int:
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.M)
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     return int(match[1]) if match else MAX_ARRAY_SIZE
 
 
@@ -191,8 +211,8 @@ def active(logs: Path, rows: Sequence[Queued]) -> Active:
         file = files.get(row.job, row.file)
         if file not in keys:
             keys[file] = _tasks_of(Path(file), logs)
-        if (row.index or 0) < len(keys[file]):
-            name, done = keys[file][row.index or 0]
+        first = 0 if row.index is None else row.index
+        for name, done in keys[file][first : None if row.index is None else first + 1]:
             found[done] = (name, dataclasses.replace(row, file=file))
     return found
 
@@ -249,28 +269,39 @@ class Slurm:
             batch.show(batch.plan(stages, folder, site, limit), self.study.name)
             return EXIT_COMPLETE
         make_directory(folder.parent)
-        with _sole_submission(self.study):
+        _tell_wishes()
+        with _sole_submission(self.study.parent):
             queued = active(self.study.parent, queue())
             _recall(stages, queued)
             todo = [_missing(stage, queued) for stage in stages]
-            jobs = batch.plan(todo, new_directory(folder), site, _array_limit())
+            if any(stage.tasks for stage in todo):
+                folder = new_directory(folder)
+            jobs = batch.plan(todo, folder, site, _array_limit())
             _submit(stages, jobs, self.study, queued)
         return EXIT_COMPLETE
 
 
-@contextlib.contextmanager
-def _sole_submission(study: Path) -> Iterator[None]:
-    """One submission of a study at a time; also where others wait for the same studies."""
-
-    def refuse(holder: str, _seconds: float) -> None:
-        raise SlurmError(
-            f"{study.name} is being submitted by {holder}; see make status CONFIG={study.name}."
+def _tell_wishes() -> None:
+    """Say which of the user's own defaults for sbatch do not count."""
+    if names := wishes():
+        print(
+            f"note: {', '.join(names)} of the environment: not passed on to Slurm. What a job "
+            "needs stands in its site profile, or in launch.slurm (account, partition, options)."
         )
 
-    def go_on(_error: OSError) -> None:
-        print(f"{study}: this file system has no locks; submit {study.name} once at a time.")
 
-    with locked(study / JOBS / ".lock", refuse, go_on):
+@contextlib.contextmanager
+def _sole_submission(logs: Path) -> Iterator[None]:
+    """One submission at a time: two studies may need the same third one."""
+
+    def wait(holder: str, seconds: float) -> None:
+        if seconds > PATIENCE:
+            raise SlurmError(f"{logs}: {holder} is submitting studies there; try again later.")
+
+    def go_on(_error: OSError) -> None:
+        print(f"note: {logs} is on a file system without locks: submit one study at a time.")
+
+    with locked(logs / LOCK, wait, go_on):
         yield
 
 
@@ -281,12 +312,13 @@ def _missing(stage: Stage, queued: Active) -> Stage:
 
 def _job_id(answer: str) -> str:
     """The id in sbatch's answer, `id` or `id;cluster`, whatever a site prints around it."""
-    ids = [m[1] for m in (re.fullmatch(r"(\d+)(;[\w.-]+)?", line.strip()) for line in
-           answer.splitlines()) if m]  # fmt: skip
+    form = r"(?:Submitted batch job )?(\d+)(?:;[\w.-]+)?"
+    found = [re.fullmatch(form, line.strip()) for line in answer.splitlines()]
+    ids = [match[1] for match in found if match]
     if len(ids) != 1:
         raise SlurmError(
-            f"sbatch answered with no job id but {answer.strip()[:300]!r}; see with squeue --me "
-            "whether a job was submitted, and cancel it with scancel if so."
+            f"sbatch printed {'several numbers' if ids else 'no job id'}: "
+            f"{answer.strip()[:300]!r}. {SAFE}"
         )
     return ids[0]
 
@@ -315,19 +347,29 @@ def _submit(
             print(f"{stage.name}: {plural(len(rows), 'task')} in the queue already")
         if chunks:
             print(batch.cost(_missing(stage, queued), chunks[0].site))
+            _tell_throttle(chunks)
         for job in chunks:
             ids.append(_submit_one(job, study, before, record))
         before = ids or before
     if not record["jobs"] and any(_missing(stage, queued).tasks for stage in stages):
         raise SlurmError(f"{study.name}: tasks are missing, and no job was made of them.")
-    print(f"{plural(len(record['jobs']), 'job')} submitted; make status CONFIG={study.name}")
+    many = plural(len(record["jobs"]), "job") if record["jobs"] else "nothing more to be"
+    print(f"{many} submitted; make status CONFIG={study.name}")
+
+
+def _tell_throttle(jobs: Sequence[BatchJob]) -> None:
+    if (most := jobs[0].site.throttle) and not jobs[0].array and len(jobs) > most:
+        print(f"note: job arrays are off here, so more than {most} (throttle) may run at once")
 
 
 def _submit_one(job: BatchJob, study: Path, before: Sequence[str], record: dict[str, Any]) -> str:
     """Write the job file, submit it, record its id; returns the id."""
     folder = make_directory(job.file.parent)
     write_atomic(job.file, job.text)
-    name = _job_id(call(*batch.command(job, study.name, before)))
+    try:
+        name = _job_id(call(*batch.command(job, study.name, before)))
+    except SlurmTimeout as error:
+        raise SlurmTimeout(f"{error} {SAFE}") from None
     entry = {"id": name, "stage": job.stage.name, "tasks": len(job.stage.tasks)}
     record["jobs"].append({**entry, "file": str(job.file)})
     write_json(folder / "submission.json", record)

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True) as live:
         while True:
-            live.update(page(args.config, root, lines), refresh=True)
+            live.update(page(args.config, root, lines, tries=1), refresh=True)
             time.sleep(EVERY)
 
 
@@ -77,18 +77,18 @@ Rows = list[slurm.Queued] | None
 """what is in Slurm's queue; None where it does not answer"""
 
 
-def page(config: str | None, root: Path, lines: int | None) -> Group:
-    """What is shown; at most so many lines, or all."""
-    rows, trouble = in_queue()
+def page(config: str | None, root: Path, lines: int | None, tries: int = 0) -> Group:
+    """What is shown; at most so many lines, or all. Slurm is asked at most `tries` times."""
+    rows, trouble = in_queue(tries)
     if config:
         return Group(*trouble, study_part(*find_study(config, root=root), rows, lines))
     return Group(*trouble, *(part_or_error(name, root, rows, lines) for name in names(root)))
 
 
-def in_queue() -> tuple[Rows, list[Text]]:
+def in_queue(tries: int) -> tuple[Rows, list[Text]]:
     """Slurm's queue, empty where there is no Slurm; and what is wrong where it does not answer."""
     try:
-        return (slurm.queue() if slurm.answers() else []), []
+        return (slurm.queue(tries) if slurm.answers(tries) else []), []
     except slurm.SlurmError as error:
         said = " ".join(str(error).split())
         return None, [Text(f"Slurm cannot be asked, this is what is on disk: {said}", "yellow")]
@@ -167,12 +167,11 @@ class RunLine:
 def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
     """Every run of a study with its state."""
     queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows or []).items()}
-    unknown = rows is None and place.jobs.exists()
     named = {(run.point.label, run.seed): run.name for run in study.runs}
     for facts in aggregate(study, place).table.iter_rows(named=True):
         facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
         run = RunDir(place.runs / facts["run"])
-        state, detail = state_of(run, facts, queued.get(str(run.result)), unknown)
+        state, detail = state_of(run, facts, queued.get(str(run.result)), rows is None)
         left = time_left(run, facts) if state == "running" else None
         yield RunLine(state, detail, facts, left)
 

@@ -7,6 +7,7 @@ again), 78 bad configuration, 65 bad data, else that of the first task that fail
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 
 from glass_cnn.data.dataset import check_split
@@ -84,6 +85,8 @@ def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]
 
         if kind == "slurm" or slurm.answers():
             return slurm.Slurm(place.path, launch.site, launch.slurm, SECTIONS), False
+        if shutil.which("sbatch"):
+            print("note: sbatch is installed and no Slurm answers; using this machine.")
     from hpc.local import Local
 
     return Local(launch.side_by_side), True

@@ -66,13 +66,13 @@ def choose(study: Study, name: str | None, index: str | None) -> Run:
             f"RUN, for example {study.runs[0].name}), or submit an array "
             f"(sbatch --array=0-{len(study.runs) - 1} …)."
         )
-    number = int(index or 0)
-    if number >= len(study.runs):
+    number = index or "0"
+    if not number.isdecimal() or int(number) >= len(study.runs):
         raise ConfigError(
             f"{study.source}: has {plural(len(study.runs), 'run')}; there is no number {number}. "
             f"Submit --array=0-{len(study.runs) - 1} or a part of it."
         )
-    return study.runs[number]
+    return study.runs[int(number)]
 
 
 if __name__ == "__main__":
