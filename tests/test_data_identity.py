@@ -347,7 +347,8 @@ def test_a_record_without_checksums_is_damaged(trained: Path, tmp_path: Path) ->
     place = Path(shutil.copytree(trained, tmp_path / "sums"))
     (record,) = place.glob("logs/datasets/*/dataset.json")
     whole = read_json(record)
-    for sums in (None, [], {}, {"images.npy": 3}, {"images.npy": []}):
+    damages: list[Any] = [None, [], {}, {"images.npy": 3}, {"images.npy": []}]
+    for sums in damages:
         record.write_text(json.dumps({**whole, "checksums": sums}))
         with pytest.raises(DataError, match="a checksum for each"):
             data.load(load_study(place / "study.yaml").datasets[0], place / "logs")
