@@ -38,9 +38,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import tensorflow as tf
 
 from glass_cnn.settings import RunSettings, build_run
+from glass_cnn.tensorflow import tf
 from glass_cnn.training.engine import Engine, portions, set_up_tensorflow
 from hpc.checkpoint_writer import Checkpoints
 from hpc.words import plural

@@ -44,6 +44,12 @@ class RunDir:
         return self.path.name
 
     @property
+    def root(self) -> Path | None:
+        """The directory of all outputs that it lies in; None for a run that was put elsewhere."""
+        above = self.path.parents
+        return above[2] if len(above) > 2 and above[0].name == "runs" else None
+
+    @property
     def config(self) -> Path:
         """Resolved settings of the run."""
         return self.path / "config.yaml"

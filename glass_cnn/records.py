@@ -121,6 +121,39 @@ class Lineage(msgspec.Struct):
     optimizer_state: bool | None = None
 
 
+class Numerics(msgspec.Struct, kw_only=True):
+    """What a training's rounding depends on beside its settings; see `glass_cnn.numerics`.
+
+    Lists hold one entry where all ranks are alike, else one a rank.
+    """
+
+    tensorflow: str
+    """version"""
+    onednn: bool
+    """whether TensorFlow computes with oneDNN"""
+    isa: list[str]
+    """instruction sets of oneDNN's float32 kernels"""
+    processors: list[str]
+    gpus: list[str] = []
+    threads: int
+    """CPU threads of each rank"""
+    ranks: int
+    horovod: str | None = None
+    """version; null on one rank, where it has no part"""
+    mpi: str | None = None
+    """library and version; null on one rank"""
+    environment: dict[str, str] = {}
+    """variables that choose other kernels or orders of sums, those that were set"""
+
+
+class NumericsChange(msgspec.Struct):
+    """A run that went on under other numerics: its bits are not those of an undisturbed one."""
+
+    step: int
+    what: str
+    """what differs, in words"""
+
+
 class Start(msgspec.Struct, kw_only=True):
     """One line of provenance.jsonl: a start of a run."""
 
@@ -137,6 +170,10 @@ class Start(msgspec.Struct, kw_only=True):
     """step that this start began at"""
     reason: str | None = None
     """new run, or what it goes on from"""
+    numerics: Numerics | None = None
+    """null in records of versions that did not know it"""
+    numerics_changes: list[NumericsChange] = []
+    """all that the state has come through, this start's among them"""
     lineage: Lineage | None = None
     data: DataIdentity | None = None
     """what it is trained on; runs of older versions do not say"""

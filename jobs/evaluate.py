@@ -7,7 +7,6 @@ the run's directory. Exit codes: 0 complete, 65 bad data or checkpoint, 78 bad c
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from glass_cnn import data_identity
+from glass_cnn import data_identity, numerics
 from glass_cnn.paths import logs_root
 from glass_cnn.records import trained_on
+from glass_cnn.study import find_run
 from hpc.commandline import Parser, run_main
 from hpc.errors import ConfigError
 from hpc.files import write_json
@@ -44,12 +44,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Evaluate what is kept of the run."""
     args = parse(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from glass_cnn.data.dataset import load, split
-    from glass_cnn.training.saved import find_run, open_all, open_model, outputs_of
-
     run, settings = find_run(args.run)
-    root = logs_root(args.logs or outputs_of(run))
+    numerics.choose(settings.launch)  # as it was trained; before TensorFlow loads
+    from glass_cnn.data.dataset import load, split
+    from glass_cnn.training.saved import open_all, open_model
+
+    root = logs_root(args.logs or run.root)
     source = settings if args.data is None else other_data(args.data, root)
     data = load(source, root)
     if args.data is None:

@@ -268,6 +268,8 @@ def cells(run: RunLine) -> list[str]:
     total = facts.get("train.iterations")
     accuracy = facts["final_validation_accuracy"]
     outcome = facts["outcome_so_far"] or ""
+    changed = facts["numerics_change"]
+    notes = (run.detail, f"numerics changed {changed}" if changed else "")
     return [
         facts["run"],
         run.state,
@@ -276,7 +278,7 @@ def cells(run: RunLine) -> list[str]:
         outcome.replace("_", " "),
         str(max(0, (facts["starts"] or 0) - 1) or ""),
         "" if run.left is None else duration(run.left),
-        run.detail,
+        "; ".join(filter(None, notes)),
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -63,8 +62,11 @@ def train_one(
     if done and not args.start_over:
         ranks.on_root(lambda: tell_complete(settings, run, root))
         return None
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with keeping_crashes(run.crashes / f"rank-{ranks.rank}.txt"):
+        from glass_cnn import numerics
+
+        # Before TensorFlow loads, which it does with the loop.
+        numerics.choose(settings.launch, print if ranks.is_root else lambda _: None)
         from glass_cnn.records import Start
         from glass_cnn.training.loop import start_over, train
 

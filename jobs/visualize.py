@@ -6,16 +6,16 @@ Exit codes: 0 complete, 65 bad data or checkpoint, 78 bad configuration.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
-from glass_cnn import data_identity
+from glass_cnn import data_identity, numerics
 from glass_cnn.paths import logs_root
 from glass_cnn.records import trained_on
+from glass_cnn.study import find_run
 from hpc.commandline import Parser, run_main
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ PROBE = 512
 def main(argv: list[str]) -> None:
     """Draw what the model sees, and say where."""
     args = parse(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    run, settings = find_run(args.run)
+    numerics.choose(settings.launch)  # as it was trained; before TensorFlow loads
     from glass_cnn.data.dataset import load, split
     from glass_cnn.report.visualize import visualize
-    from glass_cnn.training.saved import find_run, open_model, outputs_of
+    from glass_cnn.training.saved import open_model
 
-    run, settings = find_run(args.run)
     model = open_model(run, settings, args.which)
-    data = load(settings, logs_root(args.logs or outputs_of(run)))
+    data = load(settings, logs_root(args.logs or run.root))
     data_identity.check(run.path, trained_on(run), data.identity)
     data.verify()
     for path in visualize(run, look(model, args.which, data, split(data, settings))):

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests import clones
+
+if TYPE_CHECKING:
+    from glass_cnn.records import Numerics
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV_BIN = Path(sys.executable).parent
@@ -106,15 +109,15 @@ def complete(clone: Path, install: ModuleType) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tensorflow() -> None:
-    """TensorFlow in this process, set up once as a training sets it up: one thread, deterministic.
+def tensorflow() -> Numerics:
+    """How TensorFlow rounds in this process, set up once as a training sets it up: one thread.
 
     Every test that computes with it here asks for this, whichever comes first.
     """
     from glass_cnn.training.engine import set_up_tensorflow
     from hpc.world import world
 
-    set_up_tensorflow(1, world())
+    return set_up_tensorflow(1, world())
 
 
 @pytest.fixture(scope="session")

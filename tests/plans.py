@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ class Plan:
         """A command between two starts."""
         self.items.append({"shell": [str(word) for word in words]})
 
-    def carry_out(self, mpirun: Callable[..., Any], code: int | None = 0) -> Plan:
+    def carry_out(
+        self, mpirun: Callable[..., Any], code: int | None = 0, env: Mapping[str, str] | None = None
+    ) -> Plan:
         """Start the world; `code` is mpiexec's, None for any but 0."""
         plan, number = self.place / "plan.json", len(list(self.place.glob("out-*")))
         out = self.place / f"out-{number}"
         out.mkdir()
         plan.write_text(json.dumps(self.items))
-        done = mpirun(self.ranks, DRIVER, plan, out, timeout=400)
+        done = mpirun(self.ranks, DRIVER, plan, out, timeout=400, env=env)
         self.errors = done.stdout + done.stderr
         assert done.returncode == code or (code is None and done.returncode), self.errors
         file = out / "codes.json"  # not there when the first start was the end of all ranks

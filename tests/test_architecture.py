@@ -18,6 +18,7 @@ Arrow = tuple[str, str]
 ONLY = {
     "mpi4py": {"hpc.world", "glass_cnn.data.lammps"},  # LAMMPS needs the libmpi that it loads
     "horovod": {"glass_cnn.training.division"},
+    "tensorflow": {"glass_cnn.tensorflow"},  # where oneDNN is switched on before
     "lammps": {"glass_cnn.data.lammps"},
     # The launchers start programs; provenance asks git for the commit, the doctor tries things out.
     "subprocess": {"hpc.slurm", "hpc.local", "hpc.provenance", "jobs.doctor"},
@@ -159,6 +160,13 @@ def test_no_modules_import_each_other(code: dict[str, str]) -> None:
 def test_libraries_are_used_by_their_own_rooms_only(code: dict[str, str]) -> None:
     assert strangers(code) == []
     assert {room for rooms in ONLY.values() for room in rooms} <= set(code)
+
+
+def test_tests_and_benchmarks_load_tensorflow_through_its_room_too(root: Path) -> None:
+    room = root / "glass_cnn" / "tensorflow.py"
+    loads = re.compile(r"\b(import|from) tensorflow\b")  # in code that is handed to a process, too
+    places = (path for top in (*TOP, "tests", "benchmarks") for path in (root / top).rglob("*.py"))
+    assert [path for path in places if loads.search(path.read_text())] == [room]
 
 
 def test_light_rooms_bring_in_nothing_heavy(code: dict[str, str]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.model import Network, Optimizer

@@ -12,7 +12,7 @@ import pytest
 from glass_cnn.analysis.rows import read_run
 from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import StudyDir
-from glass_cnn.records import DataIdentity
+from glass_cnn.records import DataIdentity, Numerics
 from glass_cnn.settings import Model, RunSettings, build_run
 from glass_cnn.study import load_study
 from hpc.checkpoint import newest
@@ -206,7 +206,7 @@ META = {
 """`meta` of a checkpoint as the version before wrote it"""
 
 
-def test_a_checkpoint_of_the_version_before_is_taken(tmp_path: Path, tensorflow: None) -> None:
+def test_a_checkpoint_of_the_version_before_is_taken(tmp_path: Path, tensorflow: Numerics) -> None:
     from glass_cnn.training.engine import Engine
     from glass_cnn.training.state import State
     from hpc.world import world
@@ -218,7 +218,11 @@ def test_a_checkpoint_of_the_version_before_is_taken(tmp_path: Path, tensorflow:
     found = newest(tmp_path, settings.run_digest())
     assert found is not None
     data = DataIdentity("x-0123abcd", "f00d")
-    state = State(settings, engine, data, training_examples=100)
-    state.restore(found)
+    state = State(settings, engine, data, tensorflow, training_examples=100)
+    change = state.restore(found)
     assert (state.progress.step, state.progress.evaluated, engine.optimizer.count) == (20, 4, 20)
-    assert {**state.meta(), "seconds": 0.5} == META | {"data": msgspec.to_builtins(data)}
+    meta = {**state.meta(), "seconds": 0.5}
+    assert {key: meta[key] for key in META} == META
+    assert meta["data"] == msgspec.to_builtins(data)
+    assert change is not None
+    assert change.what.startswith("unknown before")

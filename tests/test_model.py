@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from glass_cnn.settings import build_run
+from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Sgd
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine

@@ -124,6 +124,8 @@ def test_each_start_says_where_it_began_and_why(plans: dict[int, Plan], ranks: i
         for each, begin in zip(faults, begins[1:], strict=True):
             assert begin["reason"] == f"resumed after {each['do']}"
             assert begin["versions"]["python"]
+            assert begin["numerics"] == begins[0]["numerics"]
+            assert begin["numerics_changes"] == []
     steps = tiny.starts(plan.run("steps"))
     moved = [b - a for a, b in itertools.pairwise(steps)]
     assert moved == [each["call"] for each in disturbances(ranks)["steps"]]
@@ -192,6 +194,9 @@ def test_a_run_goes_on_at_another_number_of_ranks(
     assert plans[new].codes["taken over"] == [[0] * new]
     begins = read_records(run.provenance)
     assert [(b["ranks"], b["resumed_step"]) for b in begins] == [(old, 0), (new, 8)]
+    (change,) = begins[1]["numerics_changes"]
+    assert change["step"] == 8
+    assert f"ranks {old}, now {new}" in change["what"]
     before, after = (tiny.outcome(plans[n].run("undisturbed"))["metrics"] for n in (old, new))
     found = tiny.outcome(run)["metrics"]
     assert found[:2] == before[:2]

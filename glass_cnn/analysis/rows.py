@@ -86,6 +86,10 @@ class Row:
     data_fingerprint: str | None = None
     data_stored: str | None = None
     """when that data set was stored"""
+    numerics_changed: int | None = None
+    """how often the run went on under other numerics: exact where 0; null where that is unknown"""
+    numerics_change: str | None = None
+    """when and what"""
     lineage_run: str | None = None
     lineage_step: int | None = None
     lineage_which: str | None = None
@@ -261,6 +265,11 @@ def _read_provenance(row: Row, run: RunDir) -> None:
     if data := next((start.data for start in reversed(starts) if start.data), None):
         row.data_name, row.data_fingerprint = data.name, data.fingerprint
         row.data_stored = data.created
+    if last.numerics is not None or len(starts) == 1:
+        changes = last.numerics_changes
+        row.numerics_changed = len(changes)
+        told = "; ".join(f"at step {change.step}: {change.what}" for change in changes)
+        row.numerics_change = told or None
     if lineage := next((start.lineage for start in starts if start.lineage), None):
         row.lineage_run, row.lineage_step = lineage.run, lineage.step
         row.lineage_which = lineage.which

@@ -304,9 +304,21 @@ def _provenance(result: Aggregation) -> list[tuple[str, str]]:
         ),
         ("Hosts", ", ".join(hosts) or "–"),
         ("MPI ranks", ", ".join(ranks) or "–"),
+        ("Exact runs", _exact(runs["numerics_changed"])),
         ("Wall time", _time_cell(float(runs["wall_seconds"].fill_null(0).sum()))[0]),
         ("Study file", result.study.source),
     ]
+
+
+def _exact(changes: pl.Series) -> str:
+    """How many runs kept their numerics from beginning to end, in words."""
+    same, unknown = int((changes == 0).sum()), changes.null_count()
+    counts = {
+        "under the same numerics from beginning to end": same,
+        "went on under others (numerics_change in summary.csv)": len(changes) - same - unknown,
+        "unknown (restarted by a version that did not record them)": unknown,
+    }
+    return "; ".join(f"{count} {what}" for what, count in counts.items() if count) or "–"
 
 
 # --- static figures and the results log ------------------------------------------------------

@@ -13,9 +13,9 @@ The score that is explained is the logit gap, glass minus liquid: positive says 
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
+from glass_cnn.tensorflow import tf
 from glass_cnn.training.saved import SavedModel
 
 Floats = NDArray[np.float32]

@@ -12,8 +12,8 @@ import math
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam
 from glass_cnn.training.engine import COUNTS
 from glass_cnn.training.model import Network, Optimizer

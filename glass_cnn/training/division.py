@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 
-import tensorflow as tf
-
+from glass_cnn.tensorflow import tf
 from hpc.world import World
 
 ALONE_BYTES = 1 << 20

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from glass_cnn import numerics
+from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
+from glass_cnn.tensorflow import onednn_is_on, tf
 from glass_cnn.training.division import DataParallel
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc.errors import ConfigError
 from hpc.world import World
 
 
-def set_up_tensorflow(threads: int, world: World) -> None:
+def set_up_tensorflow(threads: int, world: World) -> Numerics:
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
-    Raises RuntimeError when TensorFlow has already started.
+    Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        mine = gpus[world.local_rank % len(gpus)]
+    mine = [gpus[world.local_rank % len(gpus)]] if gpus else []
+    if mine:
         tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine, True)
+        tf.config.experimental.set_memory_growth(mine[0], True)
+    several = world.size > 1
+    return Numerics(
+        tensorflow=tf.__version__,
+        onednn=onednn_is_on(),
+        isa=_by_rank(world, numerics.instruction_set()),
+        processors=_by_rank(world, numerics.processor()),
+        gpus=_by_rank(world, _kind(mine[0])) if mine else [],
+        threads=threads,
+        ranks=world.size,
+        horovod=metadata.version("horovod") if several else None,
+        mpi=world.library if several else None,
+        environment=numerics.variables(),
+    )
+
+
+def _by_rank(world: World, mine: str) -> list[str]:
+    """What each rank has, or the one thing that all have. Collective."""
+    found = world.comm.allgather(mine)
+    return found if len(set(found)) > 1 else found[:1]
+
+
+def _kind(gpu: Any) -> str:
+    """Name of a GPU, and whether its matrix products round their factors to TF32."""
+    details = tf.config.experimental.get_device_details(gpu)
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    return f"{details.get('device_name', 'GPU')}{', TF32' if tf32 else ''}"
 
 
 @dataclass(frozen=True)

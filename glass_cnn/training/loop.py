@@ -15,7 +15,7 @@ import numpy as np
 from glass_cnn.data import dataset as data
 from glass_cnn.data.batches import batches
 from glass_cnn.paths import RunDir
-from glass_cnn.records import Start
+from glass_cnn.records import Numerics, Start
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch, open_branch
 from glass_cnn.training.diagnostics import Diagnostics
@@ -29,6 +29,7 @@ from hpc.files import storage_errors
 from hpc.heartbeat import Heartbeat
 from hpc.moments import reached
 from hpc.preempt import StopFlag, signal_name
+from hpc.records import Event
 from hpc.tensorfile import digest_tensors
 from hpc.words import plural
 from hpc.world import World
@@ -52,9 +53,9 @@ def train(
     Raises:
         UserError on every rank: data missing, disk full, settings that do not fit the run.
     """
-    set_up_tensorflow(settings.launch.threads_per_rank, world)
+    numerics = set_up_tensorflow(settings.launch.threads_per_rank, world)
     with ExitStack() as opened:
-        job = _open(settings, run, root, world, stop, opened)
+        job = _open(settings, run, root, world, stop, numerics, opened)
         state, recorder, train = job.state, job.recorder, settings.train
         if world.broadcast(run.is_done()):  # by the process that this one has waited for
             return EXIT_COMPLETE
@@ -116,6 +117,7 @@ def _open(
     root: Path,
     world: World,
     stop: StopFlag,
+    numerics: Numerics,
     opened: ExitStack,
 ) -> TrainingJob:
     """Make the parts of a run, closed with `opened`; a UserError is raised on every rank."""
@@ -135,7 +137,7 @@ def _open(
         dataset=images,
         parts=parts,
         engine=engine,
-        state=State(settings, engine, images.identity, len(parts.train)),
+        state=State(settings, engine, images.identity, numerics, len(parts.train)),
         feed=opened.enter_context(Feed(settings, images, parts, engine.share)),
         recorder=recorder,
         rollbacks=Rollbacks(settings, run, world, recorder),
@@ -224,7 +226,9 @@ def _restore(job: TrainingJob, root: Path) -> tuple[str, Branch | None]:
     recorder, state = job.recorder, job.state
     checkpoint = recorder.checkpoints.latest()
     if checkpoint is not None:
-        state.restore(checkpoint)
+        if change := state.restore(checkpoint):
+            event = Event(event="numerics_changed", step=change.step, reason=change.what)
+            recorder.event(event)
         return f"resumed after {recorder.stopped_by() or 'an end without notice'}", None
     branch = open_branch(job.settings, root, job.engine.state())
     if branch is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from glass_cnn.streams import TrainingStream, training_key
+from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Sgd
 
 CLASSES = 2

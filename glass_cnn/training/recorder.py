@@ -150,6 +150,7 @@ class Recorder:
         done, step = state.progress.evaluated, state.progress.step
         keep_records(self.run.metrics, lambda record: record.get("iteration", 0) <= done)
         start.time, start.resumed_step, start.reason, start.lineage = now(), step, reason, lineage
+        start.numerics, start.numerics_changes = state.numerics, state.numerics_changes
         record = as_dict(start)
         if lineage is None:
             del record["lineage"]

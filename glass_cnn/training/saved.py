@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tensorflow as tf
 
 from glass_cnn.paths import RunDir
-from glass_cnn.settings import RunSettings, load_run
+from glass_cnn.settings import RunSettings
+from glass_cnn.tensorflow import tf
 from glass_cnn.training.model import Network
 from hpc import checkpoint, checkpoint_names
-from hpc.errors import ConfigError, DataError
+from hpc.errors import DataError
 
 Which = Literal["best", "latest"]
 WORDS = {"best": "optimal", "latest": "final"}
@@ -56,23 +55,6 @@ class SavedModel:
         starts = range(0, len(images), size)
         found = [self._logits(tf.constant(images[s : s + size])).numpy() for s in starts]
         return np.concatenate(found) if found else np.zeros((0, 2), np.float32)
-
-
-def find_run(path: Path) -> tuple[RunDir, RunSettings]:
-    """A run's directory and settings; raises ConfigError when it is none."""
-    run = RunDir(path.absolute())
-    if not run.config.exists():
-        raise ConfigError(
-            f"RUN={path}: is no run's directory (it has no config.yaml); name one of "
-            "logs/<study>/runs/."
-        )
-    return run, load_run(run.config)
-
-
-def outputs_of(run: RunDir) -> Path | None:
-    """The directory of all outputs that a run lies in; None for a run that was put elsewhere."""
-    above = run.path.parents
-    return above[2] if len(above) > 2 and above[0].name == "runs" else None
 
 
 def open_model(run: RunDir, settings: RunSettings, which: Which) -> SavedModel:

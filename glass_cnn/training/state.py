@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from glass_cnn import data_identity
-from glass_cnn.records import DataIdentity, Evaluation
+from glass_cnn import data_identity, numerics
+from glass_cnn.records import DataIdentity, Evaluation, Numerics, NumericsChange
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.diagnostics import output_statistics
 from glass_cnn.training.engine import COUNTS, Engine, StepResult
@@ -23,7 +23,7 @@ from hpc.world import World
 
 @dataclass
 class Progress:
-    """How far a run is; with the optimizer's `updates` it is the `meta` of a checkpoint."""
+    """How far a run is; a part of the `meta` of a checkpoint."""
 
     step: int = 0
     """updates made"""
@@ -53,11 +53,17 @@ class State:
     """Weights and optimizer (in `engine`) and progress; the same on every rank after `share`."""
 
     def __init__(
-        self, settings: RunSettings, engine: Engine, data: DataIdentity, training_examples: int
+        self,
+        settings: RunSettings,
+        engine: Engine,
+        data: DataIdentity,
+        numerics: Numerics,
+        training_examples: int,
     ) -> None:
-        self.settings, self.engine = settings, engine
+        self.settings, self.engine, self.numerics = settings, engine, numerics
         self.data, self.training_examples = data, training_examples
         self.progress = Progress()
+        self.numerics_changes: list[NumericsChange] = []
         self._clock = time.monotonic()
 
     # -- what a checkpoint holds --------------------------------------------------------------
@@ -71,20 +77,34 @@ class State:
         return self.engine.snapshot("model/")
 
     def meta(self) -> dict[str, Any]:
-        """Progress as JSON values."""
+        """Progress, updates that the optimizer has seen, and numerics, as JSON values."""
         self.tick()
         return dataclasses.asdict(self.progress) | {
             "updates": self.engine.optimizer.count,
             "data": msgspec.to_builtins(self.data),
+            "numerics": msgspec.to_builtins(self.numerics),
+            "numerics_changes": msgspec.to_builtins(self.numerics_changes),
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint was made; raises DataError for one of other data."""
-        meta = dict(checkpoint.meta)
-        updates = int(meta.pop("updates"))
-        data_identity.check(checkpoint.path, data_identity.of(meta.pop("data", None)), self.data)
-        self.progress = Progress(**meta)
-        self.begin_with(checkpoint.tensors, updates)
+    def restore(self, checkpoint: Checkpoint) -> NumericsChange | None:
+        """Go on where a checkpoint was made; raises DataError for one of other data.
+
+        Tells where it was made under other numerics.
+        """
+        meta = checkpoint.meta
+        data_identity.check(checkpoint.path, data_identity.of(meta.get("data")), self.data)
+        names = {field.name for field in dataclasses.fields(Progress)}
+        self.progress = Progress(**{key: meta[key] for key in meta if key in names})
+        self.begin_with(checkpoint.tensors, int(meta["updates"]))
+        before = msgspec.convert(meta.get("numerics"), Numerics | None)
+        self.numerics_changes = msgspec.convert(
+            meta.get("numerics_changes", []), list[NumericsChange]
+        )
+        what = numerics.changes(before, self.numerics)
+        if what is None:
+            return None
+        self.numerics_changes.append(NumericsChange(self.progress.step, what))
+        return self.numerics_changes[-1]
 
     def begin_with(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         """Take tensors, and the number of updates that the optimizer's state has seen."""
@@ -94,6 +114,7 @@ class State:
     def share(self, world: World) -> None:
         """Give every rank what rank 0 has."""
         self.progress = world.broadcast(self.progress)
+        self.numerics_changes = world.broadcast(self.numerics_changes)
         self.engine.optimizer.count = world.broadcast(self.engine.optimizer.count)
         self.engine.broadcast()
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from glass_cnn.records import SERIES, Evaluation
+from glass_cnn.tensorflow import tf
 from hpc.files import storage_errors
 
 
