@@ -96,6 +96,12 @@ def test_gzip_is_told_by_the_content(tmp_path: Path, text: str) -> None:
         check_frame(read_frames(tmp_path / name)[0], 1)
 
 
+def test_comments_may_be_in_any_alphabet(tmp_path: Path) -> None:
+    head = 'Lattice="6 0 0 0 6 0 0 0 1" note="in \xc5"'
+    (tmp_path / "a.xyz").write_bytes(xyz_text(1, head=head).encode("latin-1"))
+    check_frame(read_frames(tmp_path / "a.xyz")[0], 1)
+
+
 @pytest.mark.parametrize("text", [dump_text(1), xyz_text(1)])
 @pytest.mark.parametrize("end", ["", "\n", "\n\n \n", "\r\n"])
 def test_the_last_line_may_lack_its_end_and_blank_lines_may_follow(

@@ -242,6 +242,16 @@ def test_packed_files_that_are_cut_or_damaged_are_refused(tmp_path: Path, text: 
     refused(path)
 
 
+def test_ids_of_extended_xyz_are_checked_too(tmp_path: Path) -> None:
+    head = LATTICE.replace("species", "id:I:1:species")
+    rows = [f"{n} {line}" for n, line in enumerate(XYZ_LINES[2:], 1)]
+    path = tmp_path / "a.xyz"
+    path.write_text("".join(["30\n", head, "\n", *rows]))
+    assert len(read_frames(path)) == 1
+    path.write_text("".join(["30\n", head, "\n", *rows[:-1], rows[-1].replace("30", "4", 1)]))
+    assert "frame 0: the id 4 stands there 2 times" in refused(path)
+
+
 def test_files_that_are_away_or_closed(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "a.dump")
     (tmp_path / "a.gsd").mkdir()

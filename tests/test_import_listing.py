@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,14 @@ def test_pictures_beside_the_trajectory_files_they_show(tmp_path: Path) -> None:
     names = ("liquid_1.xyz", "glass_1.xyz", "liquid_1.png", "glass_1.png")
     with pytest.raises(DataError, match=r"pictures \(glass_1\.png\) and trajectory files"):
         read_listing(write_files(tmp_path / "in", *names))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "in", "glass_1.xyz")
+    (source / "liquid_1.xyz").write_text(xyz_text(1))
+    (source / "liquid_1.xyz").rename(os.fsdecode(os.fsencode(source) + b"/liquid_\xff.xyz"))
+    with pytest.raises(DataError, match=r"path 'liquid_.udcff\.xyz' names no file"):
+        store(source, tmp_path)
 
 
 def test_no_directory_and_nothing_to_import(tmp_path: Path) -> None:

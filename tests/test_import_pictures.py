@@ -359,6 +359,18 @@ def test_pictures_cut_anywhere_are_refused(tmp_path: Path) -> None:
                 read_picture(path, 20)
 
 
+def test_pictures_of_too_many_pixels_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their header, before memory is taken for them."""
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)
+    with pytest.raises(DataError, match=r"a\.png: is a picture of too many pixels"):
+        picture_size(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 201)  # Pillow would warn, in words of its own
+    assert picture_size(tmp_path / "a.png") == (20, 20)
+
+
 def test_pictures_that_are_blank_where_they_are_cropped(tmp_path: Path) -> None:
     framed = np.full((24, 24, 3), 255, np.uint8)
     framed[0] = 0

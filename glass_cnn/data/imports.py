@@ -126,7 +126,7 @@ def _fingerprint(source: Path, entries: Sequence[Entry]) -> str:
     total = xxhash.xxh3_128()
     for entry in entries:
         total.update(repr(entry).encode())
-    for path in dict.fromkeys(entry.path for entry in entries):
+    for path in track("comparing", list(dict.fromkeys(entry.path for entry in entries))):
         with _readable(source / path).open("rb") as file:
             while chunk := file.read(1 << 20):
                 total.update(chunk)

@@ -164,6 +164,7 @@ def _path(source: Path, where: str, path: Any) -> str:
     if not isinstance(path, str) or not path:
         raise DataError(f"{where}: path {path!r:.80} must be the name of a file.")
     try:
+        path.encode()  # else it is no text: no record could name it
         real, top = (source / path).resolve(), source.resolve()
         exists, is_directory = real.is_file(), real.is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, links in a circle, no text
@@ -288,5 +289,5 @@ def _nothing_named(source: Path, left: Sequence[str]) -> str:
     entry = {"path": left[0] if left else "a.png", "label": "glass"}
     return (
         f"{source}: has neither {METADATA}, nor folders called liquid and glass, nor files with "
-        f"these words in their names. Write {METADATA}: [{example(entry)}, …]."
+        f"one of these words in their names. Write {METADATA}: [{example(entry)}, …]."
     )
