@@ -113,6 +113,15 @@ def xyz_text(seed: int, names: tuple[str, str] = ("A", "B"), head: str = "", z: 
     return "\n".join([str(len(types)), head or lattice, *rows, ""])
 
 
+def write_trajectories(source: Path, **texts: str) -> Path:
+    """A folder with `glass_1=text` as glass_1.dump or glass_1.xyz, as the text is."""
+    source.mkdir()
+    for name, text in texts.items():
+        ending = ".dump" if text.startswith("ITEM") else ".xyz"
+        (source / (name + ending)).write_text(text)
+    return source
+
+
 def write_gsd(path: Path, seeds: list[int], names: tuple[str, ...] = ("A", "B")) -> None:
     with gsd.hoomd.open(str(path), "w") as file:
         for seed in seeds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -377,58 +376,6 @@ def test_pictures_that_are_blank_where_they_are_cropped(tmp_path: Path) -> None:
     Image.fromarray(framed).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="is blank: every pixel that is shown is 255, 255, 255"):
         look(tmp_path / "a.png", 20)
-
-
-# Equal ones
-
-
-def copies(source: Path, *pairs: tuple[int, int], changed: Any = None) -> Path:
-    """Pictures of which some are copies of others, packed in another way."""
-    _, entries = write_images(source)
-    for original, copy in pairs:
-        Image.fromarray(picture(original)).save(source / f"images/{copy}.png", compress_level=1)
-    for entry, change in zip(entries, changed or (), strict=False):
-        entry.update(change)
-    return write_list(source, entries)
-
-
-def test_equal_pictures_that_count_as_independent_are_refused(tmp_path: Path) -> None:
-    source = copies(tmp_path / "in", (0, 2), (0, 4), (1, 3))
-    with pytest.raises(DataError, match="only 9 of 12 entries differ") as error:
-        store(source, tmp_path)
-    for words in (
-        r"images/2\.png is images/0\.png, images/3\.png is images/1\.png",
-        r'{"path": "images/0\.png", "label": "liquid", "trajectory": "1"}, {"path": "images/2',
-    ):
-        assert re.search(words, str(error.value))
-    assert nothing_is_stored(tmp_path)
-
-
-def test_equal_pictures_differ_where_only_the_edge_that_is_cut_off_does(tmp_path: Path) -> None:
-    source = copies(tmp_path / "in")
-    for i in range(12):
-        framed = np.full((26, 26, 3), i, np.uint8)
-        framed[3:23, 3:23] = picture(i % 2, channels=3)
-        Image.fromarray(framed).save(source / f"images/{i}.png")
-    with pytest.raises(DataError, match="only 2 of 12 entries differ"):
-        store(source, tmp_path)
-
-
-def test_equal_pictures_of_both_classes_are_refused(tmp_path: Path) -> None:
-    together = [{"trajectory": 1}] * 12
-    source = copies(tmp_path / "in", (0, 3), changed=together)
-    message = r"images/0\.png \(liquid\) and images/3\.png \(glass\) are the same"
-    with pytest.raises(DataError, match=message):
-        store(source, tmp_path)
-
-
-def test_equal_pictures_of_one_trajectory_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = copies(tmp_path / "in", (0, 2), changed=[{"trajectory": i // 4} for i in range(12)])
-    assert len(store(source, tmp_path)) == 12
-    told = capsys.readouterr().out
-    assert "repeat another one of the same trajectory: 1 of 12, such as images/2.png" in told
 
 
 def test_dim_pictures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

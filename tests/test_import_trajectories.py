@@ -36,22 +36,14 @@ from tests.own_data import (
     write_gsd,
     write_images,
     write_list,
+    write_trajectories,
     xyz_text,
 )
 
 
-def write_files(source: Path, **texts: str) -> Path:
-    """`glass_1=text`: glass_1.dump or glass_1.xyz, as the text is."""
-    source.mkdir()
-    for name, text in texts.items():
-        ending = ".dump" if text.startswith("ITEM") else ".xyz"
-        (source / (name + ending)).write_text(text)
-    return source
-
-
 def test_a_frame_is_listed_once_and_files_have_one_name(tmp_path: Path) -> None:
     """Under two names it would be in training and test, or be liquid and glass."""
-    source = write_files(tmp_path / "in", ramp=dump_text(1) + dump_text(2))
+    source = write_trajectories(tmp_path / "in", ramp=dump_text(1) + dump_text(2))
     liquid = {"path": "ramp.dump", "label": "liquid"}
     glass = {"path": "./ramp.dump", "label": "glass"}
     for frames in ((0, -2), ("all", 1), (1, 1)):
@@ -63,7 +55,7 @@ def test_a_frame_is_listed_once_and_files_have_one_name(tmp_path: Path) -> None:
 
 
 def test_trajectory_files_become_a_data_set(tmp_path: Path) -> None:
-    source = write_files(
+    source = write_trajectories(
         tmp_path / "in", ramp=dump_text(1) + dump_text(2) + dump_text(3), b=xyz_text(4)
     )
     write_gsd(source / "c.gsd", [5, 6])
@@ -91,7 +83,7 @@ def test_trajectory_files_become_a_data_set(tmp_path: Path) -> None:
 
 def test_windows_of_an_oblong_box(tmp_path: Path) -> None:
     texts = [xyz_text(seed).replace("6.0 0 0 0 6.0", "6.0 0 0 0 8.0") for seed in (1, 2)]
-    source = write_files(tmp_path / "in", liquid_1=texts[0], glass_1=texts[1])
+    source = write_trajectories(tmp_path / "in", liquid_1=texts[0], glass_1=texts[1])
     with pytest.raises(DataError, match=r"glass_1\.xyz.*: the box is 6 × 8 σ.*set render\.window"):
         store(source, tmp_path)
     windows = {"pixels": 20, "window": 6.0, "windows_per_configuration": 3}
@@ -99,7 +91,7 @@ def test_windows_of_an_oblong_box(tmp_path: Path) -> None:
 
 
 def test_several_frames_need_a_choice(tmp_path: Path) -> None:
-    source = write_files(
+    source = write_trajectories(
         tmp_path / "in", liquid=xyz_text(1) + "\n" + xyz_text(2), glass=xyz_text(3)
     )
     line = r'\[{"path": "liquid\.xyz", "label": "liquid", "frame": -1}, …\]'
@@ -117,14 +109,16 @@ def test_several_frames_need_a_choice(tmp_path: Path) -> None:
 
 def test_systems_of_two_sizes(tmp_path: Path) -> None:
     fewer = "\n".join(["29", *xyz_text(2).splitlines()[1:-1], ""])
-    source = write_files(tmp_path / "in", glass_1=fewer, liquid_1=xyz_text(1))
+    source = write_trajectories(tmp_path / "in", glass_1=fewer, liquid_1=xyz_text(1))
     message = r"liquid_1\.xyz, frame 0: has 30 particles, and frame 0 of glass_1\.xyz has 29"
     with pytest.raises(DataError, match=message):
         store(source, tmp_path)
 
 
 def test_a_frame_that_cannot_be_drawn_is_refused_by_its_number(tmp_path: Path) -> None:
-    source = write_files(tmp_path / "in", a=dump_text(1) + dump_text(2, z=0.5), b=dump_text(3))
+    source = write_trajectories(
+        tmp_path / "in", a=dump_text(1) + dump_text(2, z=0.5), b=dump_text(3)
+    )
     entries = [
         {"path": "a.dump", "label": "liquid", "frame": "all"},
         {"path": "b.dump", "label": "glass"},
@@ -143,7 +137,9 @@ def with_types(types: dict[str, str]) -> RunSettings:
 
 def test_the_study_says_which_particles_are_which(tmp_path: Path) -> None:
     """By names of elements, GSD's names and LAMMPS' numbers; who writes A and B need not."""
-    source = write_files(tmp_path / "in", a=xyz_text(1, ("Ar", "Ne")), b=xyz_text(2, ("B", "A")))
+    source = write_trajectories(
+        tmp_path / "in", a=xyz_text(1, ("Ar", "Ne")), b=xyz_text(2, ("B", "A"))
+    )
     write_gsd(source / "c.gsd", [3], ("Ne", "Ar"))
     (source / "d.dump").write_text(dump_text(4, "id type element x y").replace(" A ", " Ar "))
     files = (("a.xyz", "liquid"), ("b.xyz", "glass"), ("c.gsd", "glass"), ("d.dump", "glass"))
@@ -164,7 +160,7 @@ def test_the_study_says_which_particles_are_which(tmp_path: Path) -> None:
 
 def test_names_that_the_study_does_not_know(tmp_path: Path) -> None:
     texts = {"liquid": xyz_text(1, ("Ar", "Kr")), "glass": xyz_text(2)}
-    source = write_files(tmp_path / "in", **texts)
+    source = write_trajectories(tmp_path / "in", **texts)
     with pytest.raises(DataError, match=r"of type Ar, Kr, and data\.types tells of Ar, Ne only"):
         store(source, tmp_path, with_types(ARGON))
     (source / "liquid.xyz").write_text(xyz_text(1).replace("\nA ", "\nC ", 1))
@@ -173,53 +169,9 @@ def test_names_that_the_study_does_not_know(tmp_path: Path) -> None:
 
 
 def test_fit_means_nothing_for_trajectory_files(tmp_path: Path) -> None:
-    source = write_files(tmp_path / "in", liquid=xyz_text(1), glass=xyz_text(2))
+    source = write_trajectories(tmp_path / "in", liquid=xyz_text(1), glass=xyz_text(2))
     with pytest.raises(ConfigError, match=r"render\.fit has no meaning for trajectory files"):
         store(source, tmp_path, with_changes(render={"pixels": 20, "fit": "crop"}))
-
-
-# Equal ones
-
-SHUFFLED = "\n".join([*xyz_text(1).splitlines()[:2], *xyz_text(1).splitlines()[:1:-1], ""])
-LATER = dump_text(1).replace("TIMESTEP\n100", "TIMESTEP\n200")
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (dump_text(1), dump_text(1)),
-        (dump_text(1), LATER),
-        (dump_text(1), dump_text(1, "type mass x y")),
-        (xyz_text(1), SHUFFLED),
-        (xyz_text(1), xyz_text(1).replace(" 0.0\n", " 0.00\n").replace("\n", "\r\n")),
-        (xyz_text(1), dump_text(1)),
-        (xyz_text(1), xyz_text(1, names=("1", "2"))),
-    ],
-)
-def test_equal_configurations_that_count_as_independent_are_refused(
-    tmp_path: Path, one: str, other: str
-) -> None:
-    """Whatever the order of their particles, their times and their formats."""
-    texts = {"liquid_1": one, "liquid_2": other, "glass_1": dump_text(3), "glass_2": dump_text(4)}
-    source = write_files(tmp_path / "in", **texts)
-    with pytest.raises(DataError, match="only 3 of 4 entries differ") as error:
-        store(source, tmp_path)
-    assert re.search(r"frame 0 of liquid_2\.\w+ is frame 0 of liquid_1\.\w+", str(error.value))
-    assert nothing_is_stored(tmp_path)
-
-
-def test_equal_configurations_of_both_classes_are_refused(tmp_path: Path) -> None:
-    """Even of one trajectory: it may be liquid or glass."""
-    source = write_files(tmp_path / "in", liquid_1=dump_text(1), glass_1=LATER)
-    with pytest.raises(DataError, match=r"glass_1.* \(glass\) and .*liquid_1.* are the same: one"):
-        store(source, tmp_path)
-
-
-def test_configurations_that_differ_a_little_are_no_copies(tmp_path: Path) -> None:
-    nearly = re.sub(r"x y\n.", "x y\n1", dump_text(1, "type x y"), count=1)
-    assert nearly != dump_text(1, "type x y")
-    texts = {"liquid_1": dump_text(1, "type x y"), "liquid_2": nearly, "glass_1": dump_text(3)}
-    assert len(store(write_files(tmp_path / "in", **texts), tmp_path)) == 3
 
 
 # What is odd
@@ -253,7 +205,7 @@ def test_what_is_odd_is_told(
     tmp_path: Path, text: str, told: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = {f"liquid_{seed}": lattice_text(6, 1.0, seed) for seed in (2, 3)}
-    assert len(store(write_files(tmp_path / "in", glass_1=text, **good), tmp_path)) == 3
+    assert len(store(write_trajectories(tmp_path / "in", glass_1=text, **good), tmp_path)) == 3
     output = capsys.readouterr().out
     if told is None:
         assert output == "names of 3 files tell 3 trajectories, 3 of them of one class only, " \
@@ -300,7 +252,7 @@ def test_job_on_ranks(
 
 def test_an_import_that_is_stopped_stores_nothing(tmp_path: Path) -> None:
     pictures, _ = write_images(tmp_path / "pictures")
-    dumps = write_files(tmp_path / "dumps", liquid=dump_text(1), glass=dump_text(2))
+    dumps = write_trajectories(tmp_path / "dumps", liquid=dump_text(1), glass=dump_text(2))
     stop = StopFlag()
     stop.signal = signal.SIGTERM
     for source in (pictures, dumps):

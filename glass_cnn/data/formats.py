@@ -21,6 +21,7 @@ from glass_cnn.configuration import NEIGHBOURS, Configuration
 from glass_cnn.data.text_formats import RawFrame, open_packed, read_lammps, read_xyz, tilted
 from glass_cnn.mixture import TYPE_A, TYPE_B
 from hpc.errors import DataError
+from hpc.words import plural
 
 IMAGE, LAMMPS, XYZ, GSD = "picture", "LAMMPS dump", "extended XYZ", "GSD"
 ENDINGS = {
@@ -174,8 +175,9 @@ def _check_ids(where: str, raw: RawFrame) -> None:
     if counts.max() > 1:
         doubled = found[counts > 1]
         raise DataError(
-            f"{where}: the id {doubled[0]} stands there {counts.max()} times ({len(doubled)} ids "
-            "in all); each particle has one of its own. Write the frame again."
+            f"{where}: the id {doubled[0]} stands there {counts[counts > 1][0]} times; each "
+            f"particle has one of its own. {plural(len(doubled), 'id')} of {len(found)} more than "
+            "once: write the frame again."
         )
     first = 0 if found[0] == 0 else 1
     missing = np.setdiff1d(np.arange(first, first + len(found)), found)

@@ -50,6 +50,8 @@ class Item:
     entry: Entry
     digest: str
     """of its contents as they will be stored, whatever file they come from"""
+    transparent: bool = False
+    """whether something was dropped in which it may differ from one of equal contents"""
 
 
 def import_data(
@@ -161,7 +163,7 @@ def _check_contents(source: Path, items: Sequence[Item]) -> None:
             raise DataError(
                 f"{source}: {one.name} ({CLASSES[one.entry.label]}) and {other.name} "
                 f"({CLASSES[other.entry.label]}) are the same: one of the two labels is wrong, or "
-                "one of the files is a copy. Correct it, or leave both out."
+                f"one of the files is a copy. Correct it, or leave both out.{_alpha(other)}"
             )
     apart = [(one, other) for one, other in pairs if _group(one.entry) != _group(other.entry)]
     if apart:
@@ -177,18 +179,23 @@ def _check_contents(source: Path, items: Sequence[Item]) -> None:
 def _copies(source: Path, count: int, apart: Sequence[tuple[Item, Item]]) -> str:
     one, other = apart[0]
     named = ", ".join(f"{b.name} is {a.name}" for a, b in apart[:4])
+    together = one.entry.trajectory or one.entry.path
     lines = example(
         *(
-            {"path": item.entry.path, "label": CLASSES[item.entry.label], "trajectory": "1"}
+            {"path": item.entry.path, "label": CLASSES[item.entry.label], "trajectory": together}
             for item in (one, other)
         )
     )
     return (
-        f"{source}: only {count - len(apart):,d} of {count:,d} entries differ, and equal ones "
-        f"count as independent: {named}{', …' if len(apart) > 4 else ''}. Training and test would "
-        "share them. Import each once, or keep equal ones together by a trajectory of the same "
-        f"name in {METADATA}: {lines}."
+        f"{source}: {len(apart):,d} of {count:,d} entries repeat others and count as independent "
+        f"of them: {named}{', …' if len(apart) > 4 else ''}. Training and test would share them. "
+        "Import each once, or keep equal ones together by a trajectory of the same name in "
+        f"{METADATA}: {lines}.{_alpha(other)}"
     )
+
+
+def _alpha(item: Item) -> str:
+    return " Alpha, in which they may differ, is dropped as in 2017." if item.transparent else ""
 
 
 def _group(entry: Entry) -> tuple[str, str]:
@@ -234,7 +241,10 @@ def _look_at(
 def _list_pictures(listing: Listing, looks: Sequence[Look], record: dict[str, Any]) -> Contents:
     """Columns of a data set of imported pictures."""
     entries = listing.entries
-    items = [Item(e.path, e, one.digest) for e, one in zip(entries, looks, strict=True)]
+    items = [
+        Item(entry.path, entry, one.digest, one.transparent)
+        for entry, one in zip(entries, looks, strict=True)
+    ]
     _check_contents(Path(record["source"]), items)
     _tell(_remarks(entries, looks))
     images = {
