@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from msgspec.structs import replace
 
 from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
 from hpc.config import to_yaml
+from hpc.records import as_line
 from tests import synthetic
 
 ARMS = 20
@@ -46,18 +48,18 @@ def make(study: Study, place: StudyDir, evaluations: int) -> None:
         synthetic.evaluations(COURSES[i % len(COURSES)], evaluations, i, settings)
         for i in range(VARIANTS)
     ]
-    heads = ["".join(json.dumps(r) + "\n" for r in records[:-1]) for records in curves]
-    start = json.dumps(synthetic.START) + "\n"
+    heads = ["".join(map(as_line, records[:-1])) for records in curves]
+    start = as_line(synthetic.START)
     configs = {p.label: to_yaml(p.settings).split("seed: 0\n", 1) for p in study.points}
     for run in study.runs:
         target = RunDir(place.runs / run.name)
         target.path.mkdir()
         records = curves[run.seed % VARIANTS]
-        last = {**records[-1], "diagnostics": synthetic.diagnostics(rng, 0.2, False)}
+        last = replace(records[-1], diagnostics=synthetic.diagnostics(rng, 0.2, False))
         target.config.write_text(f"seed: {run.seed}\n".join(configs[run.point.label]))
-        target.metrics.write_text(heads[run.seed % VARIANTS] + json.dumps(last) + "\n")
+        target.metrics.write_text(heads[run.seed % VARIANTS] + as_line(last))
         target.provenance.write_text(start)
-        target.result.write_text(json.dumps(synthetic.result(run.seed, records)))
+        target.result.write_text(as_line(synthetic.result(run.seed, records)))
 
 
 def timed(what: str, study: Study, place: StudyDir) -> None:

@@ -1,82 +1,91 @@
-"""What a run left behind, read fast and checked: metrics, result, starts, events.
+"""What a run leaves behind: the form of each record, its bounds, and readers that check them.
 
 Readers may run while a run writes: a last line without its end is ignored. Lines that a crash
-cut short are counted and left out; a line with a wrong type or a missing key is an error, for
-then the file is not what it says it is.
+cut short are counted and left out; a line with a wrong type, a missing key or a value that cannot
+be is an error that names it, for then the file is not what it says it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from msgspec import Meta
 
-from glass_cnn.outcomes import Evaluations
 from glass_cnn.paths import RunDir
+from glass_cnn.settings import RunSettings
+from glass_cnn.train_settings import Train
 from hpc.errors import DataError
-from hpc.records import Event
+from hpc.records import Event, keep_records, parsed, read_records
 
 CHUNK = 4 << 20
 """Bytes of a record file that are parsed at a time, so that a huge one stays out of memory."""
 
-
 S = TypeVar("S")
+Count = Annotated[int, Meta(ge=0)]
+FromOne = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Loss = Annotated[float, Meta(ge=-1e-6)]  # a loss of 0 may come out as a rounding below it
 
 
 class Evaluation(msgspec.Struct, gc=False, kw_only=True):
     """One line of metrics.jsonl; accuracies are fractions of 1, null stands for not finite."""
 
-    iteration: int
+    iteration: FromOne
     """iterations done, from 1"""
-    step: int
+    step: FromOne
     """optimizer updates done"""
-    epoch: float | None = None
+    epoch: NotNegative | None = None
     """times that the training images were gone through"""
-    learning_rate: float | None
+    learning_rate: NotNegative | None
     """rate of the last update"""
-    train_accuracy: float | None
+    train_accuracy: Fraction | None
     """share of this iteration's training examples classified correctly, with dropout"""
-    train_loss: float | None
+    train_loss: Loss | None
     """their mean cross-entropy, without L2"""
-    l2_loss: float | None = None
+    l2_loss: NotNegative | None = None
     """l2 · Σ ½‖W‖² after the last update"""
-    validation_accuracy: float | None
-    validation_loss: float | None
+    validation_accuracy: Fraction | None
+    validation_loss: Loss | None
     """mean cross-entropy, without L2"""
-    predicted_glass_fraction: float | None
+    predicted_glass_fraction: Fraction | None
     """share of validation examples that are called glass"""
-    validation_examples: int
-    validation_glass: int
+    validation_examples: FromOne
+    validation_glass: Count
     """glasses among them"""
     finite: bool = True
     """whether both losses are finite"""
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """wall time of all starts together, s"""
     diagnostics: dict[str, Any] | None = None
     """what was measured beside: numbers, or groups of numbers by tensor or layer"""
 
 
-SERIES = (
-    "learning_rate", "train_accuracy", "train_loss", "l2_loss", "validation_accuracy",
-    "validation_loss", "predicted_glass_fraction",
-)  # fmt: skip
-"""Quantities of an evaluation that can be drawn against its step."""
+SERIES = {
+    "validation_accuracy": "Validation accuracy",
+    "train_accuracy": "Training accuracy",
+    "validation_loss": "Validation loss",
+    "train_loss": "Training loss",
+    "l2_loss": "L2 loss",
+    "predicted_glass_fraction": "Predicted glass",
+    "learning_rate": "Learning rate",
+}
+"""Quantities of an evaluation that can be drawn against its step -> what people call them."""
 
 
 class Tested(msgspec.Struct):
     """One evaluation of result.json, with the accuracy on the test set."""
 
-    iteration: int
-    validation_accuracy: float | None
-    test_accuracy: float | None
+    iteration: FromOne
+    validation_accuracy: Fraction | None
+    test_accuracy: Fraction | None
 
 
 class DataIdentity(msgspec.Struct, frozen=True):
@@ -97,13 +106,13 @@ class Result(msgspec.Struct):
     """result.json of a complete run."""
 
     seed: int
-    steps: int
+    steps: FromOne
     optimal: Tested
     final: Tested
     weights_sha256: str
-    restarts: int
-    wall_seconds: float
-    examples: dict[str, int] = {}
+    restarts: Count
+    wall_seconds: NotNegative
+    examples: dict[str, Count] = {}
     """number of examples in each part of the split"""
     rollbacks: list[int] = []
     """iterations at which the run went back"""
@@ -186,64 +195,44 @@ _starts = msgspec.json.Decoder(Start)
 _events = msgspec.json.Decoder(Event)
 
 
-class DiagnosticSummary(NamedTuple):
-    """Last and largest finite value of every number that was measured; names have dots."""
-
-    names: tuple[str, ...]
-    last: NDArray[np.float64]
-    largest: NDArray[np.float64]
-
-
-NO_DIAGNOSTICS = DiagnosticSummary((), np.empty(0), np.empty(0))
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """All evaluations of a run: one array per quantity, and summaries of its diagnostics."""
-
-    iteration: NDArray[np.int64]
-    step: NDArray[np.int64]
-    series: dict[str, NDArray[np.float64]]
-    examples: NDArray[np.float64]
-    glass: NDArray[np.float64]
-    finite: NDArray[np.bool_]
-    diagnostics: DiagnosticSummary
-    torn: int
-    """lines that a crash cut short"""
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-    def evaluations(self) -> Evaluations:
-        """What the outcome of the run is decided from."""
-        return Evaluations(
-            step=self.step,
-            accuracy=self.series["validation_accuracy"],
-            glass_fraction=self.series["predicted_glass_fraction"],
-            examples=self.examples,
-            glass=self.glass,
-            finite=self.finite,
-        )
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Read metrics.jsonl (a missing file is an empty one); raises DataError naming the line.
-
-    Where a run went back (a restart or rollback), the later evaluations of a step count.
-    """
-    parts: list[_Part] = []
-    torn = 0
-    for chunk in _chunks(path):
-        records, cut = _decode(chunk, path, _evaluations)
-        torn += cut
-        if records:
-            parts.append(_part(records))
-    return _joined(parts or [_part([])], torn)
-
-
 def read_evaluations(path: Path) -> list[Evaluation]:
-    """The evaluations of metrics.jsonl as they stand there; raises DataError for a wrong type."""
-    return [each for chunk in _chunks(path) for each in _decode(chunk, path, _evaluations)[0]]
+    """The evaluations of metrics.jsonl as they stand there; raises DataError for a wrong line."""
+    return [each for records, _ in evaluation_chunks(path) for each in records]
+
+
+def evaluation_chunks(path: Path) -> Iterator[tuple[list[Evaluation], int]]:
+    """The same, some megabytes at a time, each with the number of lines that are cut short."""
+    return (_decode(chunk, path, _evaluations) for chunk in _chunks(path))
+
+
+def covered(path: Path) -> int:
+    """How many evaluations 1, 2, … n stand in metrics.jsonl without a hole.
+
+    Where a run went back, what it left does not count; nor does a line that is no evaluation or
+    holds a value that cannot be. A checkpoint of a later iteration counts on what is not there.
+    """
+    done: list[int] = []
+    for record in filter(_is_evaluation, read_records(path)):
+        while done and done[-1] >= record["iteration"]:
+            done.pop()
+        done.append(record["iteration"])
+    return next((n for n, iteration in enumerate(done) if iteration != n + 1), len(done))
+
+
+def keep_evaluations(path: Path, done: int) -> int:
+    """Cut metrics.jsonl down to iterations up to `done`, and to lines that are evaluations.
+
+    Returns how many records went. Raises StorageError.
+    """
+    return keep_records(path, lambda record: _is_evaluation(record) and record["iteration"] <= done)
+
+
+def _is_evaluation(record: dict[str, Any]) -> bool:
+    try:
+        msgspec.convert(record, Evaluation)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -266,114 +255,80 @@ def _decode(lines: bytes, path: Path, decoder: msgspec.json.Decoder[S]) -> tuple
         try:
             records.append(decoder.decode(line))
         except msgspec.ValidationError as error:
-            raise DataError(f"{path.name}: {error} in {line[:60]!r}") from None
+            number = path.read_bytes().split(b"\n").index(line) + 1
+            raise DataError(f"{path.name} line {number}: {_in_words(error, line)}") from None
         except msgspec.DecodeError:
             torn += bool(line.strip())
     return records, torn
 
 
-COLUMNS = Evaluation.__struct_fields__[:-1]
-"""All but the diagnostics, which differ from run to run."""
+def line_of(path: Path, number: int) -> int:
+    """The line, from 1, in which the record `number`, from 0, of a file stands."""
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    return [at for at, line in lines if parsed(line)][number]
 
 
-@dataclass(frozen=True)
-class _Part:
-    columns: dict[str, NDArray[np.float64]]
-    diagnostics: list[DiagnosticSummary]
+_KINDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
+    "object": "an object", "array": "a list",
+}  # fmt: skip
 
 
-def _part(records: list[Evaluation]) -> _Part:
-    rows = [msgspec.structs.astuple(record) for record in records]
-    *columns, diagnostics = zip(*rows, strict=True) if rows else [()] * (len(COLUMNS) + 1)
-    arrays = {name: np.array(column, float) for name, column in zip(COLUMNS, columns, strict=True)}
-    return _Part(arrays, _of_shapes([record for record in diagnostics if record]))
+def _in_words(error: msgspec.ValidationError, text: bytes) -> str:
+    """What is wrong with a record, by the key, its value and what is allowed."""
+    expected, _, place = str(error).partition(" - at ")
+    expected = expected.partition(", got ")[0]
+    told = re.sub(r"`([^`]*)`", lambda found: _kinds(found[1]), expected)
+    key = place.strip("`").removeprefix("$").lstrip(".")
+    value = json.loads(text)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return f"{key} is {json.dumps(value)}: {told.lower()}" if key else told.lower()
 
 
-def _joined(parts: list[_Part], torn: int) -> Metrics:
-    columns = parts[0].columns
-    if len(parts) > 1:
-        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in COLUMNS}
-    step = columns["step"]
-    if (step[1:] <= step[:-1]).any():
-        kept = _not_superseded(step)
-        columns = {name: column[kept] for name, column in columns.items()}
-    finite = np.isfinite(columns["train_loss"]) & np.isfinite(columns["validation_loss"])
-    return Metrics(
-        iteration=columns["iteration"].astype(np.int64),
-        step=columns["step"].astype(np.int64),
-        series={name: columns[name] for name in SERIES},
-        examples=columns["validation_examples"],
-        glass=columns["validation_glass"],
-        finite=finite & (columns["finite"] == 1),
-        diagnostics=_summary([shape for part in parts for shape in part.diagnostics]),
-        torn=torn,
-    )
-
-
-def _summary(shapes: list[DiagnosticSummary]) -> DiagnosticSummary:
-    """Of records of different shapes, one after the other."""
-    if len(shapes) <= 1:
-        return shapes[0] if shapes else NO_DIAGNOSTICS
-    last: dict[str, float] = {}
-    largest: dict[str, float] = {}
-    for shape in shapes:
-        for name, end, most in zip(*shape, strict=True):
-            last[name] = last.get(name, end) if np.isnan(end) else end
-            largest[name] = float(np.fmax(most, largest.get(name, most)))
-    return DiagnosticSummary(tuple(last), np.array([*last.values()]), np.array([*largest.values()]))
-
-
-def _not_superseded(step: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Records whose step is below that of every later record."""
-    lowest_later = np.minimum.accumulate(step[::-1])[::-1]
-    return np.append(step[:-1] < lowest_later[1:], True)
-
-
-def _of_shapes(records: list[dict[str, Any]]) -> list[DiagnosticSummary]:
-    """Summaries of diagnostics, which are read as the rows of one matrix for each shape."""
-    shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        groups = [value for value in record.values() if type(value) is dict]
-        shapes.setdefault((*record, None, *chain.from_iterable(groups)), []).append(record)
-    return [_of_one_shape(alike) for alike in shapes.values()]
-
-
-def _of_one_shape(records: list[dict[str, Any]]) -> DiagnosticSummary:
-    groups = [key for key, value in records[0].items() if isinstance(value, dict)]
-    single = [key for key in records[0] if key not in groups]
-    names = [f"{group}.{key}" for group in groups for key in records[0][group]] + single
-    rows = [
-        [*chain.from_iterable([r[g].values() for g in groups]), *[r[key] for key in single]]
-        for r in records
-    ]
-    table = _numbers(rows)
-    finite = np.isfinite(table)
-    last = len(rows) - 1 - finite[::-1].argmax(axis=0)
-    end = np.where(finite.any(axis=0), table[last, np.arange(len(names))], np.nan)
-    return DiagnosticSummary(tuple(names), end, np.fmax.reduce(np.where(finite, table, np.nan)))
-
-
-def _numbers(rows: list[list[Any]]) -> NDArray[np.float64]:
-    """A matrix; not-a-number for what is none."""
-    try:
-        return np.array(rows, float)
-    except (TypeError, ValueError):
-        kinds = (int, float)
-        return np.array([[v if isinstance(v, kinds) else None for v in r] for r in rows], float)
+def _kinds(names: str) -> str:
+    return " or ".join(_KINDS.get(name, name) for name in names.split(" | "))
 
 
 def read_result(path: Path) -> Result | None:
     """Read result.json; None if there is none; raises DataError if it is damaged."""
-    return _read(path, Result)
-
-
-def _read(path: Path, kind: type[S]) -> S | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        text = path.read_bytes()
+        return msgspec.json.decode(text, type=Result)
     except FileNotFoundError:
         return None
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path.name}: {_in_words(error, text)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: {error}") from None
+
+
+def own_result(run: RunDir, seed: int, train: Train) -> Result | None:
+    """What the run of these settings ended with; None before its end.
+
+    Raises DataError for a result that is damaged, of another run, or of a part of this one.
+    """
+    result = read_result(run.result)
+    if result is None:
+        return None
+    name = run.result.name
+    if result.seed != seed:
+        raise DataError(f"{name} says seed {result.seed}, {run.config.name} {seed}")
+    if (result.steps, result.final.iteration) != (train.steps, train.iterations):
+        raise DataError(
+            f"{name} says {result.steps} steps and {result.final.iteration} iterations, "
+            f"{run.config.name} {train.steps} and {train.iterations}"
+        )
+    if result.optimal.iteration > result.final.iteration:
+        raise DataError(f"{name}: the optimal iteration comes after the final one")
+    return result
+
+
+def result_of(run: RunDir, settings: RunSettings) -> Result | None:
+    """`own_result`; None also where that is damaged or not its own: the run is not complete."""
+    with contextlib.suppress(DataError):
+        return own_result(run, settings.seed, settings.train)
+    return None
 
 
 def read_starts(path: Path) -> list[Start]:

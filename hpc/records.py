@@ -62,13 +62,14 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
 class Growing:
     """A record file that may still grow, read once: each look takes only what is new.
 
-    A file that became shorter or was replaced is read from its beginning again.
+    A file that was cut, replaced or removed is read from its beginning again: what was read last
+    no longer stands where it stood.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._identity: tuple[int, int] | None = None
         self._offset = 0
+        self._end = b""
         self.count = 0
         """whole records so far"""
         self.last: dict[str, Any] | None = None
@@ -76,17 +77,25 @@ class Growing:
 
     def look(self) -> Growing:
         """Take in what was appended since; returns itself. A missing file holds no records."""
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            identity = (status.st_dev, status.st_ino)
-            if identity != self._identity or status.st_size < self._offset:
-                self._identity, self._offset, self.count, self.last = identity, 0, 0, None
-            file.seek(self._offset)
-            whole, end, _ = file.readall().rpartition(b"\n")
-            self._offset += len(whole) + len(end)
-            for record in parsed(whole):
-                self.count, self.last = self.count + 1, record
+        new = self._new()
+        if new is None:
+            self._offset, self._end, self.count, self.last = 0, b"", 0, None
+            new = self._new() or b""
+        whole = new[: new.rfind(b"\n") + 1]
+        if whole:
+            self._offset += len(whole)
+            self._end = whole[whole[:-1].rfind(b"\n") + 1 :]
+        for record in parsed(whole):
+            self.count, self.last = self.count + 1, record
         return self
+
+    def _new(self) -> bytes | None:
+        """What stands behind the last line that was read; None where that line is not there."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb", buffering=0) as file:
+            file.seek(self._offset - len(self._end))
+            found = file.readall()
+            return found[len(self._end) :] if found.startswith(self._end) else None
+        return None
 
 
 def parsed(lines: bytes) -> list[dict[str, Any]]:
@@ -105,12 +114,17 @@ def as_dict(record: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:
     return msgspec.to_builtins(record) if isinstance(record, msgspec.Struct) else dict(record)
 
 
+def as_line(record: msgspec.Struct | Mapping[str, Any]) -> str:
+    """A record as it stands in a file; not-a-number and infinities become null."""
+    return json.dumps(finite(as_dict(record)), separators=(",", ":")) + "\n"
+
+
 def append_record(path: Path, record: msgspec.Struct | Mapping[str, Any]) -> None:
     """Append one record as a line of JSON and make it durable; raises StorageError.
 
     A line that a crash cut short is ended first, so that it spoils only itself.
     """
-    line = json.dumps(finite(as_dict(record)), separators=(",", ":")) + "\n"
+    line = as_line(record)
     with storage_errors(path), open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -157,7 +171,7 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
     """Cut a record file down to the records that `keep` accepts; returns how many went."""
     records = read_records(path)
     kept = [record for record in records if keep(record)]
-    text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in kept)
+    text = "".join(map(as_line, kept))
     if path.exists() and path.read_bytes() != text.encode():
         write_atomic(path, text)
     return len(records) - len(kept)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from msgspec.structs import replace
 
+from glass_cnn.analysis.table import Aggregation
 from glass_cnn.paths import RunDir, StudyDir
+from glass_cnn.records import Evaluation, Result, Start, Tested
+from glass_cnn.settings import RunSettings
 from glass_cnn.study import Run, Study, build_study
 from hpc.config import to_yaml
+from hpc.files import write_json
+from hpc.records import as_dict, as_line
 
 EXAMPLES = 2960
 CONSTANT_GLASS = 1457 / EXAMPLES  # the 2017 log's 49.223 %
 CONSTANT_LIQUID = 1503 / EXAMPLES  # and 50.777 %
+ARMS = {
+    "high": {"train.learning_rate.initial": 1e-3},
+    "low": {"train.learning_rate.initial": 1e-4},
+}
 
 
 def study(name: str = "synthetic", seeds: int = 4, **changes: Any) -> Study:
@@ -57,8 +67,10 @@ COURSES = {
 }
 
 
-def evaluations(course: MadeUpCourse, count: int, seed: int, settings: Any) -> list[dict[str, Any]]:
-    """Records of metrics.jsonl for `count` evaluations."""
+def evaluations(
+    course: MadeUpCourse, count: int, seed: int, settings: RunSettings
+) -> list[Evaluation]:
+    """The first `count` evaluations."""
     rng = np.random.default_rng(seed)
     per = settings.train.batches_per_iteration
     rate = getattr(settings.train.learning_rate, "initial", 1e-3)
@@ -67,7 +79,7 @@ def evaluations(course: MadeUpCourse, count: int, seed: int, settings: Any) -> l
 
 def _evaluation(
     course: MadeUpCourse, i: int, step: int, rate: float, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> Evaluation:
     down = course.collapsed is not None and i >= course.collapsed
     down &= course.recovered is None or i < course.recovered
     finite = course.non_finite is None or i < course.non_finite
@@ -80,23 +92,23 @@ def _evaluation(
         accuracy = 0.5 + 0.485 * share + rng.normal(0, 0.004)
         accuracy = min(1.0, max(0.5, accuracy))
         fraction, loss = 0.5 + rng.normal(0, 0.01), 0.05 + 0.65 * (1 - share)
-    return {
-        "iteration": i,
-        "step": step,
-        "epoch": step * 80 / 14_000,
-        "learning_rate": rate,
-        "train_accuracy": min(1.0, accuracy + 0.01),
-        "train_loss": loss * 0.9 if finite else None,
-        "l2_loss": 2.5 * math.exp(-i / 300),
-        "validation_accuracy": round(accuracy * EXAMPLES) / EXAMPLES,
-        "validation_loss": loss if finite else None,
-        "predicted_glass_fraction": fraction,
-        "validation_examples": EXAMPLES,
-        "validation_glass": 1457,
-        "seconds": 2.5 * i,
-        "finite": finite,
-        "diagnostics": diagnostics(rng, 0.9 if down else 0.2, i % 10 == 0),
-    }
+    return Evaluation(
+        iteration=i,
+        step=step,
+        epoch=step * 80 / 14_000,
+        learning_rate=rate,
+        train_accuracy=min(1.0, accuracy + 0.01),
+        train_loss=loss * 0.9 if finite else None,
+        l2_loss=2.5 * math.exp(-i / 300),
+        validation_accuracy=round(accuracy * EXAMPLES) / EXAMPLES,
+        validation_loss=loss if finite else None,
+        predicted_glass_fraction=fraction,
+        validation_examples=EXAMPLES,
+        validation_glass=1457,
+        finite=finite,
+        seconds=2.5 * i,
+        diagnostics=diagnostics(rng, 0.9 if down else 0.2, i % 10 == 0),
+    )
 
 
 TENSORS = [f"{layer}/{kind}" for layer in ("conv1", "conv2", "dense", "output")
@@ -119,6 +131,18 @@ def diagnostics(rng: np.random.Generator, dead: float, curvature: bool) -> dict[
     }
 
 
+START = Start(
+    time="2017-11-26T14:03:00+00:00",
+    commit="0123456789abcdef0123456789abcdef01234567",
+    dirty=False,
+    versions={"python": "3.11.7", "tensorflow": "2.18.1"},
+    slurm={},
+    hosts=["node1"],
+    ranks=2,
+    reason="first start",
+)
+
+
 def write_run(
     place: StudyDir,
     run: Run,
@@ -128,50 +152,47 @@ def write_run(
     done: bool = True,
     start: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """Write one run; `kind` is a key of COURSES; `done` false leaves result.json out."""
+    """Write one run; `kind` is a key of COURSES; `done` false leaves result.json out.
+
+    `start` holds what its start says other than START.
+    """
     target = RunDir(place.runs / run.name)
     target.path.mkdir(parents=True)
     settings = run.settings
     target.config.write_text(to_yaml(settings))
     records = evaluations(COURSES[kind], count or settings.train.iterations, run.seed, settings)
-    target.metrics.write_text("".join(json.dumps(r) + "\n" for r in records))
-    target.provenance.write_text(json.dumps({**START, **(start or {})}) + "\n")
+    write_metrics(target.metrics, records)
+    target.provenance.write_text(as_line(replace(START, **(start or {}))))
     if done:
-        target.result.write_text(json.dumps(result(run.seed, records)))
+        write_json(target.result, as_dict(result(run.seed, records)))
     return target
 
 
-START = {
-    "time": "2017-11-26T14:03:00+00:00",
-    "commit": "0123456789abcdef0123456789abcdef01234567",
-    "dirty": False,
-    "versions": {"python": "3.11.7", "tensorflow": "2.18.1"},
-    "hosts": ["node1"],
-    "ranks": 2,
-    "slurm": {},
-    "resumed_step": None,
-    "reason": "first start",
-}
+def write_metrics(path: Path, records: Sequence[Evaluation]) -> None:
+    """Write metrics.jsonl."""
+    path.write_text("".join(map(as_line, records)))
 
 
-def result(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What result.json holds after these evaluations."""
-    best = max(records, key=lambda r: r["validation_accuracy"])
-    points = {
-        name: {
-            "iteration": record["iteration"],
-            "validation_accuracy": record["validation_accuracy"],
-            "test_accuracy": round(record["validation_accuracy"] - 0.001, 6),
-        }
-        for name, record in (("optimal", best), ("final", records[-1]))
-    }
-    return {
-        "seed": seed,
-        "steps": records[-1]["step"],
-        **points,
-        "weights_sha256": f"{seed:064x}",
-        "restarts": 0,
-        "wall_seconds": records[-1]["seconds"],
-        "examples": {"train": 14_000, "validation": EXAMPLES, "test": EXAMPLES},
-        "class_balance": {"train": 0.5, "validation": 0.492, "test": 0.5},
-    }
+def result(seed: int, records: Sequence[Evaluation]) -> Result:
+    """What a run ends with after these evaluations."""
+    best = max(records, key=lambda record: record.validation_accuracy or 0)
+    return Result(
+        seed=seed,
+        steps=records[-1].step,
+        optimal=_tested(best),
+        final=_tested(records[-1]),
+        weights_sha256=f"{seed:064x}",
+        restarts=0,
+        wall_seconds=records[-1].seconds or 0,
+        examples={"train": 14_000, "validation": EXAMPLES, "test": EXAMPLES},
+    )
+
+
+def _tested(record: Evaluation) -> Tested:
+    accuracy = record.validation_accuracy or 0
+    return Tested(record.iteration, record.validation_accuracy, round(accuracy - 0.001, 6))
+
+
+def row_of(result: Aggregation, run: str) -> dict[str, Any]:
+    """The row of one run."""
+    return result.table.row(by_predicate=pl.col("run") == run, named=True)

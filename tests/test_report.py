@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import estimate
 from glass_cnn.analysis.table import Aggregation, aggregate, write
+from glass_cnn.metrics import read_metrics
 from glass_cnn.paths import RunDir, StudyDir
-from glass_cnn.records import read_metrics
+from glass_cnn.records import Lineage
 from glass_cnn.report import figures, pagedata, words
 from glass_cnn.report import page as report
 from glass_cnn.report.page import write_report
@@ -77,9 +79,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Aggregation:
             synthetic.write_run(place, run, kind, done=False, count=30)
         else:
             synthetic.write_run(place, run, kind)
-    again = {**synthetic.START, "time": "2017-11-27T08:00:00+00:00", "hosts": ["node2"],
-             "resumed_step": 300, "reason": f"preempted {EVIL}",
-             "lineage": {"run": "parent-s0-01234567", "step": 600, "which": "best"}}  # fmt: skip
+    again = replace(
+        synthetic.START,
+        time="2017-11-27T08:00:00+00:00",
+        hosts=["node2"],
+        resumed_step=300,
+        reason=f"preempted {EVIL}",
+        lineage=Lineage("parent-s0-01234567", step=600, which="best"),
+    )
     append_record(RunDir(place.runs / study.runs[0].name).provenance, again)
     (place.runs / f"odd {EVIL.replace('/', '')}").mkdir()
     result = aggregate(study, place)
@@ -301,10 +308,10 @@ def test_a_grid_becomes_maps_with_intervals(
 def test_long_curves_are_thinned_and_keep_their_extremes(tmp_path: Path) -> None:
     settings = synthetic.study().points[0].settings
     records = synthetic.evaluations(synthetic.MadeUpCourse(), 5000, 0, settings)
-    records[3210]["validation_accuracy"] = 0.01
-    records[1234]["validation_loss"] = 99.0
+    records[3210].validation_accuracy = 0.01
+    records[1234].validation_loss = 99.0
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    synthetic.write_metrics(path, records)
     metrics = read_metrics(path)
     kept = figures.sample(metrics, 200)
     assert {0, 1234, 3210, 4999} <= set(kept.tolist())
@@ -319,9 +326,9 @@ def test_bands_are_quantiles_of_the_runs_that_are_still_there(tmp_path: Path) ->
     for i, length in enumerate((4, 4, 2)):
         records = synthetic.evaluations(synthetic.MadeUpCourse(), length, 0, settings)
         for record in records:
-            record["validation_accuracy"] = 0.5 + 0.1 * i
+            record.validation_accuracy = 0.5 + 0.1 * i
         path = tmp_path / f"{i}.jsonl"
-        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        synthetic.write_metrics(path, records)
         runs.append(read_metrics(path))
     (middle,) = figures.quantile_band(runs, "validation_accuracy", np.arange(1, 6), (0.5,))
     assert middle.tolist()[:4] == pytest.approx([0.6, 0.6, 0.55, 0.55])

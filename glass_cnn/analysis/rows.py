@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from glass_cnn import outcomes, records
+from glass_cnn.metrics import NO_DIAGNOSTICS, DiagnosticSummary, Metrics, read_metrics
 from glass_cnn.paths import HASH_LENGTH, RunDir
 from glass_cnn.settings import Analysis, RunSettings, build_run
 from hpc.config import digest, to_tree
@@ -96,7 +97,7 @@ class Row:
     weights_sha256: str | None = None
     well_named: bool = False
     """the directory's name carries the digest of the settings in it"""
-    diagnostics: records.DiagnosticSummary = records.NO_DIAGNOSTICS
+    diagnostics: DiagnosticSummary = NO_DIAGNOSTICS
 
 
 _TYPES = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
@@ -146,15 +147,29 @@ def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
     analysis = analysis or settings.analysis
     row.point, row.analysis = point, thresholds(analysis)
     row.well_named = run.name.endswith(digest({"point": point, "seed": seed})[:HASH_LENGTH])
-    result = records.read_result(run.result)
-    metrics = records.read_metrics(run.metrics)
-    row.state = "complete" if result else "unfinished"
     _read_provenance(row, run)
+    metrics = read_metrics(run.metrics, settings.train.batches_per_iteration)
+    _read_last(row, metrics)
+    _check_whole(row, run, metrics, settings)
+    result = records.own_result(run, seed, settings.train)
     _read_course(row, metrics, analysis, settings, result is not None)
     if result is None:
+        row.state = "unfinished"
         row.reason = f"at iteration {row.iteration or 0} of {settings.train.iterations}"
     else:
-        _read_result(row, result)
+        row.state = "complete"
+        _read_result(row, result, metrics)
+
+
+def _check_whole(row: Row, run: RunDir, metrics: Metrics, settings: RunSettings) -> None:
+    """Raise ValueError unless all evaluations up to the last are there, and not more."""
+    if (row.iteration or 0) > settings.train.iterations:
+        raise ValueError(
+            f"{run.metrics.name} goes to iteration {row.iteration}, "
+            f"{run.config.name} says {settings.train.iterations}"
+        )
+    if told := metrics.missing():
+        raise ValueError(f"{run.metrics.name} {told}")
 
 
 _SEED_LINE = re.compile(r"^seed: *(\d+) *$", re.MULTILINE)
@@ -185,18 +200,15 @@ def thresholds(analysis: Analysis) -> str:
 
 
 def _read_course(
-    row: Row, metrics: records.Metrics, analysis: Analysis, settings: RunSettings, complete: bool
+    row: Row, metrics: Metrics, analysis: Analysis, settings: RunSettings, complete: bool
 ) -> None:
     """Outcome and times, and the last evaluation."""
-    row.evaluations, row.torn_lines = len(metrics), metrics.torn
-    row.diagnostics = metrics.diagnostics
     if not len(metrics):
         return
     course = outcomes.classify(metrics.evaluations(), analysis)
     row.outcome_so_far = course.outcome
     row.outcome = course.outcome if complete else "incomplete"
     step, iteration = metrics.step, metrics.iteration
-    row.step, row.iteration = int(step[-1]), int(iteration[-1])
     row.collapses, row.relearned = course.collapses, course.relearned
     row.chance_at_end = course.chance_at_end
     if course.learned is not None:
@@ -209,18 +221,18 @@ def _read_course(
         row.onset_after_step = int(step[course.last_good])
         row.onset_before_step = int(step[course.first_bad])
         row.onset_iteration = int(iteration[course.first_bad])
-    _read_last(row, metrics)
 
 
-def _read_last(row: Row, metrics: records.Metrics) -> None:
-    for name in (
-        "train_accuracy",
-        "train_loss",
-        "validation_accuracy",
-        "validation_loss",
-        "predicted_glass_fraction",
-    ):
-        setattr(row, f"final_{name}", _finite(metrics.series[name][-1]))
+def _read_last(row: Row, metrics: Metrics) -> None:
+    """How far the run is, its last evaluation, and its best."""
+    row.evaluations, row.torn_lines = len(metrics), metrics.torn
+    row.diagnostics = metrics.diagnostics
+    if not len(metrics):
+        return
+    row.step, row.iteration = int(metrics.step[-1]), int(metrics.iteration[-1])
+    for name, values in metrics.series.items():
+        if f"final_{name}" in SCHEMA:
+            setattr(row, f"final_{name}", _finite(values[-1]))
     row.validation_examples = int(metrics.examples[-1])
     accuracy = metrics.series["validation_accuracy"]
     best = int(np.where(np.isfinite(accuracy), accuracy, -1).argmax())
@@ -233,13 +245,19 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _read_result(row: Row, result: records.Result) -> None:
-    if result.seed != row.seed:
-        raise ValueError(f"the name says seed {row.seed}, result.json says {result.seed}")
+def _read_result(row: Row, result: records.Result, metrics: Metrics) -> None:
     if row.step is None or row.step < result.steps:
         raise ValueError(
             f"result.json says {result.steps} steps, metrics.jsonl ends at {row.step or 0}"
         )
+    accuracy = metrics.series["validation_accuracy"]
+    for end in (result.optimal, result.final):
+        there = _finite(accuracy[end.iteration - 1])
+        if end.validation_accuracy != there:
+            raise ValueError(
+                f"result.json says validation accuracy {end.validation_accuracy} at iteration "
+                f"{end.iteration}, metrics.jsonl {there}"
+            )
     row.optimal_iteration = result.optimal.iteration
     row.optimal_validation_accuracy = result.optimal.validation_accuracy
     row.optimal_test_accuracy = result.optimal.test_accuracy

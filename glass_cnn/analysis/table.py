@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from glass_cnn import data_identity, outcomes, records
+from glass_cnn import data_identity, metrics, outcomes, records
 from glass_cnn.analysis import rows, statistics
 from glass_cnn.analysis.rows import FILES, NAME, SCHEMA, read_run, thresholds
 from glass_cnn.paths import StudyDir, logs_root
@@ -451,7 +451,7 @@ def _known(
 
 def _code() -> str:
     """Checksum of the code that makes the rows: another version reads everything anew."""
-    files = (module.__file__ or "" for module in (outcomes, records, rows, statistics))
+    files = (module.__file__ or "" for module in (metrics, outcomes, records, rows, statistics))
     return str(zlib.crc32(b"".join(Path(file).read_bytes() for file in files)))
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glass_cnn.analysis.arms import Arm, Estimates
-from glass_cnn.records import Metrics
+from glass_cnn.metrics import Metrics
 from hpc.files import make_directory, write_atomic
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -13,8 +13,9 @@ import polars as pl
 from glass_cnn.analysis.arms import TAU, Arm, Estimates
 from glass_cnn.analysis.statistics import Rate
 from glass_cnn.analysis.table import Aggregation
+from glass_cnn.metrics import Metrics, read_metrics
 from glass_cnn.paths import RunDir
-from glass_cnn.records import Metrics, read_metrics
+from glass_cnn.records import SERIES
 from glass_cnn.report import figures
 from glass_cnn.report.words import OUTCOME_WORDS, interval, plain, setting
 from hpc.errors import DataError
@@ -26,14 +27,8 @@ MOST_POINTS = 60_000
 MOST_ARMS = 60
 """Arms in the table of answers."""
 
-QUANTITIES = {
-    "validation_accuracy": "Validation accuracy",
-    "train_accuracy": "Training accuracy",
-    "validation_loss": "Validation loss",
-    "train_loss": "Training loss",
-    "predicted_glass_fraction": "Predicted glass",
-    "learning_rate": "Learning rate",
-}
+QUANTITIES = {name: title for name, title in SERIES.items() if name != "l2_loss"}
+"""Quantities that the curves can show -> what they are called."""
 
 Row = dict[str, Any]
 
