@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -277,16 +278,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def flat_with_one_bit_changed(path: Path) -> None:
-    """In the packed pixels: without its checksum it would be another picture."""
-    image = np.full((20, 20, 3), 255, np.uint8)
-    image[4:9, 4:9] = (255, 127, 14)
-    Image.fromarray(image).save(path)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"IDAT") + 12] ^= 1
-    path.write_bytes(content)
-
-
 def in_alpha(path: Path) -> None:
     Image.fromarray(np.dstack([np.zeros((20, 20, 3), np.uint8), grey()])).save(path)
 
@@ -320,7 +311,6 @@ def animated(path: Path) -> None:
         (lambda path: Image.new("RGB", (20, 20)).save(path, "BMP"), "is no PNG, JPEG or TIFF"),
         (cut, r"5\.png: is a damaged picture, or cut"),
         (flip, r"5\.png: is a damaged picture, or cut"),
-        (flat_with_one_bit_changed, r"5\.png: is a damaged picture, or cut"),
         *(
             (
                 lambda path, mode=mode: Image.new(mode, (20, 20)).save(path, "TIFF"),
@@ -345,6 +335,20 @@ def test_bad_images(tmp_path: Path, damage: Callable[[Path], Any], message: str)
         store(source, tmp_path)
     assert not WORDS_OF_LIBRARIES.search(str(error.value))
     assert nothing_is_stored(tmp_path)
+
+
+def test_no_bit_of_a_png_changes_unseen(tmp_path: Path) -> None:
+    """Packed pixels of a few colours often unpack to others: their checksums tell."""
+    path = tmp_path / "a.png"
+    image = np.full((20, 20, 3), 255, np.uint8)
+    image[4:9, 4:9] = (255, 127, 14)
+    Image.fromarray(image).save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 128):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with contextlib.suppress(DataError):
+                assert np.array_equal(read_picture(path, 20), image), (place, bit)
 
 
 def test_pictures_cut_anywhere_are_refused(tmp_path: Path) -> None:

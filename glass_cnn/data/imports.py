@@ -305,6 +305,17 @@ def _read_configurations(
     """Columns of a data set of imported configurations, from files of the field."""
     if settings.render.fit is not None:
         raise ConfigError("render.fit has no meaning for trajectory files; leave it out.")
+    items, found = _read_frames(source, listing.entries, settings, stop)
+    _check_contents(source, items)
+    _tell(_doubts(items, found))
+    configurations = _columns([item.entry for item in items], found)
+    return Contents(image_columns(configurations, settings.render), configurations, record)
+
+
+def _read_frames(
+    source: Path, entries: Sequence[Entry], settings: RunSettings, stop: StopFlag
+) -> tuple[list[Item], list[Configuration]]:
+    """The frames that are listed, each checked for what all must have in common."""
 
     @functools.lru_cache(maxsize=4)  # liquid and glass are often of one file
     def read(path: Path) -> list[Configuration]:
@@ -312,7 +323,7 @@ def _read_configurations(
 
     items: list[Item] = []
     found: list[Configuration] = []
-    for entry in track("reading", listing.entries):
+    for entry in track("reading", entries):
         heed(stop)
         frames = read(source / entry.path)
         for index in _chosen(source, entry, len(frames)):
@@ -326,10 +337,7 @@ def _read_configurations(
             name = f"frame {index} of {entry.path}"
             items.append(Item(name, entry, _digest(frames[index])))
             found.append(frames[index])
-    _check_contents(source, items)
-    _tell(_doubts(items, found))
-    configurations = _columns([item.entry for item in items], found)
-    return Contents(image_columns(configurations, settings.render), configurations, record)
+    return items, found
 
 
 def _chosen(source: Path, entry: Entry, count: int) -> range:

