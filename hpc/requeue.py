@@ -229,7 +229,7 @@ def _end(args: argparse.Namespace, events: Path, mine: list[Event], step: int | 
 
 def _requeue(args: argparse.Namespace, events: Path, step: int | None) -> None:
     try:
-        slurm.call("scontrol", "requeue", args.job)
+        slurm.ask("scontrol", "requeue", args.job)  # twice does no more than once
     except SlurmError as error:
         if (there := job_state(args.job)) is not None and there.state == "PENDING":
             return  # Slurm was faster

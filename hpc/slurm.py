@@ -108,7 +108,7 @@ def call(*words: str, timeout: float = 120) -> str:
 
 
 def ask(*words: str, timeout: float = ANSWER_SECONDS, tries: int = 0) -> str:
-    """`call` for what changes nothing: Slurm is asked again when it does not answer in time."""
+    """`call` for what may be repeated: Slurm is asked again when it does not answer in time."""
     for left in reversed(range(tries or TRIES)):
         try:
             return call(*words, timeout=timeout)
@@ -173,7 +173,7 @@ def _queued(line: str) -> Iterator[Queued]:
         return
     index, state, reason, nodes, file = rest
     for each in _indices(index):
-        yield Queued(job, each, state, reason, nodes, file)
+        yield Queued(job, each, state or "UNKNOWN", reason, nodes, file)
 
 
 def _indices(text: str) -> Sequence[int | None]:

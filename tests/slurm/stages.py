@@ -1,0 +1,29 @@
+"""A study as stages, in small, for tests of what the Slurm launcher makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpc.stages import Stage, Task
+
+LOGS = Path("/scratch/o'hara & sons/100% $HOME/logs")
+
+
+def task(name: str, module: str = "jobs.train", folder: Path = LOGS) -> Task:
+    run = folder / "runs" / name
+    words = (str(folder / "study.yaml"), name, "--logs", str(folder))
+    return Task(name, module, words, run / "result.json", run / "output.log", run / "checkpoints")
+
+
+def study_stages(runs: int, ranks: int = 4, folder: Path = LOGS) -> list[Stage]:
+    """Simulate, train and aggregate; everything is missing."""
+    words = ("study.yaml",)
+    name, report_file = "endpoint-1234abcd", folder / "report.html"
+    data = Task(name, "jobs.dataset", words, folder / "dataset.json", folder / "build.log")
+    report = Task("report", "jobs.report", words, report_file, folder / "report.log")
+    trainings = tuple(task(f"base-s{i}-0123abcd", folder=folder) for i in range(runs))
+    return [
+        Stage("simulate", (data,), 8, 1),
+        Stage("train", trainings, ranks, 2, needs="success", main=True),
+        Stage("aggregate", (report,), 1, 1, sums_up=True),
+    ]

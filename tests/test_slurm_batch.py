@@ -1,0 +1,224 @@
+"""Batch jobs without a Slurm: site profiles, job files, command lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glass_cnn.pipeline import SECTIONS
+from hpc import batch
+from hpc.batch import job_text, plan, resources
+from hpc.errors import ConfigError
+from hpc.site import Site, load_site, seconds
+from hpc.stages import Task
+from tests.slurm.stages import LOGS, study_stages, task
+
+GOLDEN = Path(__file__).parent / "slurm" / "golden"
+
+# -- scripts and commands --------------------------------------------------------------------------
+
+
+def submission(site: Site, runs: int = 3) -> str:
+    """Every command and job file of a submission, as text."""
+    parts: list[str] = []
+    before: list[str] = []
+    for chunks in plan(study_stages(runs), LOGS / "jobs" / "20260102-030405", site, 1001):
+        for job in chunks:
+            parts += [shlex.join(batch.command(job, "endpoint", before)), job.text]
+        before = [f"<{job.file.stem}>" for job in chunks]
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("name", ["dev", "cpu", "gpu"])
+def test_submission_with_each_shipped_profile_is_as_it_was(name: str) -> None:
+    over = {"launcher": "mpiexec", "min_nodes": 1, "ranks_per_node": 2} if name == "dev" else {}
+    assert submission(load_site(name, over, SECTIONS)) == (GOLDEN / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", ["simulate", "train", "aggregate"])
+def test_templates_are_complete_batch_scripts(root: Path, stage: str) -> None:
+    text = (root / "slurm" / f"{stage}.sh").read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert f"sbatch slurm/{stage}.sh CONFIG" in text
+    for option in ("--signal=B:USR2@", "--requeue", "--open-mode=append", "--time=", "--ntasks="):
+        assert f"#SBATCH {option}" in text
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    done = subprocess.run(
+        ["bash", f"slurm/{stage}.sh", "x"], cwd=root, env=outside, capture_output=True, text=True
+    )
+    assert done.returncode == 78
+    assert "sbatch" in done.stderr
+
+
+def test_arrays_are_chunked_and_hold_every_run_once() -> None:
+    train = plan(study_stages(10_000), Path("/j"), Site(), 1001)[1]
+    assert [len(job.stage.tasks) for job in train] == [1000] * 10
+    assert len({task.name for job in train for task in job.stage.tasks}) == 10_000
+    assert [job.file.name for job in train][:2] == ["train-1.tsv", "train-2.tsv"]
+    assert all("--array=0-999" in batch.command(job, "x") for job in train)
+
+
+def test_throttle_and_chunk_size_come_from_the_profile() -> None:
+    site = Site(throttle=7, max_array_size=3)
+    train = plan(study_stages(5), Path("/j"), site, 1001)[1]
+    arrays = [word for job in train for word in batch.command(job, "x") if "--array" in word]
+    assert arrays == ["--array=0-1%7", "--array=0-1%7", "--array=0-0"]
+
+
+def test_stages_depend_on_the_one_before() -> None:
+    jobs = plan(study_stages(1), Path("/j"), Site(ranks_per_node=8), 1001)
+    assert [chunks[0].after for chunks in jobs] == ["", "afterok", "afterany"]
+    words = batch.command(jobs[1][0], "x", ["7", "8"])
+    assert "--dependency=afterok:7:8" in words
+    assert "--kill-on-invalid-dep=yes" in words
+    assert not [word for word in batch.command(jobs[1][0], "x") if "dependency" in word]
+
+
+def test_own_options_of_the_profile_win() -> None:
+    words = resources(
+        study_stages(1)[1], Site(ranks_per_node=4, options=("--time=5", "--exclusive"))
+    )
+    assert words.index("--time=5") > words.index("--time=1:00:00")
+    assert words[-1] == "--exclusive"
+
+
+def test_nodes_of_the_profile_are_for_training_only() -> None:
+    site = Site(nodes=4, min_nodes=2)
+    assert "--nodes=2-4" in resources(study_stages(1)[1], site.of("train", main=True))
+    assert "--nodes=1" in resources(study_stages(1)[2], site.of("aggregate"))
+
+
+def test_gpus_are_for_training_only() -> None:
+    site = load_site("gpu", {"gpus_per_node": "a100:4"}, SECTIONS)
+    assert "--gpus-per-node=a100:4" in resources(study_stages(1)[1], site.of("train", main=True))
+    for stage in (study_stages(1)[0], study_stages(1)[2]):
+        assert not [w for w in resources(stage, site.of(stage.name)) if "gpu" in w]
+    assert "16 GPU-hours" in batch.cost(study_stages(1)[1], site)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"nodes": 1, "ranks_per_node": 2}, "cannot be spread over"),
+        ({"nodes": 9, "ranks_per_node": 2}, "cannot be spread over"),
+        ({"nodes": 3, "ranks_per_node": 2, "min_nodes": 1}, "same number of ranks on each"),
+        ({"nodes": 2, "ranks_per_node": 2, "min_nodes": 3}, "min_nodes 3"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resources(study_stages(1)[1], Site(**over))
+
+
+# -- profiles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"partion": "x"}, "did you mean 'partition'"),
+        ({"time": 43200}, "in quotes"),
+        ({"time": "soon"}, "hours:minutes:seconds"),
+        ({"time": "0:30"}, "at least a minute"),
+        ({"partition": "--wrap=x"}, "begin with '-'"),
+        ({"account": "a\nb"}, "control characters"),
+        ({"environment": {"A-B": "1"}}, "environment variable"),
+        ({"environment": {"A": "1\n2"}}, "control characters"),
+        ({"modules": ["gcc\tx"]}, "control characters"),
+        ({"launcher": "prun"}, "srun"),
+        ({"gpus_per_node": "a100"}, "gpus_per_node"),
+        ({"memory": "lots"}, "memory"),
+        ({"simulate": {"partion": "x"}}, "section 'simulate'"),
+    ],
+)
+def test_mistakes_in_a_profile_are_named(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_site("dev", over, SECTIONS)
+
+
+def test_unknown_site_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Known: cpu, dev, gpu"):
+        load_site("devv", {})
+    with pytest.raises(ConfigError, match="no such file"):
+        load_site(str(tmp_path / "mine.yaml"), {})
+
+
+def test_a_profile_of_ones_own_may_extend_a_shipped_one(tmp_path: Path, root: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: {root}/slurm/sites/cpu.yaml\npartition: long\n")
+    site = load_site(str(mine), {"time": "2-00:00:00"}, SECTIONS)
+    assert (site.partition, site.bind, site.time) == ("long", "cores", "2-00:00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:30:00", 5400),
+        ("2-1", 176_400),
+        ("1-0:30", 88_200),
+        ("1-00:00:01", 86_401),
+    ],
+)
+def test_time_limits_as_slurm_reads_them(text: str, length: int) -> None:
+    assert seconds(text) == length
+
+
+# -- nothing that a setting says is evaluated ------------------------------------------------------
+
+HOSTILE = [
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "; touch PWNED #",
+    "a  b",
+    "'\"\\",
+    "*",
+    "-n",
+    "$HOME",
+    "ü",
+]
+
+
+def test_job_files_reach_the_program_word_for_word(root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "a b" / "$(touch PWNED).log"
+    job = Task("r", "m", (*HOSTILE, ""), tmp_path / "`x`", log)
+    site = Site(launcher_options=tuple(HOSTILE[:3]), environment={"GLASS_TEST": HOSTILE[0]})
+    file = tmp_path / "jo'b $x.tsv"
+    file.write_text(job_text(site, [task("other"), job]))
+    script = f"""
+        . {root}/slurm/common.sh
+        python=false SLURM_ARRAY_TASK_ID=1
+        read_job train --tasks "$1"
+        printf '%s\\0' "$name" "$log" "$done_file" "$GLASS_TEST"
+        printf '%s\\0' "${{options[@]}}" "${{arguments[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-uc", script, "bash", str(file)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = ["r", str(log), str(job.done), HOSTILE[0], *HOSTILE[:3], *HOSTILE, ""]
+    assert done.stdout.split("\0")[:-1] == expected
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_control_characters_and_backslashes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="control characters"):
+        job_text(Site(), [task("a\tb")])
+    job = plan(study_stages(1), Path("/a\\b"), Site(), 1001)[0][0]
+    with pytest.raises(ConfigError, match="backslash"):
+        batch.command(job, "x")
+
+
+def test_percent_signs_in_paths_are_no_patterns() -> None:
+    job = plan(study_stages(1), Path("/50%a"), Site(), 1001)[0][0]
+    assert "--output=/50%%a/simulate-1-%a.out" in batch.command(job, "x")
