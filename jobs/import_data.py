@@ -61,6 +61,18 @@ def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
         splits = splits_of(study, settings)
         import_data(args.source, settings, root, ranks, stop, splits)
         ranks.on_root(lambda: summarize(settings, root, splits))  # noqa: B023 - at once
+    ranks.on_root(lambda: tell_superseded(study, root))
+
+
+def tell_superseded(study: Study, root: Path) -> None:
+    """Say which runs of the study the new data have taken the place of the old ones for."""
+    from glass_cnn.data_identity import REMEDY, superseded, superseded_runs
+
+    found = superseded_runs(study, root)
+    if found:
+        run, trained, now = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        print(f"note: {run.path}{more}: {superseded(trained, now)} {REMEDY}")
 
 
 def splits_of(study: Study, settings: RunSettings) -> list[Split]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from glass_cnn.analysis import table
 from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.data import dataset as data
 from glass_cnn.data.imports import import_data
@@ -28,6 +30,7 @@ from hpc.errors import DataError
 from hpc.files import read_json
 from hpc.world import world
 from jobs import evaluate, submit, train, visualize
+from jobs import import_data as import_job
 from tests import synthetic, tiny
 from tests.own_data import picture, write_images
 
@@ -236,6 +239,26 @@ def test_a_run_of_other_data_is_superseded_in_the_table(replaced: Path) -> None:
     )
 
 
+def test_import_says_what_it_supersedes(
+    trained: Path, sources: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(trained, tmp_path / "copy"))
+    source = str(sources[1])
+    assert run_main(import_job.main, [source, *words(place)]) == 65
+    refused = capsys.readouterr().err
+    newest = max(path.stat().st_mtime for path in sources[1].glob("images/*.png"))
+    changed = datetime.datetime.fromtimestamp(newest, datetime.UTC).isoformat(timespec="seconds")
+    assert LAST_YEAR in refused
+    assert f"last changed {changed}" in refused
+    assert run_main(import_job.main, [str(sources[0]), *words(place)]) == 0
+    assert "superseded" not in capsys.readouterr().out
+    shutil.rmtree(place / "logs" / "datasets")
+    assert run_main(import_job.main, [source, *words(place)]) == 0
+    told = capsys.readouterr().out
+    assert f"note: {run_of(place).path}: was trained" in told
+    assert names_both(told, place)
+
+
 def test_runs_of_the_data_that_are_there_are_counted(trained: Path) -> None:
     study = load_study(trained / "study.yaml")
     (row,) = aggregate(study, study.directory(trained / "logs")).table.to_dicts()
@@ -250,22 +273,23 @@ def test_seeds_of_two_data_sets_never_stand_in_one_arm(tmp_path: Path) -> None:
     new = {"name": "x-0", "fingerprint": "b" * 32, "created": "2017-01-01T00:00:00+00:00"}
     for run, told in zip(study.runs, (old, new, old, new, None), strict=True):
         synthetic.write_run(place, run, start={"data": told})
-    table = aggregate(study, place).table.filter(pl.col("state") != "missing").sort("seed")
-    states = table["state"].to_list()
+    found = aggregate(study, place).table.filter(pl.col("state") != "missing").sort("seed")
+    states = found["state"].to_list()
     assert states == ["superseded", "complete", "superseded", "complete", "complete"]
-    assert table["counted"].to_list() == [False, True, False, True, True]
+    assert found["counted"].to_list() == [False, True, False, True, True]
 
 
 def test_the_table_is_made_anew_when_the_data_change(
-    trained: Path, sources: tuple[Path, Path], tmp_path: Path
+    trained: Path, sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(table, "JUST_CHANGED", 0)  # else it is made anew in any case
     place = Path(shutil.copytree(trained, tmp_path / "copy"))
     study = load_study(place / "study.yaml")
     write(aggregate(study, study.directory(place / "logs")))
     shutil.rmtree(place / "logs" / "datasets")
     import_into(place / "logs", sources[1], study)
-    table = aggregate(study, study.directory(place / "logs")).table
-    assert "superseded" in table["state"].to_list()
+    again = aggregate(study, study.directory(place / "logs")).table
+    assert "superseded" in again["state"].to_list()
 
 
 def test_runs_that_do_not_say_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ compared: what cannot be what it is listed as is refused before anything is stor
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -113,9 +114,17 @@ def _examine(
         return None
     raise DataError(
         f"{target.path}: already holds what was imported from {record['source']} at "
-        f"{record['created']}, and {source.resolve()} differs from it. Give the new data another "
-        "data.name, or remove that directory first."
+        f"{record['created']}, and {source.resolve()}, last changed "
+        f"{_last_change(source, listing.entries)}, differs from it. Give the new data another "
+        "data.name; or remove that directory first, and what was trained on it is superseded."
     )
+
+
+def _last_change(source: Path, entries: Sequence[Entry]) -> str:
+    """When the newest of the files was written, UTC."""
+    times = [(source / entry.path).stat().st_mtime for entry in entries]
+    newest = datetime.datetime.fromtimestamp(max(times), datetime.UTC)
+    return newest.isoformat(timespec="seconds")
 
 
 def _tell(remarks: Sequence[str]) -> None:
