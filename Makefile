@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS
+INPUTS := CONFIG RUN SOURCE LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -50,7 +50,7 @@ visualize: setup ## what a saved model sees: RUN=...
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
 
-test: .venv/.ready-dev ## all tests
+test: .venv/.ready-dev ## all tests; QUICK=1: those that need no ranks, LAMMPS or Slurm, in a minute
 	@$(IN_VENV) .venv/bin/python -m pytest
 
 check: .venv/.ready-dev ## format, lint, types and shell scripts

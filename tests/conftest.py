@@ -46,14 +46,31 @@ settings.load_profile("reproducible")
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# `make test QUICK=1`: what needs none of these, in a minute.
+QUICK = os.environ.get("QUICK", "0") not in ("", "0")
+MARKS = ("slow", "slurm", "requires", "lasting")
+FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
+"""those that start ranks, LAMMPS, TensorFlow or a browser"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then slow ones, those on the development cluster last."""
+    if QUICK:
+        left_out = [item for item in items if takes_long(item)]
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
     items.sort(
         key=lambda item: (
             bool(item.get_closest_marker("slurm")),
             bool(item.get_closest_marker("slow")),
         )
     )
+
+
+def takes_long(item: pytest.Item) -> bool:
+    """Whether a test has no place among the quick ones."""
+    marked = any(item.get_closest_marker(mark) for mark in MARKS)
+    return marked or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

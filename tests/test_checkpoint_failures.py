@@ -25,6 +25,8 @@ from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import StorageError
 from tests.checkpoints import IDENTITY, Directory, belongs, fork, meta, state, wait
 
+pytestmark = pytest.mark.lasting
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Directory:

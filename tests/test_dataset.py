@@ -102,6 +102,7 @@ def test_columns_say_their_unit(tiny: data.Dataset) -> None:
         tiny.column("images/mass")
 
 
+@pytest.mark.lasting
 def test_inherent_structures(tmp_path: Path) -> None:
     settings = with_changes(data={"name": "inherent", "form": "inherent"})
     simulate.run(settings, tmp_path, world())
@@ -184,6 +185,7 @@ def test_stop_leaves_nothing(copy: Path) -> None:
     assert list(place.path.parent.iterdir()) == [place.lock]
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("finished", [True, False])
 def test_second_builder_waits_for_the_first(copy: Path, finished: bool) -> None:
     """Two jobs that need the same data set at the same time; the first makes it or is killed."""
@@ -296,6 +298,7 @@ sys.exit(run_main(lambda words: store.build(SETTINGS, Path(words[0]), ranks) and
 """
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("size", [1000, 200_000])
 def test_no_space(copy: Path, size: int) -> None:
     """A process that may write so many bytes to a file meets a full disk.

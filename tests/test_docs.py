@@ -113,6 +113,7 @@ def test_every_study_file_is_named(size: str) -> None:
     assert {path.name for path in (ROOT / "jobs" / size).glob("*.yaml")} == named
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_help(stage: str) -> None:
     answer = subprocess.run(

@@ -115,6 +115,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.lasting
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.data())
 def test_a_crash_costs_at_most_the_line_it_cut(
     tmp_path_factory: pytest.TempPathFactory, written: list[dict], data: st.DataObject

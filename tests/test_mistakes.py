@@ -18,6 +18,8 @@ from jobs import report, status
 from tests import synthetic, tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.lasting
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyDir:

@@ -120,6 +120,7 @@ def test_odd_diagnostics_are_taken_as_they_come(path: Path) -> None:
     assert found == {"a": (5, 5), "b.c": (2, 2)}
 
 
+@pytest.mark.lasting
 def test_a_million_lines_do_not_hurt(tmp_path: Path) -> None:
     study = synthetic.study(seeds=1, train={"iterations": 1_000_000})
     place = synthetic.directory(study, tmp_path)

@@ -254,6 +254,7 @@ def test_a_data_set_is_known_by_what_it_is_made_of() -> None:
     assert run(**imported, simulation__seed=5).run_digest() == run(**imported).run_digest()
 
 
+@pytest.mark.lasting
 @given(
     batch=st.integers(2, 500),
     rate=st.floats(1e-8, 1.0),

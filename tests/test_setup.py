@@ -19,6 +19,8 @@ import pytest
 
 from tests.clones import install_of, run
 
+pytestmark = pytest.mark.lasting
+
 
 @pytest.fixture
 def steps(install: ModuleType) -> ModuleType:

@@ -18,6 +18,8 @@ from glass_cnn.streams import lammps_seeds
 from hpc.errors import ConfigError
 from tests.small_simulation import run_settings, same
 
+pytestmark = pytest.mark.lasting
+
 PUBLISHED = {1.756: -3.7719, 0.957: -3.8118}  # inherent-structure energy per particle
 
 

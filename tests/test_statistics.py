@@ -123,6 +123,7 @@ def test_arms_without_runs_give_no_tests() -> None:
 lives = st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=30)
 
 
+@pytest.mark.lasting
 @given(lives)
 def test_survival_is_lifelines_kaplan_meier(runs: list[tuple[int, bool]]) -> None:
     times, events = zip(*runs, strict=True)
@@ -188,6 +189,7 @@ def test_a_run_that_learned_at_its_end_is_censored_at_once() -> None:
     assert curve.at_risk.tolist() == [2, 1]
 
 
+@pytest.mark.lasting
 @given(lives, lives)
 def test_log_rank_of_two_is_lifelines(a: Any, b: Any) -> None:
     assume(any(event for _, event in a + b))

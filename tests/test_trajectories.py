@@ -28,6 +28,8 @@ from hpc.preempt import StopFlag
 from hpc.world import world
 from tests.small_simulation import LONGER, all_same, run_settings, same, study_file
 
+pytestmark = pytest.mark.lasting
+
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
