@@ -20,7 +20,7 @@ from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.data import dataset as data
 from glass_cnn.data.imports import import_data
 from glass_cnn.data_identity import of, of_settings
-from glass_cnn.paths import RunDir
+from glass_cnn.paths import DatasetDir, RunDir
 from glass_cnn.records import DataIdentity, read_result, read_starts, trained_on
 from glass_cnn.study import Study, load_study
 from hpc.checkpoint import newest, read
@@ -45,9 +45,15 @@ TREE: dict[str, Any] = {
 LAST_YEAR = "2016-01-01T00:00:00+00:00"
 
 
+def only_data(logs: Path) -> DatasetDir:
+    """The one data set of a logs directory."""
+    (path,) = (logs / "datasets").iterdir()
+    return DatasetDir(path)
+
+
 def with_date(place: Path, date: str) -> None:
     """Let a data set have been stored at another time."""
-    (record,) = place.glob("datasets/*/dataset.json")
+    record = only_data(place).record
     record.write_text(json.dumps({**read_json(record), "created": date}))
 
 
@@ -161,7 +167,7 @@ def test_a_data_set_of_the_version_before_has_the_same_fingerprint(
     place = Path(shutil.copytree(trained, tmp_path / "old"))
     study = load_study(place / "study.yaml")
     identity = data.load(study.datasets[0], place / "logs").identity
-    (record,) = place.glob("logs/datasets/*/dataset.json")
+    record = only_data(place / "logs").record
     tree = read_json(record)
     assert tree.pop("data_fingerprint") == identity.fingerprint
     record.write_text(json.dumps(tree))
@@ -330,7 +336,7 @@ def test_a_changed_byte_is_refused_at_a_start(
     trained: Path, mpirun: Callable[..., Any], tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(trained, tmp_path / "changed"))
-    (images,) = place.glob("logs/datasets/*/images.npy")
+    images = only_data(place / "logs").images
     flip(images, images.stat().st_size - 1)
     shutil.rmtree(place / "logs" / "own")
     for ranks in (1, 2):
@@ -360,7 +366,7 @@ def test_changed_labels_are_refused_when_the_data_set_is_opened(
     trained: Path, tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(trained, tmp_path / "labels"))
-    (columns,) = place.glob("logs/datasets/*/dataset.h5")
+    columns = only_data(place / "logs").columns
     with h5py.File(columns, "r+") as file:
         file["images/label"][...] = file["images/label"][...][::-1]
     with pytest.raises(DataError, match="labels or trajectories are not those it was made with"):
@@ -369,9 +375,9 @@ def test_changed_labels_are_refused_when_the_data_set_is_opened(
 
 def test_a_record_without_checksums_is_damaged(trained: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(trained, tmp_path / "sums"))
-    (record,) = place.glob("logs/datasets/*/dataset.json")
-    whole = read_json(record)
-    damages: list[Any] = [None, [], {}, {"images.npy": 3}, {"images.npy": []}]
+    record = only_data(place / "logs").record
+    whole, name = read_json(record), only_data(place / "logs").images.name
+    damages: list[Any] = [None, [], {}, {name: 3}, {name: []}]
     for sums in damages:
         record.write_text(json.dumps({**whole, "checksums": sums}))
         with pytest.raises(DataError, match="a checksum for each"):

@@ -238,22 +238,22 @@ def test_damaged_trajectories(copy: Path) -> None:
         store.build(SETTINGS, copy, world())
 
 
-@pytest.mark.parametrize("name", ["images.npy", "dataset.h5", "dataset.json"])
+@pytest.mark.parametrize("name", ["images", "columns", "record"])
 @pytest.mark.parametrize("damage", [truncate, lambda p: p.write_bytes(b""), Path.unlink])
 def test_damage_is_one_message(copy: Path, name: str, damage: Callable[[Path], None]) -> None:
     place = data.directory(SETTINGS, copy)
-    damage(place.path / name)
+    damage(getattr(place, name))
     with pytest.raises(DataError, match=r"damaged|no such") as error:
         data.load(SETTINGS, copy)
     assert str(place.path) in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "place"), [("images.npy", 200_000), ("dataset.h5", -2000)])
+@pytest.mark.parametrize(("name", "place"), [("images", 200_000), ("columns", -2000)])
 def test_verify_finds_a_flipped_bit(copy: Path, name: str, place: int) -> None:
-    path = data.directory(SETTINGS, copy).path / name
+    path = getattr(data.directory(SETTINGS, copy), name)
     flip(path, place % path.stat().st_size)
     opened = data.load(SETTINGS, copy)
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=path.name):
         opened.verify()
 
 
@@ -303,7 +303,7 @@ sys.exit(run_main(lambda words: store.build(SETTINGS, Path(words[0]), ranks) and
 def test_no_space(copy: Path, size: int) -> None:
     """A process that may write so many bytes to a file meets a full disk.
 
-    Neither dataset.h5 (small limit) nor images.npy (larger one) finds room.
+    Neither the columns (small limit) nor the images (larger one) find room.
     """
     place = data.directory(SETTINGS, copy)
     shutil.rmtree(place.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glass_cnn.paths import StudyDir
+from glass_cnn.paths import DatasetDir, StudyDir
 from glass_cnn.pipeline import SECTIONS
 from hpc import slurm
 from hpc.batch import job_text
@@ -51,7 +51,7 @@ def test_a_link_to_the_logs_leads_to_the_same_tasks(tmp_path: Path) -> None:
     link.symlink_to("logs")
     file = study.jobs / "20260102-030405" / "train-1.tsv"
     file.parent.mkdir(parents=True)
-    run, data = task("r0", folder=study.path), study.path.parent / "datasets" / "dataset.json"
+    run, data = task("r0", folder=study.path), DatasetDir(study.path.parent / "datasets").record
     file.write_text(job_text(Site(), [run, dataclasses.replace(run, name="data", done=data)]))
     rows = [Queued("17", i, "RUNNING", "None", "n1", str(file)) for i in range(2)]
     wanted = {str(link / path.relative_to(study.path.parent)) for path in (run.done, data)}

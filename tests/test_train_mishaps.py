@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glass_cnn.paths import DatasetDir
 from hpc import checkpoint
 from hpc.records import read_records
 from tests import tiny
@@ -73,7 +74,7 @@ def mishaps(
     data = plan.logs("damaged data") / "datasets"
     data.unlink()
     shutil.copytree(tiny_logs / "datasets", data)
-    (images,) = data.glob("*/images.npy")
+    images = DatasetDir(next(data.iterdir())).images
     os.truncate(images, images.stat().st_size - 1)
     plan.add("damaged data")
 

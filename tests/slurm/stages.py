@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from glass_cnn.paths import DatasetDir
 from hpc.stages import Stage, Task
 
 LOGS = Path("/scratch/o'hara & sons/100% $HOME/logs")
@@ -19,7 +20,7 @@ def study_stages(runs: int, ranks: int = 4, folder: Path = LOGS) -> list[Stage]:
     """Simulate, train and aggregate; everything is missing."""
     words = ("study.yaml",)
     name, report_file = "endpoint-1234abcd", folder / "report.html"
-    data = Task(name, "jobs.dataset", words, folder / "dataset.json", folder / "build.log")
+    data = Task(name, "jobs.dataset", words, DatasetDir(folder).record, folder / "build.log")
     report = Task("report", "jobs.report", words, report_file, folder / "report.log")
     trainings = tuple(task(f"base-s{i}-0123abcd", folder=folder) for i in range(runs))
     return [
