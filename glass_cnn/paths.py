@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from hpc.errors import ConfigError
 from hpc.records import EVENTS
 
 HASH_LENGTH = 8
+RUN_NAME = re.compile(rf"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{{{HASH_LENGTH}}})")
+"""what `run_name` makes"""
 
 
 def logs_root(logs: str | Path | None = None) -> Path:
@@ -236,6 +239,11 @@ class TrajectoriesDir:
 def run_name(label: str, seed: int, digest: str) -> str:
     """`<label>-s<seed>-<hash8>`: readable, and different for different settings."""
     return f"{label}-s{seed}-{digest[:HASH_LENGTH]}"
+
+
+def is_named(path: Path, digest: str) -> bool:
+    """Whether a run's directory carries this digest in its name."""
+    return path.name.endswith(f"-{digest[:HASH_LENGTH]}")
 
 
 def study_dir(root: Path, study: str) -> StudyDir:

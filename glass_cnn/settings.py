@@ -27,9 +27,10 @@ from hpc.config import (
     Settings,
     digest,
     identity_tree,
-    load,
+    up_to_date,
     validate,
 )
+from hpc.yaml_files import read_yaml
 
 SPEED = Identity(without=("simulation", "data", "run"))
 """changes how fast or where, no result beyond rounding"""
@@ -389,7 +390,19 @@ class RunSettings(Settings):
 
 def load_run(path: Path) -> RunSettings:
     """Read a run's own `config.yaml`; raises ConfigError."""
-    return load(path, RunSettings)
+    return stored_run(read_yaml(path), str(path))
+
+
+def stored_run(tree: Any, source: str) -> RunSettings:
+    """Settings of a run as its `config.yaml` holds them, all of them; raises ConfigError.
+
+    Settings that were added after it was written are what was done without them.
+    """
+    return validate(RunSettings, _whole(tree), source)
+
+
+def _whole(tree: Any) -> Any:
+    return up_to_date(RunSettings, tree) if isinstance(tree, dict) else tree
 
 
 def build_run(tree: dict[str, Any], source: str) -> RunSettings:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glass_cnn.paths import RunDir, StudyDir, run_name, study_dir
+from glass_cnn.paths import RUN_NAME, RunDir, StudyDir, is_named, run_name, study_dir
 from glass_cnn.settings import MAX_SEED, RunSettings, build_run, load_run
 from glass_cnn.study_file import StudyFile, StudySection, lay, leaves, refuse_both
 from hpc.config import digest, overlay, to_yaml, validate
 from hpc.errors import ConfigError
+from hpc.words import shown
 from hpc.yaml_files import read_tree, unflatten, union
 
 MAX_NAME = 200
@@ -276,11 +277,21 @@ def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None =
 
 
 def find_run(path: Path) -> tuple[RunDir, RunSettings]:
-    """A run's directory and settings; raises ConfigError when it is none."""
+    """A run's directory and settings; raises ConfigError when it is none.
+
+    Prints a note where the directory has the name of other settings than those in it.
+    """
     run = RunDir(path.absolute())
     if not run.config.exists():
         raise ConfigError(
             f"RUN={path}: is no run's directory (it has no config.yaml); name one of "
             "logs/<study>/runs/."
         )
-    return run, load_run(run.config)
+    settings = load_run(run.config)
+    if RUN_NAME.fullmatch(run.name) and not is_named(run.path, settings.run_digest()):
+        print(
+            f"note: {shown(run.path)}: its name is not that of its settings: they were changed, or "
+            "meant something else when it was made; results may differ from those it records.",
+            flush=True,
+        )
+    return run, settings

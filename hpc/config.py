@@ -11,14 +11,13 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic_core
 
 from hpc.errors import ConfigError
-from hpc.yaml_files import dump_yaml, kind_of, read_tree, show
+from hpc.yaml_files import dump_yaml, kind_of, show
 
 
 def _check_name(value: str) -> str:
@@ -46,8 +45,10 @@ class Identity:
 
     A name made of a digest must outlive the next version of the program. So a setting that is
     added later says `since=2` (or more) and counts only where its value differs from `before`, what
-    the program did without it: its default may even change later. A setting whose values come to
-    mean something else gets the next `meaning`, and everything it touches gets a new name.
+    the program did without it: its default may even change later, and what was written without it
+    is read as `before` (see `up_to_date`). A setting whose values come to mean something else
+    gets the next `meaning`, and everything it touches gets a new name: by its old one it is known
+    as made when they meant something else.
     """
 
     without: tuple[str, ...] = ()
@@ -184,12 +185,6 @@ def _chosen(models: list[type[Settings]], tree: Mapping[str, Any]) -> type[Setti
     return (default or models or [None])[0]  # type: ignore[list-item]
 
 
-def load(path: Path, model: type[S], sets: Iterable[str] = ()) -> S:
-    """Read, extend, override and validate one settings file; raises ConfigError."""
-    lay = functools.partial(overlay, model)
-    return validate(model, read_tree(path, sets, lay), str(path))
-
-
 def _explain(model: type[Settings], tree: Mapping[str, Any], item: Any) -> str:
     location = _without_tags(item, tree)
     name = ".".join(str(part) for part in location) or "the file"
@@ -315,7 +310,7 @@ def identity_tree(settings: Settings, of: str) -> dict[str, Any]:
 def _identity_tree(settings: Settings, tree: Mapping[str, Any], of: str) -> dict[str, Any]:
     kept = {}
     for name, field in type(settings).model_fields.items():
-        mark = next((m for m in field.metadata if isinstance(m, Identity)), Identity())
+        mark = _mark(field)
         value, key = getattr(settings, name), field.alias or name
         if of in mark.without or (mark.since > 1 and value == mark.before):
             continue
@@ -324,12 +319,38 @@ def _identity_tree(settings: Settings, tree: Mapping[str, Any], of: str) -> dict
     return kept
 
 
+def _mark(field: pydantic.fields.FieldInfo) -> Identity:
+    return next((m for m in field.metadata if isinstance(m, Identity)), Identity())
+
+
 def _identity_value(value: Any, plain: Any, of: str) -> Any:
     if isinstance(value, Settings):
         return _identity_tree(value, plain, of)
     if isinstance(value, tuple):
         return [_identity_value(v, p, of) for v, p in zip(value, plain, strict=True)]
     return plain
+
+
+def up_to_date(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole dump of settings that `to_tree` of this version or an earlier one made.
+
+    A setting that was added since is what was done before it, whatever its default is now.
+    """
+    whole = dict(tree)
+    for key, field in _fields(model).items():
+        mark = _mark(field)
+        if key not in whole and mark.since > 1:
+            whole[key] = mark.before
+        elif key in whole:
+            whole[key] = _up_to_date(_models(field.annotation), whole[key])
+    return whole
+
+
+def _up_to_date(models: list[type[Settings]], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_up_to_date(models, each) for each in value]
+    model = _chosen(models, value) if isinstance(value, Mapping) else None
+    return value if model is None else up_to_date(model, value)
 
 
 def to_yaml(settings: Settings | Mapping[str, Any]) -> str:

@@ -148,9 +148,7 @@ def test_only_complete_runs_of_the_study_are_counted(
     assert high[0].name in synthetic.row_of(result, "high-s0-deadbeef")["reason"]
 
 
-def test_of_copies_the_well_named_one_counts_and_else_the_complete_one(
-    study: Study, place: StudyDir
-) -> None:
+def test_of_copies_the_well_named_one_counts_and_else_none(study: Study, place: StudyDir) -> None:
     first, second, third = study.runs[:3]
     folder = synthetic.write_run(place, third)
     folder.path.rename(place.runs / "high-s2-00000000")
@@ -161,14 +159,17 @@ def test_of_copies_the_well_named_one_counts_and_else_the_complete_one(
     folder.path.rename(place.runs / "high-s1-00000000")
     complete = synthetic.write_run(place, second)
     complete.path.rename(place.runs / "high-s1-11111111")
-    assert states(aggregate(study, place)) == {
+    result = aggregate(study, place)
+    assert states(result) == {
         first.name: "complete",
         "high-s0-00000000": "duplicate",
         "high-s1-00000000": "duplicate",
-        "high-s1-11111111": "complete",
+        "high-s1-11111111": "superseded",
         third.name: "unfinished",
         "high-s2-00000000": "duplicate",
     }
+    aside = result.table.row(by_predicate=pl.col("state") == "superseded", named=True)
+    assert "its name is not that of its settings" in aside["reason"]
 
 
 # --- tables ----------------------------------------------------------------------------------

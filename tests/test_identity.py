@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import msgspec
+import numpy as np
+import pydantic
 import pytest
 
+from glass_cnn.analysis import rows
 from glass_cnn.analysis.rows import read_run
-from glass_cnn.analysis.table import aggregate
-from glass_cnn.paths import StudyDir
+from glass_cnn.analysis.table import _code, aggregate
+from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import DataIdentity, Numerics
-from glass_cnn.settings import Model, RunSettings, build_run
-from glass_cnn.study import load_study
-from hpc.checkpoint import newest
-from hpc.checkpoint_writer import Checkpoints
-from hpc.config import Identity, Settings, digest, identity_tree
+from glass_cnn.settings import Model, RunSettings, build_run, load_run
+from glass_cnn.study import find_run, load_study
+from glass_cnn.train_settings import Rollback, Train
+from hpc.checkpoint import InvalidCheckpoint, newest
+from hpc.config import (
+    Count,
+    Identity,
+    Settings,
+    digest,
+    identity_tree,
+    to_tree,
+    up_to_date,
+    validate,
+)
+from hpc.errors import ConfigError
 
-BEFORE = Path(__file__).parent / "fixtures" / "version_1" / "before"
-"""a study of the version that had no marks of identity: two of its runs, without checkpoints"""
+FIRST = Path(__file__).parent / "fixtures" / "version_1"
+"""studies of the version that had no marks of identity"""
 THRESHOLD = {"kind": "threshold", "initial": 1e-3, "levels": [{"above": 0.9, "rate": 1e-4}]}
 
 PINNED: dict[str, tuple[dict[str, Any], str, str, str]] = {
@@ -62,12 +75,32 @@ PINNED: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }
 
 
+EXPONENTIAL = {"decay": 0.5, "decay_iterations": 9}
+PINNED_RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    # every other kind of the settings of a training, and the digest of the run
+    "linear": ({"kind": "linear", "initial": 1e-3, "final": 1e-5, "schedule_length": 9},
+               "d0aa3a9709f23410"),
+    "exponential": ({"kind": "exponential", "initial": 1e-3, **EXPONENTIAL}, "2247cb2487598267"),
+    "warmup": ({"kind": "warmup_exponential", "peak": 1e-2, "warmup_iterations": 3, **EXPONENTIAL},
+               "0aad21f3f5740fb8"),
+    "cosine": ({"kind": "cosine", "initial": 1e-3, "schedule_length": 9}, "4b05c23dc95e179c"),
+    "branch": ({"run": "other/runs/base-s{seed}-*", "which": "best"}, "1a6a77cf6ace010b"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("case", PINNED)
 def test_names_are_those_of_the_first_version(case: str) -> None:
     changes, *wanted = PINNED[case]
     settings = build_run(changes, case)
     digests = (settings.run_digest(), settings.dataset_digest(), settings.simulation_digest())
     assert [found[:16] for found in digests] == wanted
+
+
+@pytest.mark.parametrize("case", PINNED_RUNS)
+def test_runs_of_every_kind_have_the_names_of_the_first_version(case: str) -> None:
+    part, wanted = PINNED_RUNS[case]
+    train = {"restart_from" if case == "branch" else "learning_rate": part}
+    assert build_run({"train": train}, case).run_digest()[:16] == wanted
 
 
 @pytest.mark.parametrize(
@@ -135,6 +168,44 @@ def test_a_default_that_changes_later_renames_what_it_changes_and_nothing_else()
     assert LatestSettings().run_digest() == LaterSettings(model=LaterModel(width=120)).run_digest()
 
 
+def test_what_was_written_before_a_setting_was_added_is_read_as_what_was_done_then() -> None:
+    written = to_tree(RunSettings(seed=3))
+    assert "width" not in written["model"]
+    read = validate(LatestSettings, up_to_date(LatestSettings, written), "config.yaml")
+    assert read.model.width == 80
+    assert read.run_digest() == RunSettings(seed=3).run_digest()
+    again = to_tree(LatestSettings())
+    assert validate(LatestSettings, up_to_date(LatestSettings, again), "x").model.width == 120
+
+
+def test_settings_added_to_kinds_and_lists_are_read_as_what_was_done_before() -> None:
+    class Handle(Settings):
+        kind: Literal["handle"] = "handle"
+        """handle or lid"""
+        length: Annotated[int, Identity(since=3, before=10)] = 20
+        """cm"""
+
+    class Lid(Settings):
+        kind: Literal["lid"]
+        """lid"""
+
+    class Kitchen(Settings):
+        part: Annotated[Handle | Lid, pydantic.Field(discriminator="kind")] = Handle()
+        """one of two kinds"""
+        models: tuple[LatestModel, ...] = ()
+        """some"""
+        free: dict[str, Any] = {}
+        """anything"""
+
+    written = {"part": {"kind": "handle"}, "models": [{}, {"width": 3}], "free": {"width": {}}}
+    assert up_to_date(Kitchen, written) == {
+        "part": {"kind": "handle", "length": 10},
+        "models": [{"width": 80}, {"width": 3}],
+        "free": {"width": {}},
+    }
+    assert up_to_date(Kitchen, {"part": {"kind": "lid"}})["part"] == {"kind": "lid"}
+
+
 class Pan(Settings):
     """A setting, and the same once its values mean something else."""
 
@@ -169,10 +240,24 @@ def test_settings_inside_lists_have_marks_too() -> None:
 # -- directories of the version before -------------------------------------------------------------
 
 
+@pytest.fixture(params=["before", "halfway"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> StudyDir:
+    """Complete runs of the first version, and one that was stopped, with a checkpoint."""
+    shutil.copytree(FIRST / request.param, tmp_path / request.param)
+    return StudyDir(tmp_path / request.param)
+
+
 @pytest.fixture
 def before(tmp_path: Path) -> StudyDir:
-    shutil.copytree(BEFORE, tmp_path / "before")
+    shutil.copytree(FIRST / "before", tmp_path / "before")
     return StudyDir(tmp_path / "before")
+
+
+@pytest.fixture
+def halfway(tmp_path: Path) -> RunDir:
+    shutil.copytree(FIRST / "halfway", tmp_path / "halfway")
+    (run,) = StudyDir(tmp_path / "halfway").runs.iterdir()
+    return RunDir(run)
 
 
 def test_runs_of_the_version_before_are_complete_and_rightly_named(before: StudyDir) -> None:
@@ -198,31 +283,130 @@ def test_a_table_of_the_version_before_stays_what_it_was(before: StudyDir) -> No
     assert table["state"].to_list().count("missing") == 6
 
 
-META = {
-    "accuracy": 0.5, "best_accuracy": 0.5, "best_iteration": 1, "correct": 0, "diagnosis": {},
-    "evaluated": 4, "loss_sum": 0.0, "rate_factor": 1.0, "rollbacks": [], "seconds": 0.5,
-    "skipped": 0, "step": 20, "updates": 20,
-}  # fmt: skip
-"""`meta` of a checkpoint as the version before wrote it"""
+def test_a_stopped_run_of_the_version_before_is_read_with_its_events(halfway: RunDir) -> None:
+    row = read_run(halfway.path)
+    assert (row.state, row.well_named, row.starts) == ("unfinished", True, 2)
+    assert (row.iteration, row.evaluations, row.checkpoints_refused) == (64, 64, 1)
 
 
-def test_a_checkpoint_of_the_version_before_is_taken(tmp_path: Path, tensorflow: Numerics) -> None:
+def test_a_checkpoint_of_the_version_before_is_taken(halfway: RunDir, tensorflow: Numerics) -> None:
     from glass_cnn.training.engine import Engine
     from glass_cnn.training.state import State
     from hpc.world import world
 
-    settings = build_run({"render": {"pixels": 24}}, "x")
-    engine = Engine(settings, world())
-    with Checkpoints(tmp_path, settings.run_digest(), 1, None, 1, on_event=print) as written:
-        written.save(20, engine.snapshot(), META)
-    found = newest(tmp_path, settings.run_digest())
+    settings = load_run(halfway.config)
+    found = newest(halfway.checkpoints, settings.run_digest())
     assert found is not None
-    data = DataIdentity("x-0123abcd", "f00d")
-    state = State(settings, engine, data, tensorflow, training_examples=100)
+    engine = Engine(settings, world())
+    state = State(settings, engine, DataIdentity("x", "f00d"), tensorflow, training_examples=34)
     change = state.restore(found)
-    assert (state.progress.step, state.progress.evaluated, engine.optimizer.count) == (20, 4, 20)
-    meta = {**state.meta(), "seconds": 0.5}
-    assert {key: meta[key] for key in META} == META
-    assert meta["data"] == msgspec.to_builtins(data)
     assert change is not None
     assert change.what.startswith("unknown before")
+    assert (state.progress.step, state.progress.evaluated, engine.optimizer.count) == (64, 64, 64)
+    (weights,) = (v for name, v in engine.snapshot().items() if name == "model/output/biases")
+    assert np.array_equal(weights, found.tensors["model/output/biases"])
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken(halfway: RunDir) -> None:
+    with pytest.raises(InvalidCheckpoint, match="made under other settings"):
+        newest(halfway.checkpoints, RunSettings().run_digest())
+
+
+def test_settings_of_a_newer_version_are_refused_by_name(halfway: RunDir) -> None:
+    text = halfway.config.read_text().replace("model:\n", "model:\n  width: 80\n")
+    halfway.config.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml: model\.width is no setting"):
+        load_run(halfway.config)
+    row = read_run(halfway.path)
+    assert row.state == "damaged"
+    assert "model.width is no setting" in str(row.reason)
+
+
+# -- the same directories in later versions --------------------------------------------------------
+
+
+@pytest.fixture
+def version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type[RunSettings]], None]]:
+    """Let the program have other settings, as a later version has."""
+
+    def become(model: type[RunSettings]) -> None:
+        rows._parsed.cache_clear()
+        monkeypatch.setattr("glass_cnn.settings.RunSettings", model)
+
+    yield become
+    rows._parsed.cache_clear()
+
+
+def states(place: StudyDir) -> list[str]:
+    return sorted(set(aggregate(load_study(place.study), place).table["state"].to_list()))
+
+
+class OtherRollback(Rollback):
+    """Going back in a version that counts evaluations in another way."""
+
+    chance_evaluations: Annotated[Count, Identity(meaning=2)] = 3
+    """as before, counted otherwise"""
+
+
+class OtherTrain(Train):
+    """A training of that version."""
+
+    rollback: OtherRollback = OtherRollback()
+    """going back after a collapse"""
+
+
+class OtherMeaning(RunSettings):
+    """Settings of that version."""
+
+    train: OtherTrain = OtherTrain()
+    """the training"""
+
+
+def test_runs_outlive_a_version_that_adds_a_setting(
+    old: StudyDir, version: Callable[[type[RunSettings]], None]
+) -> None:
+    now = states(old)
+    version(LaterSettings)
+    assert states(old) == now
+    assert now in (["complete", "missing"], ["unfinished"])
+
+
+@pytest.mark.parametrize("later", [LatestSettings, OtherMeaning])
+def test_runs_are_set_aside_by_a_version_whose_default_makes_other_results(
+    old: StudyDir, version: Callable[[type[RunSettings]], None], later: type[RunSettings]
+) -> None:
+    version(later)
+    table = aggregate(load_study(old.study), old).table
+    aside = table.filter(table["run"].is_not_null())
+    assert set(aside["state"]) == {"superseded"}
+    assert not table["counted"].any()
+    study = load_study(old.study)
+    assert table.filter(table["state"] == "missing").height == len(study.runs)
+    assert not {run.name for run in study.runs} & set(aside["run"])
+
+
+def test_a_run_of_another_meaning_is_looked_at_with_a_word(
+    halfway: RunDir,
+    version: Callable[[type[RunSettings]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find_run(halfway.path)
+    assert capsys.readouterr().out == ""
+    version(LatestSettings)  # the default is another one now: the run still is what it was
+    assert find_run(halfway.path)[1].model.width == 80  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == ""
+    version(OtherMeaning)
+    find_run(halfway.path)
+    assert "its name is not that of its settings" in capsys.readouterr().out
+
+
+def test_a_summary_of_a_former_version_is_not_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read_bytes = _code(), Path.read_bytes
+    for name in ("settings.py", "train_settings.py", "config.py"):
+        # The file of another version, as far as the checksum of the code sees it.
+        monkeypatch.setattr(
+            Path,
+            "read_bytes",
+            lambda path, name=name: read_bytes(path) + b"#" * (path.name == name),
+        )
+        assert _code() != before

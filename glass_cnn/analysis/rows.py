@@ -14,13 +14,12 @@ import polars as pl
 
 from glass_cnn import outcomes, records
 from glass_cnn.metrics import NO_DIAGNOSTICS, DiagnosticSummary, Metrics, read_metrics
-from glass_cnn.paths import HASH_LENGTH, RunDir
-from glass_cnn.settings import Analysis, RunSettings, build_run
+from glass_cnn.paths import RUN_NAME, RunDir, is_named
+from glass_cnn.settings import Analysis, RunSettings, stored_run
 from hpc.config import digest, to_tree
 from hpc.errors import UserError
 from hpc.yaml_files import parse_yaml
 
-NAME = re.compile(r"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
 LOGS = {"output.log", "events.jsonl", "crashes"}
 """what stands in a directory before the run has written its settings"""
@@ -113,7 +112,7 @@ def read_run(path: Path, analysis: Analysis | None = None) -> Row:
 
     Never raises for what is in the directory: a damaged or foreign one says so.
     """
-    name = NAME.fullmatch(path.name)
+    name = RUN_NAME.fullmatch(path.name)
     if name is None:
         return Row(path.name, reason="is not named <label>-s<seed>-<hash> as runs are")
     row = Row(path.name, label=name["label"], seed=int(name["seed"]))
@@ -146,7 +145,7 @@ def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
         raise ValueError(f"the name says seed {row.seed}, config.yaml says {seed}")
     analysis = analysis or settings.analysis
     row.point, row.analysis = point, thresholds(analysis)
-    row.well_named = run.name.endswith(digest({"point": point, "seed": seed})[:HASH_LENGTH])
+    row.well_named = is_named(run.path, digest({"point": point, "seed": seed}))
     _read_provenance(row, run)
     metrics = read_metrics(run.metrics, settings.train.batches_per_iteration)
     _read_last(row, metrics)
@@ -189,7 +188,7 @@ def _settings(text: str) -> tuple[RunSettings, str, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[RunSettings, str, int]:
-    settings = build_run(parse_yaml(text, "config.yaml"), "config.yaml")
+    settings = stored_run(parse_yaml(text, "config.yaml"), "config.yaml")
     return settings, settings.point_digest(), settings.seed
 
 

@@ -28,12 +28,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from glass_cnn import data_identity, metrics, outcomes, records
+from glass_cnn import data_identity, metrics, outcomes, records, train_settings
+from glass_cnn import settings as run_settings
 from glass_cnn.analysis import rows, statistics
-from glass_cnn.analysis.rows import FILES, NAME, SCHEMA, read_run, thresholds
-from glass_cnn.paths import StudyDir, logs_root
+from glass_cnn.analysis.rows import FILES, SCHEMA, read_run, thresholds
+from glass_cnn.paths import RUN_NAME, StudyDir, logs_root
 from glass_cnn.settings import Analysis
 from glass_cnn.study import Study, load_study
+from hpc import config
 from hpc.config import to_tree
 from hpc.errors import DataError, StorageError
 from hpc.files import make_directory, storage_errors
@@ -164,7 +166,8 @@ def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
 
 STATES = ("complete", "unfinished", "missing", "superseded", "duplicate", "damaged", "foreign")
 """The study adds: missing (no directory yet), superseded (settings or a seed that the study no
-longer has, or other data than there are now), duplicate (a copy of another directory)."""
+longer has, other data than there are now, or settings that meant something else), duplicate (a copy
+of another directory)."""
 
 
 def _with_study(found: pl.DataFrame, study: Study, data: Stored) -> pl.DataFrame:
@@ -180,6 +183,7 @@ def _with_study(found: pl.DataFrame, study: Study, data: Stored) -> pl.DataFrame
     table = _without_others(table, seeds)
     table = _without_other_data(table, data)
     table = _without_copies(table)
+    table = _without_other_meanings(table)
     table = pl.concat([table, _missing(table, points, seeds)], how="diagonal")
     return table.with_columns(
         study=pl.lit(study.name),
@@ -236,6 +240,15 @@ def _without_copies(table: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("run").first().over("label", "seed")
     copy = USABLE & (first != pl.col("run"))
     return _set_aside(table, copy, "duplicate", pl.format("holds the same run as {}", first))
+
+
+def _without_other_meanings(table: pl.DataFrame) -> pl.DataFrame:
+    """Set aside runs whose settings are the study's by their values, and by their names are not.
+
+    So are those of a version in which a setting meant something else; see `hpc.config.Identity`.
+    """
+    reason = "its name is not that of its settings: they meant something else, or were changed"
+    return _set_aside(table, USABLE & ~pl.col("well_named"), "superseded", pl.lit(reason))
 
 
 def _set_aside(table: pl.DataFrame, which: pl.Expr, state: str, reason: pl.Expr) -> pl.DataFrame:
@@ -384,7 +397,7 @@ class _Chunk:
 def _read_chunk(runs: Path, analyses: Mapping[str, Analysis], names: list[str]) -> _Chunk:
     chunk = _Chunk([], {})
     for name in names:
-        match = NAME.fullmatch(name)
+        match = RUN_NAME.fullmatch(name)
         row = read_run(runs / name, analyses.get(match["label"]) if match else None)
         chunk.values.append(_values(row))
         measured, last, largest = row.diagnostics
@@ -451,7 +464,9 @@ def _known(
 
 def _code() -> str:
     """Checksum of the code that makes the rows: another version reads everything anew."""
-    files = (module.__file__ or "" for module in (metrics, outcomes, records, rows, statistics))
+    names = (config, run_settings, train_settings)
+    modules = (metrics, outcomes, records, rows, statistics, *names)
+    files = (module.__file__ or "" for module in modules)
     return str(zlib.crc32(b"".join(Path(file).read_bytes() for file in files)))
 
 
