@@ -65,9 +65,9 @@ def test_incomplete_or_moved_is_not_complete(
         install.STAMP.write_text(install.STAMP.read_text()[:-20])
     else:
         assert isinstance(change, dict)
-        changed = {key: value for key, value in {**complete, **change}.items() if value}
+        changed = {key: value for key, value in {**complete, **change}.items() if value is not None}
         install.STAMP.write_text(json.dumps(changed))
-    assert not (install.read_stamp(install.STAMP).keys() >= complete.keys())
+    assert install.read_stamp(install.STAMP) == {}
 
 
 @pytest.mark.parametrize("reason", ["moved", "pin", "option", "no interpreter"])
@@ -98,6 +98,7 @@ def test_what_tests_need_is_added_by_tests_alone(
 ) -> None:
     added: list[tuple[str, ...]] = []
     monkeypatch.setattr(install.steps, "install_pins", lambda *names, **_: added.append(names))
+    monkeypatch.setattr(install, "fill", lambda _: added.append(("all",)))
     plan = ["make", "--dry-run"]
     for target in ("test", "check", "bench"):
         assert "install --dev" in run(*plan, target, cwd=clone).stdout
