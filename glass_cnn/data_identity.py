@@ -71,26 +71,47 @@ REMEDY = (
 )
 
 
-def check_study(study: Study, root: Path) -> None:
-    """Raise DataError where runs of a study were trained on other data than there are now."""
-    found = superseded_runs(study, root)
-    if found:
-        run, trained, now = found[0]
-        more = f" So were {plural(len(found) - 1, 'other run')}." if len(found) > 1 else ""
+def check_study(study: Study, root: Path) -> str | None:
+    """Raise DataError where runs of a study were trained on other data than there are now.
+
+    Returns a note on runs that do not say, where it is worth one.
+    """
+    other, silent = compare(study, root)
+    if other:
+        run, trained, now = other[0]
+        more = f" So were {plural(len(other) - 1, 'other run')}." if len(other) > 1 else ""
         raise DataError(f"{run.path}: {superseded(trained, now)}{more} {REMEDY}")
+    if not silent:
+        return None
+    run, now = silent[0]
+    runs = plural(len(silent), "run")
+    return (
+        f"{runs} of an older version (such as {run.name}) did not write down which data they were "
+        f"trained on, and {now.name} was stored anew since, {now}. If these are other data, move "
+        "those runs away: then they are trained anew."
+    )
 
 
-def superseded_runs(study: Study, root: Path) -> list[tuple[RunDir, DataIdentity, DataIdentity]]:
-    """Runs that were trained on other data than there are now, and both of them."""
+Other = list[tuple[RunDir, DataIdentity, DataIdentity]]
+Silent = list[tuple[RunDir, DataIdentity]]
+
+
+def compare(study: Study, root: Path) -> tuple[Other, Silent]:
+    """Runs that were trained on other data than there are now, with both; and those that do not
+    say, though this version has stored the data, as older versions wrote them."""
     now = {point.label: of_settings(point.settings, root) for point in study.points}
-    found = []
+    other: Other = []
+    silent: Silent = []
     for run in study.runs:
-        here = now[run.point.label]
-        place = study.run_dir(root, run)
-        trained = trained_on(place) if here is not None else None
-        if trained is not None and here is not None and differ(trained, here):
-            found.append((place, trained, here))
-    return found
+        here, place = now[run.point.label], study.run_dir(root, run)
+        if here is None:
+            continue
+        trained = trained_on(place)
+        if trained is None and place.provenance.exists():
+            silent.append((place, here))
+        elif trained is not None and differ(trained, here):
+            other.append((place, trained, here))
+    return other, silent
 
 
 def of_settings(settings: RunSettings, root: Path) -> DataIdentity | None:

@@ -66,9 +66,9 @@ def import_all(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
 
 def tell_superseded(study: Study, root: Path) -> None:
     """Say which runs of the study the new data have taken the place of the old ones for."""
-    from glass_cnn.data_identity import REMEDY, superseded, superseded_runs
+    from glass_cnn.data_identity import REMEDY, compare, superseded
 
-    found = superseded_runs(study, root)
+    found, _ = compare(study, root)
     if found:
         run, trained, now = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     whole = pipeline(args.config, assignments(args), logs_root(args.logs))
     place = whole.study.directory(whole.root)
-    for study in whole.chain:
-        check_study(study, whole.root)
-    for note in dict.fromkeys(note for study in whole.chain for note in study.notes):
+    notes = [note for study in whole.chain for note in study.notes]
+    notes += [note for study in whole.chain if (note := check_study(study, whole.root))]
+    for note in dict.fromkeys(notes):
         print(f"note: {note}")
     damaged = whole.damaged()
     for result in damaged:

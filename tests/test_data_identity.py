@@ -190,6 +190,23 @@ def test_submit_does_not_call_a_run_of_other_data_complete(
         assert "nothing to do" not in told.out
 
 
+def test_submit_tells_that_runs_of_an_older_version_do_not_say(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(trained, tmp_path / "older"))
+    run = run_of(place)
+    for file in (run.provenance, run.result):
+        tree = json.loads(file.read_text())
+        assert tree.pop("data")
+        file.write_text(json.dumps(tree) + "\n")
+    assert run_main(submit.main, words(place, "--dry-run", "--launcher", "local")) == 0
+    told = capsys.readouterr().out
+    assert f"note: 1 run of an older version (such as {run.name}) did not write down" in told
+    assert LAST_YEAR in told
+    assert run_main(submit.main, words(trained, "--dry-run", "--launcher", "local")) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_train_does_not_call_it_complete(
     replaced: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
