@@ -23,46 +23,10 @@ def run(**changes: Any) -> RunSettings:
 
 
 THRESHOLD = {"kind": "threshold", "initial": 1e-3}
-LINEAR = {"kind": "linear", "initial": 1e-3, "final": 1e-5, "schedule_length": 10}
 
 # setting: (value, words of the message)
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    # sizes that are zero, negative, fractional
-    ({"train__batch_size": 0}, "train.batch_size = 0: must be greater than or equal to 1"),
-    ({"train__batch_size": -4}, "train.batch_size = -4: must be greater than"),
-    ({"train__batch_size": 2.5}, "must be a valid integer"),
-    ({"train__iterations": 0}, "train.iterations = 0: must be greater"),
-    ({"train__batches_per_iteration": -1}, "train.batches_per_iteration = -1: must be"),
-    ({"train__evaluation_examples": 0}, "train.evaluation_examples = 0"),
-    ({"train__evaluation_batch": 0}, "train.evaluation_batch = 0"),
-    ({"train__diagnostics_every": -1}, "train.diagnostics_every = -1"),
-    ({"train__l2": -0.1}, "train.l2 = -0.1: must be greater than or equal to 0"),
-    ({"train__dropout": 1.0}, "train.dropout = 1.0: must be less than 1"),
-    ({"train__dropout": -0.1}, "train.dropout = -0.1"),
-    ({"checkpoint__every_iterations": 0}, "checkpoint.every_iterations = 0"),
-    ({"checkpoint__keep": 0}, "checkpoint.keep = 0"),
-    ({"launch__ranks": 0}, "launch.ranks = 0"),
-    ({"launch__ranks": -2}, "launch.ranks = -2"),
-    ({"launch__threads_per_rank": 0}, "launch.threads_per_rank = 0"),
-    ({"launch__hang_seconds": 0}, "launch.hang_seconds = 0"),
-    ({"launch__side_by_side": -1}, "launch.side_by_side = -1"),
-    ({"render__pixels": 0}, "render.pixels = 0"),
-    ({"render__pixels": -250}, "render.pixels = -250"),
-    ({"render__pixels": 15}, "render.pixels = 15: must be greater than or equal to 16"),
-    ({"render__window": 0}, "render.window = 0: must be greater than 0"),
-    ({"render__dot_pixels": 0}, "render.dot_pixels = 0"),
-    ({"render__windows_per_configuration": 0}, "render.windows_per_configuration = 0"),
-    ({"simulation__trajectories": 0}, "simulation.trajectories = 0"),
-    ({"simulation__particles": 0}, "simulation.particles = 0"),
-    ({"simulation__density": 0}, "simulation.density = 0"),
-    ({"simulation__timestep": 0}, "simulation.timestep = 0"),
-    ({"simulation__timestep": 0.1}, "simulation.timestep = 0.1: must be less than"),
-    ({"simulation__frames": 1}, "simulation.frames = 1"),
-    ({"simulation__fraction_a": 1}, "simulation.fraction_a = 1: must be less than 1"),
-    ({"seed": -1}, "seed = -1"),
-    ({"seed": 2**31}, "seed = 2147483648"),
-    ({"analysis__confidence": 1.0}, "analysis.confidence = 1.0"),
-    ({"analysis__chance_fraction": 0.5}, "analysis.chance_fraction = 0.5"),
+    # bounds of each setting: tests/test_bounds.py
     # words that are none of those allowed
     ({"model__recipe": "modren"}, "must be 'swanson2017' or 'modern'"),
     ({"render__style": "dots"}, "must be 'scatter2017' or 'disc'"),
@@ -92,13 +56,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data__glass": {}}, "given: none"),
     ({"split__train": 0.8}, "= 1.1; the three shares must add up to 1"),
     ({"split__train": 0.85, "split__validation": 0.0}, "must each be greater than 0"),
-    ({"split__test": 1.5}, "split.test = 1.5: must be less than or equal to 1"),
-    ({"split__test": -0.15}, "split.test = -0.15"),
     ({"simulation__temperature_end": 2.0}, "must be below temperature_start"),
     ({"simulation__temperature_start": 0.01}, "the ramp cools"),
     ({"simulation__cooling_steps": 1001}, "must be a multiple of frames"),
     ({"simulation__particles": 29}, "at least twice the cutoff"),
-    ({"train__learning_rate": {**THRESHOLD, "levels": []}}, "at least 1 item"),
     (
         {
             "train__learning_rate": {
@@ -108,20 +69,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "levels must rise in accuracy; they are [0.9, 0.9]",
     ),
-    ({"train__learning_rate": {**LINEAR, "schedule_length": 0}}, "schedule_length = 0"),
-    ({"train__learning_rate": {**LINEAR, "final": 0}}, "train.learning_rate.final = 0"),
     ({"train__learning_rate": {"kind": "linear"}}, "train.learning_rate.initial is missing"),
     ({"train__learning_rate": {"inital": 1e-3}}, "did you mean 'initial'?"),
     ({"train__learning_rate": 1e-3}, "a mapping 'key: value' is needed"),
     ({"train__optimizer": {"kind": "sgd", "beta_1": 0.9}}, "beta_1 is no setting"),
-    ({"train__optimizer": {"beta_1": 1.0}}, "train.optimizer.beta_1 = 1.0: must be less than 1"),
-    ({"train__optimizer": {"clip_norm": 0}}, "clip_norm = 0"),
     ({"train__restart_from": {"which": "best"}}, "train.restart_from.run is missing"),
     (
         {"train__restart_from": {"run": "x", "which": "best", "optimizer_state": True}},
         "best checkpoints hold weights",
     ),
-    ({"train__rollback": {"rate_factor": 1.0}}, "train.rollback.rate_factor = 1.0"),
     # keys
     ({"trian": {}}, "trian is no setting: did you mean 'train'?"),
     ({"train__batchsize": 3}, "train.batchsize is no setting: did you mean 'batch_size'?"),

@@ -175,8 +175,6 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
         ([1], "study is a list"),
         ({"name": "a/b"}, "because it becomes a file name"),
         ({"name": "s", "sedes": 3}, "study.sedes is no setting: did you mean 'seeds'?"),
-        ({"name": "s", "seeds": 0}, "study.seeds = 0: must be greater than or equal to 1"),
-        ({"name": "s", "seeds": -2}, "study.seeds = -2"),
         ({"name": "s", "seeds": 2.5}, "study.seeds = 2.5: must be a valid integer"),
         ({"name": "s", "seeds": "three"}, 'study.seeds = "three": is text'),
         ({"name": "s", "seeds": True}, "study.seeds = true: is a truth value"),
@@ -187,10 +185,7 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
         ({"name": "s", "paired": []}, "paired: is empty; leave it out"),
         ({"name": "s", "seeds": [1, "a"]}, 'study.seeds.1 = "a": must be a valid integer'),
         ({"name": "s", "seeds": [True]}, "study.seeds.0 = true"),
-        ({"name": "s", "seeds": [-1]}, "study.seeds.0 = -1: must be greater than or equal to 0"),
-        ({"name": "s", "seeds": [2**31]}, "study.seeds.0 = 2147483648"),
         ({"name": "s", "seeds": [3, 4, 3]}, "3 stands there twice"),
-        ({"name": "s", "seeds": 10**12}, "must be less than or equal to 200000"),
         (
             {
                 "name": "s",
@@ -229,8 +224,6 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
             {"name": "s", "seeds": {"fron": 1}},
             "study.seeds.fron is no setting: did you mean 'from'?",
         ),
-        ({"name": "s", "seeds": {"count": 0}}, "study.seeds.count = 0"),
-        ({"name": "s", "seeds": {"from": -1}}, "study.seeds.from = -1"),
         ({"name": "s", "seeds": {"from": "0"}}, 'study.seeds.from = "0": is text'),
         ({"name": "s", "seeds": {"from": 2**31 - 1, "count": 2}}, "2147483648 is larger than"),
         ({"name": "s", "grid": [1]}, "study.grid is a list"),
