@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
+import gzip
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,29 +21,32 @@ from markupsafe import Markup
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
 from glass_cnn.analysis.table import Aggregation
+from glass_cnn.metrics import Metrics
 from glass_cnn.paths import RunDir
 from glass_cnn.records import read_starts
-from glass_cnn.report import figures, pagedata, words
+from glass_cnn.report import curves, figures, pagedata, palette, words
 from glass_cnn.report.pagedata import Drawn, Row
 from hpc.config import to_tree
-from hpc.files import write_atomic
+from hpc.files import make_directory, write_atomic
 from hpc.words import plural
 
 MOST_ROWS = 2_000
 """Rows of each table on the page."""
-MOST_FIGURES = 120
-"""Static figures of single runs."""
+MOST_POINTS = 600
+"""Evaluations in the figure of one run; longer runs are thinned, keeping their extremes."""
 
 
 def write_report(result: Aggregation, estimates: Estimates) -> list[Path]:
     """Write report.html, results_log.md and figures; returns the pages. Raises StorageError."""
     drawn = pagedata.choose(result, estimates.arms)
+    most = min(MOST_POINTS, pagedata.points_of(drawn))
+    drawings = [curves.run_figure(run.metrics, run.row, most) for run in drawn]
     context = _common(result, estimates, drawn)
     page = _page(result, estimates, drawn, context)
-    write_atomic(
-        result.directory.report, _environment().get_template("report.html.j2").render(page)
-    )
-    _draw(result, estimates, drawn[:MOST_FIGURES])
+    page["gallery"] = _gallery(estimates.arms, drawn, drawings)
+    text = _environment().get_template("report.html.j2").render(page)
+    write_atomic(result.directory.report, text)
+    _write_figures(result, estimates, drawn, drawings)
     log = {**context, **_log_entries(result, estimates, drawn)}
     text = _environment().get_template("results_log.md.j2").render(log)
     write_atomic(result.directory.results_log, re.sub(r"\n{3,}", "\n\n", text))
@@ -132,25 +136,46 @@ def _page(
         **common,
         "sections": [(k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps],
         "shown_arms": arms[: pagedata.MOST_ARMS],
-        "tones": {arm.label: figures.color(i) for i, arm in enumerate(arms)},
+        "tones": {arm.label: f"var(--{palette.arm(i)})" for i, arm in enumerate(arms)},
         "changes": {a.label: _changes(a) if result.study.section.arms else "" for a in arms},
         "drawn_note": _drawn_note(result, drawn),
         "heatmaps": heatmaps,
         "columns": _columns(result),
         "rows": [_table_row(row, result) for row in rows.head(MOST_ROWS).iter_rows(named=True)],
+        "shown_runs": {run.row["run"] for run in drawn},
         "rows_left_out": max(0, len(rows) - MOST_ROWS),
-        "gallery": [{"run": d.row["run"], "caption": _caption(d, arms)} for d in drawn],
         "lineage": lineage[: pagedata.MOST_CURVES],
         "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
         "thresholds": _thresholds(arms),
         "seeds_show": words.seeds_show(estimates),
         "provenance": _provenance(result),
         "study_yaml": result.study.to_yaml(),
-        "css": _asset("report.css"),
-        "script": _asset("report.js"),
-        "plotly": Markup(plotly.offline.get_plotlyjs()),
+        "css": _colors() + _asset("report.css") + _asset("print.css"),
+        "scripts": [_asset("charts.js"), _asset("tables.js")],
+        "plotly": _plotly(),
         "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps)),
     }
+
+
+def _gallery(
+    arms: Sequence[Arm], drawn: Sequence[Drawn], drawings: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {"run": run.row["run"], "caption": _caption(run, arms), "drawing": Markup(drawing)}
+        for run, drawing in zip(drawn, drawings, strict=True)
+    ]
+
+
+def _colors() -> Markup:
+    """The palette as variables, and what drawings of curves make of it."""
+    return Markup(palette.variables() + curves.style("var(--{})".format))
+
+
+@functools.lru_cache(maxsize=1)
+def _plotly() -> Markup:
+    """Plotly's script, packed: what PyPI ships is the whole of it, 4.8 MB."""
+    packed = gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)
+    return Markup(base64.b64encode(packed).decode())
 
 
 def _asset(name: str) -> Markup:
@@ -179,8 +204,10 @@ def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
         note += f", {unfinished} of them unfinished"
     if len(drawn) < known:
         note += f", of {known}: the first seeds of every arm"
+        if others := sum(not run.by_seed for run in drawn):
+            note += f", and {plural(others, 'other')} that collapsed"
     longest = max((len(run.metrics) for run in drawn), default=0)
-    if longest > max(40, pagedata.MOST_POINTS // max(1, len(drawn))):
+    if longest > pagedata.points_of(drawn):
         note += ". Long runs are thinned; their lowest and highest points are kept"
     lengths = {point.settings.train.batches_per_iteration for point in result.study.points}
     return f"{note}. An iteration is {' or '.join(map(str, sorted(lengths)))} steps."
@@ -220,7 +247,6 @@ def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
     if row["state"] != "complete":
         outcome = row["state"]
     cells = [
-        (row["run"], None, ""),
         _cell_of(row["seed"]),
         *(_cell_of(row[name]) for name in _swept_columns(result)),
         (outcome, None, ""),
@@ -324,32 +350,51 @@ def _exact(changes: pl.Series) -> str:
 # --- static figures and the results log ------------------------------------------------------
 
 
-def _draw(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -> None:
-    folder = result.directory.figures
+def _write_figures(
+    result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn], drawings: Sequence[str]
+) -> None:
+    """Write the files of figures/ whose content is not what it was; raises StorageError."""
+    files = {
+        f"{run.row['run']}.svg": curves.as_file(drawing, 640)
+        for run, drawing in zip(drawn, drawings, strict=True)
+    }
+    if drawn:
+        files["study-runs.svg"] = curves.as_file(
+            curves.study_figure(_blocks(estimates, drawn)), 960
+        )
     if estimates.complete and len(estimates.arms) <= pagedata.MOST_ARMS:
-        figures.save_svg(figures.rates_figure(estimates), folder / "study-rates.svg")
-        figures.save_svg(figures.survival_figure(estimates.arms), folder / "study-survival.svg")
-    code = zlib.crc32(Path(figures.__file__).read_bytes())
-    stamps = {}
+        files["study-rates.svg"] = figures.as_svg(figures.rates_figure(estimates))
+        files["study-survival.svg"] = figures.as_svg(figures.survival_figure(estimates.arms))
+    folder = make_directory(result.directory.figures)
+    for name, text in files.items():
+        if _content(folder / name) != text:
+            write_atomic(folder / name, text)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _blocks(estimates: Estimates, drawn: Sequence[Drawn]) -> list[curves.Block]:
+    groups: dict[int, list[tuple[Row, Metrics]]] = {}
     for run in drawn:
-        status = RunDir(result.directory.runs / run.row["run"]).metrics.stat()
-        onset = run.row["onset_iteration"]
-        stamps[run.row["run"]] = f"{status.st_size} {status.st_mtime_ns} {onset} {code}"
-    figures.draw_missing(folder, [(run.row, run.metrics) for run in drawn], stamps)
+        groups.setdefault(run.arm, []).append((run.row, run.metrics))
+    return [curves.Block(estimates.arms[arm].label, groups[arm]) for arm in sorted(groups)]
 
 
 def _log_entries(
     result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]
 ) -> dict[str, Any]:
     """Numbered entries of the drawn runs by the day on which they started."""
-    with_figure = {run.row["run"] for run in drawn[:MOST_FIGURES]}
     ordered = sorted(drawn, key=lambda run: (str(run.row["started"]), run.arm, run.row["seed"]))
     entries = [
         {
             "number": i,
             "day": _day(run.row["started"]),
             "run": run.row["run"],
-            "figure": run.row["run"] in with_figure,
             "caption": _caption(run, estimates.arms),
         }
         for i, run in enumerate(ordered, start=1)

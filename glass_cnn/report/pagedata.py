@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from glass_cnn.analysis.arms import TAU, Arm, Estimates
 from glass_cnn.analysis.statistics import Rate
@@ -16,12 +17,14 @@ from glass_cnn.analysis.table import Aggregation
 from glass_cnn.metrics import Metrics, read_metrics
 from glass_cnn.paths import RunDir
 from glass_cnn.records import SERIES
-from glass_cnn.report import figures
+from glass_cnn.report import curves, palette
 from glass_cnn.report.words import OUTCOME_WORDS, interval, plain, setting
 from hpc.errors import DataError
 
 MOST_CURVES = 300
-"""Runs whose curves are drawn; of more, the first seeds of every arm."""
+"""Runs whose curves are drawn; of more, the first seeds of every arm, and all that collapsed."""
+MOST_COLLAPSED = 1_000
+"""Runs that collapsed whose curves are drawn beside those."""
 MOST_POINTS = 60_000
 """Evaluations drawn altogether; longer runs are thinned, keeping their extremes."""
 MOST_ARMS = 60
@@ -40,15 +43,20 @@ class Drawn:
     row: Row
     arm: int
     metrics: Metrics
+    by_seed: bool
+    """chosen by its seed alone, not for its outcome: what may stand for all seeds"""
 
 
 def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
-    """The runs to draw: all, or the first seeds of every arm."""
+    """The runs to draw: all; of many, the first seeds of every arm and all that collapsed."""
     places = {arm.label: i for i, arm in enumerate(arms)}
     known = pl.col("state").is_in(["complete", "unfinished"]) & (pl.col("evaluations") > 0)
     runs = result.table.filter(known & pl.col("label").is_in(list(places)))
     quota = max(1, MOST_CURVES // max(1, len(arms)))
-    runs = runs.filter(pl.int_range(pl.len()).over("label") < quota).head(MOST_CURVES)
+    first = pl.int_range(pl.len()).over("label") < quota
+    runs = runs.with_columns(by_seed=first & (first.cum_sum() <= MOST_CURVES))
+    others = pl.col("collapsed").fill_null(False) & ~pl.col("by_seed")
+    runs = runs.filter(pl.col("by_seed") | (others & (others.cum_sum() <= MOST_COLLAPSED)))
     drawn = []
     for row in runs.iter_rows(named=True):
         try:
@@ -56,12 +64,17 @@ def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
         except (DataError, OSError):  # damaged since it was aggregated
             continue
         if len(metrics):
-            drawn.append(Drawn(row, places[row["label"]], metrics))
+            drawn.append(Drawn(row, places[row["label"]], metrics, row["by_seed"]))
     return drawn
 
 
+def points_of(drawn: Sequence[Drawn]) -> int:
+    """Evaluations of one run that are drawn; longer runs are thinned."""
+    return max(40, MOST_POINTS // max(1, len(drawn)))
+
+
 def _curve(run: Drawn, most: int, batch: int) -> dict[str, Any]:
-    kept = figures.sample(run.metrics, most)
+    kept = curves.sample(run.metrics, most)
     return {
         "name": run.row["run"],
         "arm": run.arm,
@@ -80,6 +93,24 @@ def _short(values: Any) -> list[float | None]:
     return [float(f"{v:.5g}") if math.isfinite(v) else None for v in np.asarray(values).tolist()]
 
 
+def quantile_band(
+    runs: Sequence[Metrics], name: str, at: NDArray[np.int64], levels: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """Quantiles over runs of one quantity at given iterations; runs count up to their end."""
+    values = np.full((len(runs), len(at)), np.nan)
+    for row, metrics in zip(values, runs, strict=True):
+        place = np.searchsorted(metrics.iteration, at, side="right") - 1
+        inside = (place >= 0) & (at <= (metrics.iteration[-1] if len(metrics) else -1))
+        row[inside] = metrics.series[name][place[inside]]
+    some = np.isfinite(values).any(axis=0)
+    bands = [np.full(len(at), np.nan) for _ in levels]
+    if some.any():
+        quantiles = np.nanquantile(values[:, some], levels, axis=0)
+        for band, row in zip(bands, quantiles, strict=True):
+            band[some] = row
+    return bands
+
+
 def _band(arm: int, runs: Sequence[Metrics], per: int, batch: int) -> dict[str, Any]:
     """Median and 10 to 90 % quantiles over the seeds of one arm."""
     last = max(int(metrics.iteration[-1]) for metrics in runs)
@@ -91,7 +122,7 @@ def _band(arm: int, runs: Sequence[Metrics], per: int, batch: int) -> dict[str, 
         "iteration": at.tolist(),
         "samples": (at * per * batch).tolist(),
         "series": {
-            name: [_short(q) for q in figures.quantile_band(runs, name, at, (0.1, 0.5, 0.9))]
+            name: [_short(q) for q in quantile_band(runs, name, at, (0.1, 0.5, 0.9))]
             for name in QUANTITIES
         },
     }
@@ -99,7 +130,7 @@ def _band(arm: int, runs: Sequence[Metrics], per: int, batch: int) -> dict[str, 
 
 def _bands(drawn: Sequence[Drawn], arms: Sequence[Arm]) -> list[dict[str, Any]]:
     groups: dict[int, list[Metrics]] = {}
-    for run in drawn:
+    for run in (run for run in drawn if run.by_seed):
         groups.setdefault(run.arm, []).append(run.metrics)
     bands = []
     for index, runs in groups.items():
@@ -176,12 +207,12 @@ def figure_data(
 ) -> dict[str, Any]:
     """Everything that the page's script draws, as a tree for JSON."""
     arms = estimates.arms
-    most = max(40, MOST_POINTS // max(1, len(drawn)))
+    most = points_of(drawn)
     batches = [arm.point.settings.train.batch_size for arm in arms]
     return {
         "quantities": QUANTITIES,
         "arms": [
-            {"label": arm.label, "color": figures.color(i), "dash": figures.dash(i)}
+            {"label": arm.label, "color": palette.arm(i), "dash": palette.dash(i)}
             for i, arm in enumerate(arms)
         ],
         "runs": [_curve(run, most, batches[run.arm]) for run in drawn],

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jinja2
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -24,11 +25,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glass_cnn.paths import RunDir
-from glass_cnn.report.figures import PALETTE, STYLE
+from glass_cnn.report import palette
+from glass_cnn.report.figures import STYLE
 from glass_cnn.settings import CLASSES, RunSettings
 from hpc.files import make_directory, write_atomic
 
-COLORS = (PALETTE[0], PALETTE[1])
+COLORS = (palette.BLUE, palette.VERMILION)
 """of liquid and glass, told apart by any eye"""
 SIGNED, UNSIGNED = "PuOr", "cividis"
 """colour maps that any eye reads: of signed values (0 is white), of values from 0 up"""
@@ -204,7 +206,7 @@ def dense_units(seen: Seen) -> Plate:
             places + 0.4 * label - 0.2, means[label, ranked], 0.4,
             color=COLORS[label], label=CLASSES[label],
         )  # fmt: skip
-    ax.axhline(0, color="#1c1f23", lw=0.6)
+    ax.axhline(0, color=palette.LIGHT["ink"], lw=0.6)
     ax.set(xlabel="dense units that answer to any image, by difference", xticks=[])
     ax.set_ylabel("mean added to gap")
     figure.legend(loc="outside upper center", ncols=2)
@@ -324,7 +326,7 @@ def _bare(ax: Axes) -> None:
     ax.set_yticks([])
     ax.grid(False)
     for spine in ax.spines.values():
-        spine.set(visible=True, color="#d9dde2", linewidth=0.6)
+        spine.set(visible=True, color=palette.LIGHT["line"], linewidth=0.6)
 
 
 def _limit(values: np.ndarray) -> float:
@@ -377,4 +379,5 @@ def _page(seen: Seen, figures: list[dict[str, Any]]) -> str:
         render=seen.settings.render,
         recipe=seen.settings.model.recipe,
         figures=figures,
+        colors=Markup(palette.variables()),
     )

@@ -1,0 +1,392 @@
+// Charts of report.html: curves of runs side by side, estimates. Plotly draws; colours are the
+// variables of the style sheet, so that they follow the screen's light or dark.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+const color = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const tone = (arm) => color(data.arms[arm].color);
+const faint = (arm) => `${tone(arm)}24`;
+const isNarrow = () => innerWidth < 600;
+
+// --- plots ----------------------------------------------------------------------------------
+const plots = new Map(); // element -> function that gives its traces and layout
+const PAPER = 680; // width of a plot on paper, px
+const MANY = 8; // arms from which on legends stand at the side, and bands are left out
+
+const config = {
+  displaylogo: false,
+  responsive: true,
+  modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  toImageButtonOptions: { format: "svg" },
+};
+
+const layout = (x, y) => {
+  const axis = {
+    gridcolor: color("grid"),
+    linecolor: color("axis"),
+    tickcolor: color("axis"),
+    ticks: "outside",
+    zeroline: false,
+  };
+  const above = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+  return {
+    margin: { l: isNarrow() ? 48 : 62, r: isNarrow() ? 8 : 24, t: 12, b: 48 },
+    font: { family: "system-ui, 'DejaVu Sans', sans-serif", size: 12, color: color("ink") },
+    paper_bgcolor: color("paper"),
+    plot_bgcolor: color("paper"),
+    hovermode: "closest",
+    xaxis: { ...axis, title: { text: x }, rangemode: "tozero" },
+    yaxis: { ...axis, title: { text: y } },
+    legend: {
+      traceorder: "normal",
+      ...(data.arms.length <= MANY ? above : { font: { size: 9 } }),
+    },
+  };
+};
+
+const draw = (element) => {
+  const { traces, shape } = plots.get(element)();
+  return Plotly.react(element, traces, shape, config);
+};
+const add = (element, make) => {
+  plots.set(element, make);
+  return draw(element);
+};
+
+// --- curves ---------------------------------------------------------------------------------
+const chart = byId("curves-plot");
+const drawnArms = [...new Set(data.runs.map((run) => run.arm))];
+const canSplit = drawnArms.length > 1 && drawnArms.length <= 24;
+const view = {
+  quantity: "validation_accuracy",
+  x: "iteration",
+  mode: canSplit ? "panels" : "runs",
+  isolated: null,
+};
+
+const placesOf = (run) =>
+  view.x === "iteration" ? run.iteration : run.step.map((step) => step * run.batch);
+
+const opacityOf = (run) => {
+  if (view.isolated === null) return 0.75;
+  return run.name === view.isolated ? 1 : 0.07;
+};
+const widthOf = (run) => (run.name === view.isolated ? 2.2 : 1.2);
+
+const runTraces = () => {
+  const seen = new Set();
+  return data.runs.map((run) => {
+    const arm = data.arms[run.arm];
+    const isFirst = !seen.has(run.arm);
+    seen.add(run.arm);
+    return {
+      x: placesOf(run),
+      y: run.series[view.quantity],
+      meta: run.name,
+      mode: "lines",
+      type: "scatter",
+      name: safe(arm.label),
+      legendgroup: arm.label,
+      showlegend: isFirst && view.mode === "runs",
+      connectgaps: false,
+      ...(view.mode === "panels" ? axesOf(drawnArms.indexOf(run.arm)) : {}),
+      line: { color: tone(run.arm), width: widthOf(run) },
+      opacity: opacityOf(run),
+      hovertemplate: `<b>${safe(run.name)}</b><br>seed ${run.seed} · ${safe(run.outcome)}<br>` +
+        `${view.x} %{x}<br>${safe(data.quantities[view.quantity])} %{y:.5g}<extra></extra>`,
+    };
+  });
+};
+
+const bandTraces = () =>
+  data.bands.flatMap((band) => {
+    const arm = data.arms[band.arm];
+    const [low, middle, high] = band.series[view.quantity];
+    const x = view.x === "iteration" ? band.iteration : band.samples;
+    const common = { x, mode: "lines", type: "scatter", legendgroup: arm.label };
+    const edge = { ...common, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+    return [
+      { ...edge, y: low },
+      { ...edge, y: high, fill: "tonexty", fillcolor: faint(band.arm) },
+      {
+        ...common,
+        y: middle,
+        name: safe(arm.label),
+        line: { color: tone(band.arm), dash: arm.dash, width: 2.2 },
+        hovertemplate: `<b>${safe(arm.label)}</b>, median of ${band.runs} runs<br>` +
+          `${view.x} %{x}<br>%{y:.5g}<extra></extra>`,
+      },
+    ];
+  });
+
+// One panel for each arm, side by side or in rows, with the same axes.
+const across = () => {
+  const most = chart.clientWidth < 480 ? 2 : chart.clientWidth < 800 ? 3 : 4;
+  return Math.min(drawnArms.length, most);
+};
+const axesOf = (i) => ({ xaxis: i ? `x${i + 1}` : "x", yaxis: i ? `y${i + 1}` : "y" });
+const fitting = (text, most) =>
+  text.length <= most ? text : `${text.slice(0, most / 2)}…${text.slice(1 - most / 2)}`;
+
+const panels = (shape) => {
+  const columns = across();
+  const rows = Math.ceil(drawnArms.length / columns);
+  const gap = 24 / Math.min(chart.clientWidth, PAPER);
+  const width = (chart.clientWidth - 100) / columns;
+  const { xaxis, yaxis } = shape;
+  shape.annotations = [];
+  drawnArms.forEach((arm, i) => {
+    const column = i % columns;
+    const row = rows - 1 - Math.floor(i / columns);
+    const left = column / columns + (column ? gap / 2 : 0);
+    const right = (column + 1) / columns - (column < columns - 1 ? gap / 2 : 0);
+    const bottom = row / rows + (row ? 0.03 : 0);
+    const top = (row + 1) / rows - 0.1 / rows;
+    const key = i ? String(i + 1) : "";
+    const x = { ...xaxis, domain: [left, right], anchor: `y${key}` };
+    const y = { ...yaxis, domain: [bottom, top], anchor: `x${key}` };
+    if (i) Object.assign(x, { matches: "x" });
+    if (i) Object.assign(y, { matches: "y" });
+    if (rows > 1 && i !== columns * Math.floor(rows / 2)) y.title = undefined;
+    if (column) Object.assign(y, { title: undefined, showticklabels: false, ticks: "" });
+    if (i + columns < drawnArms.length) {
+      Object.assign(x, { title: undefined, showticklabels: false });
+    }
+    shape[`xaxis${key}`] = x;
+    shape[`yaxis${key}`] = y;
+    const label = fitting(data.arms[arm].label, width / 5);
+    const size = Math.min(rows > 1 ? 11 : 12.5, width / (0.7 * label.length));
+    shape.annotations.push({
+      text: `<b>${safe(label)}</b>`,
+      font: { color: tone(arm), size },
+      showarrow: false,
+      xref: "paper",
+      yref: "paper",
+      x: left,
+      y: top,
+      xanchor: "left",
+      yanchor: "bottom",
+    });
+  });
+  return shape;
+};
+
+const curveLayout = () => {
+  const unit = /loss/.test(view.quantity) ? " (nats)" : "";
+  const name = data.quantities[view.quantity] + unit;
+  const shape = layout(view.x === "iteration" ? "iteration" : "samples seen", name);
+  if (/loss|rate/.test(view.quantity)) shape.yaxis.type = "log";
+  shape.uirevision = view.x + view.quantity + view.mode;
+  return view.mode === "panels" ? panels(shape) : shape;
+};
+
+const curves = () => ({
+  traces: view.mode === "bands" ? bandTraces() : runTraces(),
+  shape: curveLayout(),
+});
+
+const redraw = () => {
+  const rows = view.mode === "panels" ? Math.ceil(drawnArms.length / across()) : 1;
+  chart.style.height = `${Math.max(460, 150 * rows)}px`;
+  chart.dataset.isolated = view.isolated ?? "";
+  byId("isolated").textContent = hint();
+  return draw(chart);
+};
+
+const hint = () => {
+  const run = data.runs.find((r) => r.name === view.isolated);
+  if (run) return `${run.name} alone · ${run.outcome} · choose it again to see all.`;
+  if (view.mode !== "bands") {
+    return "Click a curve to see that run alone; click it again to see all.";
+  }
+  const runs = data.bands.reduce((sum, band) => sum + band.runs, 0);
+  return `Median, and the band from the 10 % to the 90 % quantile, over the seeds of each arm (${runs} runs).`;
+};
+
+const isolate = (name) => {
+  if (view.mode === "bands") view.mode = "runs";
+  view.isolated = view.isolated === name ? null : name;
+  controls();
+  return redraw();
+};
+
+const choice = (key, label, options) => {
+  const group = document.createElement("span");
+  group.className = "choice";
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", label);
+  for (const [value, title] of Object.entries(options)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = title;
+    button.dataset.value = value;
+    button.setAttribute("aria-pressed", String(view[key] === value));
+    button.addEventListener("click", () => {
+      view[key] = value;
+      view.isolated = null;
+      controls();
+      byId("controls").querySelector(`[data-value="${value}"]`).focus();
+      redraw();
+    });
+    group.append(button);
+  }
+  return group;
+};
+
+const controls = () =>
+  byId("controls").replaceChildren(
+    choice("quantity", "Quantity", data.quantities),
+    choice("x", "Against", { iteration: "Iterations", samples: "Samples" }),
+    choice("mode", "Arrangement", {
+      ...(canSplit ? { panels: "By arm" } : {}),
+      runs: "Together",
+      bands: "Median and band",
+    }),
+  );
+
+const showCurves = async () => {
+  plots.set(chart, curves);
+  controls();
+  await redraw();
+  chart.on("plotly_click", (event) => {
+    if (event.points[0].data.meta) isolate(event.points[0].data.meta);
+  });
+};
+
+// --- time to collapse, profiles, grid -------------------------------------------------------
+const bandOf = (x, low, high, arm, shape) => {
+  if (data.arms.length > MANY) return [];
+  const edge = {
+    x,
+    mode: "lines",
+    line: { width: 0, shape },
+    hoverinfo: "skip",
+    showlegend: false,
+  };
+  return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faint(arm) }];
+};
+
+const survival = () => {
+  const traces = data.survival.flatMap((s) => {
+    const { label, dash } = data.arms[s.arm];
+    return [
+      ...bandOf(s.time, s.low, s.high, s.arm, "hv"),
+      {
+        x: s.time,
+        y: s.survival,
+        customdata: s.risk.map((count, i) => [count, s.low[i], s.high[i]]),
+        mode: "lines",
+        name: safe(label),
+        line: { color: tone(s.arm), dash, width: 2, shape: "hv" },
+        hovertemplate: `<b>${safe(label)}</b><br>%{y:.0%} (%{customdata[1]:.0%}–` +
+          "%{customdata[2]:.0%}) not collapsed after %{x} steps<br>" +
+          "%{customdata[0]} at risk<extra></extra>",
+      },
+      {
+        x: s.censored,
+        y: s.censored_at,
+        mode: "markers",
+        marker: { symbol: "line-ns-open", size: 9, color: tone(s.arm) },
+        hoverinfo: "skip",
+        showlegend: false,
+      },
+    ];
+  });
+  const shape = layout("steps since learned", "share not collapsed");
+  Object.assign(shape.yaxis, { range: [0, 1.04], tickformat: ".0%", ticks: "" });
+  return { traces, shape };
+};
+
+const profiles = () => {
+  const traces = data.profiles.flatMap((p) => {
+    const { label } = data.arms[p.arm];
+    const common = { x: data.tau, mode: "lines", legendgroup: label };
+    const line = { color: tone(p.arm), width: 2 };
+    const hover = (which) =>
+      `<b>${safe(label)}</b><br>${which} above %{x:.1%}: %{y:.0%} of runs<extra></extra>`;
+    return [
+      ...bandOf(data.tau, p.low, p.high, p.arm, "linear"),
+      { ...common, y: p.final, name: safe(label), line, hovertemplate: hover("final") },
+      {
+        ...common,
+        y: p.optimal,
+        showlegend: false,
+        line: { ...line, dash: "dot", width: 1.5 },
+        hovertemplate: hover("optimal"),
+      },
+    ];
+  });
+  const shape = layout("validation accuracy τ", "share of runs above τ");
+  Object.assign(shape.yaxis, { range: [-0.02, 1.04], tickformat: ".0%" });
+  Object.assign(shape.xaxis, { tickformat: ".0%", rangemode: "normal" });
+  return { traces, shape };
+};
+
+const heatmap = (map) => () => {
+  const trace = {
+    type: "heatmap",
+    x: map.x,
+    y: map.y,
+    z: map.z,
+    text: map.text,
+    texttemplate: "%{text}",
+    zmin: 0,
+    zmax: 1,
+    xgap: 2,
+    ygap: 2,
+    colorscale: [[0, color("map-low")], [0.5, color("map-middle")], [1, color("map-high")]],
+    colorbar: { tickformat: ".0%", thickness: 12, outlinewidth: 0 },
+    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>%{text}<extra></extra>`,
+  };
+  const shape = layout(map.x_name, map.y_name);
+  Object.assign(shape.xaxis, { type: "category", showgrid: false });
+  Object.assign(shape.yaxis, { type: "category", showgrid: false, automargin: true });
+  return { traces: [trace], shape };
+};
+
+const showEstimates = () => {
+  if (byId("survival-plot")) add(byId("survival-plot"), survival);
+  if (byId("profiles-plot")) add(byId("profiles-plot"), profiles);
+  for (const element of document.querySelectorAll("[data-map]")) {
+    const map = data.heatmaps[Number(element.dataset.map)];
+    element.style.height = `${110 + 52 * map.y.length}px`;
+    add(element, heatmap(map));
+  }
+};
+
+// --- the page -------------------------------------------------------------------------------
+const unpack = (id) => {
+  const packed = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+};
+
+const start = async () => {
+  const library = document.createElement("script");
+  library.textContent = await unpack("plotly");
+  document.head.append(library);
+  if (chart) await showCurves();
+  showEstimates();
+  document.addEventListener("isolate", (event) => {
+    if (view.isolated !== event.detail) isolate(event.detail);
+  });
+  const redrawAll = () => [...plots.keys()].forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+  // Paper is white, and everything has its width.
+  addEventListener("beforeprint", () => {
+    document.documentElement.dataset.paper = "";
+    for (const plot of plots.keys()) {
+      const { traces, shape } = plots.get(plot)();
+      const size = { width: PAPER, height: 0.8 * plot.clientHeight };
+      Plotly.react(plot, traces, { ...shape, ...size }, config);
+    }
+  });
+  addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.paper;
+    redrawAll();
+  });
+  document.documentElement.dataset.ready = "true";
+};
+start();
