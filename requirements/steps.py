@@ -60,7 +60,7 @@ class SetupError(Exception):
 def install_pins(*names: str, step: str) -> None:
     """Install what files of pins list, each file checked against its hash: by uv if there is one.
 
-    uv takes a tenth of pip's time, but does not know a mirror that only pip is set to.
+    uv takes a quarter of pip's time, but does not know a mirror that only pip is set to.
     """
     pins = ["--require-hashes", *(f"--requirement={REQUIREMENTS / name}.txt" for name in names)]
     if uv := shutil.which("uv"):
@@ -68,7 +68,7 @@ def install_pins(*names: str, step: str) -> None:
             return run([uv, "pip", "install", f"--python={PYTHON}", *pins], f"{step} (uv)")
         except SetupError:
             say(f"uv cannot do it, see {LOG}; now with pip")
-    # Nothing is compiled to bytecode that is not used: that would take longer than all the rest.
+    # Not to bytecode, as uv: what is used compiles itself, and most of it never is.
     return pip("install", "--no-compile", *pins, step=step)
 
 
