@@ -82,3 +82,9 @@ def test_the_change_log_says_what_each_version_added_changed_and_fixed(root: Pat
     assert versions == sorted(versions, key=lambda v: [*map(int, v.split("."))], reverse=True)
     parts = re.findall(r"^### (.+)$", text, re.M)
     assert set(parts) == {"Added", "Changed", "Fixed"}
+
+
+def test_kept_results_hold_figures_of_studies_not_of_single_runs(tracked: list[str]) -> None:
+    figures = [Path(name).name for name in tracked if re.match(r"docs/results/.*/figures/", name)]
+    assert "study-runs.svg" in figures
+    assert [name for name in figures if not name.startswith("study-")] == []
