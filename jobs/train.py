@@ -67,12 +67,14 @@ def train_one(
 
         # Before TensorFlow loads, which it does with the loop.
         numerics.choose(settings.launch, print if ranks.is_root else lambda _: None)
+        from glass_cnn.data.batches import training_data
         from glass_cnn.records import Start
         from glass_cnn.training.loop import start_over, train
 
         if args.start_over:
             ranks.on_root(lambda: start_over(run))
-        return train(settings, run, root, ranks, stop, Start(**start))
+        data = functools.partial(training_data, settings, root)
+        return train(settings, run, root, data, ranks, stop, Start(**start))
 
 
 def tell_complete(settings: RunSettings, run: RunDir, root: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TOP = ("hpc", "glass_cnn", "jobs")
-MOST_ARROWS = 17
+MOST_ARROWS = 16
 MOST_LINES = 700
 Arrow = tuple[str, str]
 

@@ -10,11 +10,14 @@ import functools
 import itertools
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from glass_cnn.data.dataset import Dataset, Parts
+from glass_cnn.data.dataset import Dataset, Parts, blocks, load, split
+from glass_cnn.records import DataIdentity
 from glass_cnn.settings import RunSettings
 from glass_cnn.streams import Stream, permutation, philox
 from glass_cnn.train_settings import Augmentation
@@ -77,6 +80,52 @@ def apply(images: np.ndarray, choices: Choices, settings: Augmentation) -> np.nd
         mirrored = images[chosen][:, :, ::-1] if flip else images[chosen]
         result[chosen] = np.rot90(mirrored, turn, axes=(1, 2))
     return result
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set and its division, as the training of one run is handed them."""
+
+    settings: RunSettings
+    dataset: Dataset
+    parts: Parts
+
+    @property
+    def identity(self) -> DataIdentity:
+        return self.dataset.identity
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.dataset.images
+
+    @property
+    def blocks(self) -> int:
+        return len(blocks(len(self.dataset)))
+
+    def verify(self, share: slice, go_on: Callable[[], bool]) -> bool:
+        """See `Dataset.verify`."""
+        return self.dataset.verify(share, go_on)
+
+    def batches(
+        self, rows: slice, first_step: int
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """The run's batches from a step on; see `batches`."""
+        train = self.settings.train
+        return batches(
+            self.dataset,
+            self.parts.train,
+            seed=self.settings.seed,
+            batch_size=train.batch_size,
+            augmentation=train.augmentation,
+            rows=rows,
+            first_step=first_step,
+        )
+
+
+def training_data(settings: RunSettings, root: Path) -> TrainingData:
+    """Open and divide the data set that a run is trained on; raises DataError."""
+    dataset = load(settings, root)
+    return TrainingData(settings, dataset, split(dataset, settings))
 
 
 def batches(

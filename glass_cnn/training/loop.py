@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from glass_cnn.data import dataset as data
-from glass_cnn.data.batches import batches
 from glass_cnn.paths import RunDir
 from glass_cnn.records import Numerics, Start
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch, open_branch
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
+from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.rollback import Rollbacks
 from glass_cnn.training.state import State
@@ -38,12 +37,19 @@ PROBE_IMAGES = 64
 
 
 def train(
-    settings: RunSettings, run: RunDir, root: Path, world: World, stop: StopFlag, start: Start
+    settings: RunSettings,
+    run: RunDir,
+    root: Path,
+    open_examples: Callable[[], Examples],
+    world: World,
+    stop: StopFlag,
+    start: Start,
 ) -> int:
     """Train one run from where it stands to its end, or to a request to stop; all ranks.
 
     Args:
         settings: the run's settings; `run` is its directory, `root` the logs directory.
+        open_examples: opens the data set, once nobody else trains this run.
         stop: flag of this process; whatever any rank has caught, all act on.
         start: record of this start, as far as only the caller knows it (code, versions, Slurm).
 
@@ -55,7 +61,7 @@ def train(
     """
     numerics = set_up_tensorflow(settings.launch.threads_per_rank, world)
     with ExitStack() as opened:
-        job = _open(settings, run, root, world, stop, numerics, opened)
+        job = _open(settings, run, open_examples, world, stop, numerics, opened)
         state, recorder, train = job.state, job.recorder, settings.train
         if world.broadcast(run.is_done()):  # by the process that this one has waited for
             return EXIT_COMPLETE
@@ -67,7 +73,7 @@ def train(
                 return suspend(job, request)
             # All ranks: every `batches_per_iteration` steps the whole validation set, shared out.
             if state.evaluation_due:
-                counts = evaluate(job, job.parts.validation[: train.evaluation_examples])
+                counts = evaluate(job, job.examples.parts.validation[: train.evaluation_examples])
                 if counts is not None:  # None: somebody asked to stop in the middle
                     reached("record")
                     recorder.evaluated(state, state.take_evaluation(counts))  # rank 0 writes
@@ -98,8 +104,7 @@ class TrainingJob:
     settings: RunSettings
     world: World
     stop: StopFlag
-    dataset: data.Dataset
-    parts: data.Parts
+    examples: Examples
     engine: Engine
     state: State
     feed: Feed
@@ -114,7 +119,7 @@ class TrainingJob:
 def _open(
     settings: RunSettings,
     run: RunDir,
-    root: Path,
+    open_examples: Callable[[], Examples],
     world: World,
     stop: StopFlag,
     numerics: Numerics,
@@ -126,22 +131,21 @@ def _open(
     heart = opened.enter_context(
         world.everywhere(lambda: Heartbeat(run.heartbeats, world.rank, world.size, limit))
     )
-    images = world.everywhere(lambda: data.load(settings, root))
-    parts = world.everywhere(lambda: data.split(images, settings))
+    examples = world.everywhere(open_examples)
+    parts = examples.parts
     engine = world.everywhere(lambda: Engine(settings, world))
     probe = np.sort(parts.validation[:PROBE_IMAGES])
     return TrainingJob(
         settings=settings,
         world=world,
         stop=stop,
-        dataset=images,
-        parts=parts,
+        examples=examples,
         engine=engine,
-        state=State(settings, engine, images.identity, numerics, len(parts.train)),
-        feed=opened.enter_context(Feed(settings, images, parts, engine.share)),
+        state=State(settings, engine, examples.identity, numerics, len(parts.train)),
+        feed=opened.enter_context(Feed(examples, engine.share)),
         recorder=recorder,
         rollbacks=Rollbacks(settings, run, world, recorder),
-        diagnostics=Diagnostics(engine.network, engine.optimizer, images.images[probe]),
+        diagnostics=Diagnostics(engine.network, engine.optimizer, examples.images[probe]),
         probe_labels=parts.labels[probe],
         heart=heart,
     )
@@ -150,10 +154,8 @@ def _open(
 class Feed:
     """This rank's rows of the batches, read ahead in the order of steps."""
 
-    def __init__(
-        self, settings: RunSettings, images: data.Dataset, parts: data.Parts, rows: slice
-    ) -> None:
-        self.settings, self.images, self.parts, self.rows = settings, images, parts, rows
+    def __init__(self, examples: Examples, rows: slice) -> None:
+        self.examples, self.rows = examples, rows
         self._batches: Generator[tuple[np.ndarray, np.ndarray], None, None] | None = None
         self._next: int | None = None
 
@@ -168,16 +170,7 @@ class Feed:
         """Images and labels of step number `step`; reading starts anew where it does not follow."""
         if self._batches is None or step != self._next:
             self.__exit__()
-            train = self.settings.train
-            self._batches = batches(
-                self.images,
-                self.parts.train,
-                seed=self.settings.seed,
-                batch_size=train.batch_size,
-                augmentation=train.augmentation,
-                rows=self.rows,
-                first_step=step,
-            )
+            self._batches = self.examples.batches(self.rows, step)
         self._next = step + 1
         return next(self._batches)
 
@@ -194,8 +187,8 @@ def verify(job: TrainingJob, start: Start) -> None:
 
     reached("verify")
     began = time.monotonic()
-    share = job.world.share(len(data.blocks(len(job.dataset))))
-    whole = job.world.everywhere(lambda: job.dataset.verify(share, go_on))
+    share = job.world.share(job.examples.blocks)
+    whole = job.world.everywhere(lambda: job.examples.verify(share, go_on))
     if all(job.world.comm.allgather(whole)):
         start.data_verified = round(time.monotonic() - began, 3)
 
@@ -211,10 +204,10 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
     reason, branch = found or ("", None)
     job.state.share(job.world)
     start.hosts, start.ranks = sorted(set(job.world.hosts)), job.world.size
-    start.data = job.dataset.identity
+    start.data = job.examples.identity
     described = (
-        f"{start.data.name}: {plural(len(job.dataset), 'image')}, {start.data}, "
-        f"{_told(start.data_verified)}\n{job.parts.describe()}"
+        f"{start.data.name}: {plural(len(job.examples.images), 'image')}, {start.data}, "
+        f"{_told(start.data_verified)}\n{job.examples.parts.describe()}"
     )
     lineage = branch.lineage if branch else None
     job.recorder.started(job.state, start, lineage, reason, described)
@@ -248,7 +241,9 @@ def evaluate(job: TrainingJob, part: np.ndarray) -> np.ndarray | None:
         chosen = part[portion]
         if len(chosen):
             reached("evaluate")
-            sums += job.engine.evaluate(job.dataset.images[chosen], job.parts.labels[chosen])
+            sums += job.engine.evaluate(
+                job.examples.images[chosen], job.examples.parts.labels[chosen]
+            )
         if job.stop.agreed(job.world):
             return None
     return job.world.sum(sums)
@@ -279,18 +274,20 @@ def finish(job: TrainingJob) -> int:
     job.recorder.save(job.state)
     job.world.check(job.stop.error)
     digest = _agreed_digest(job)
-    final = evaluate(job, job.parts.test)
+    final = evaluate(job, job.examples.parts.test)
     optimal = None
     kept = final is not None and job.world.broadcast(job.world.on_root(lambda: _assign_best(job)))
     if kept:
         job.engine.broadcast()
-        optimal = evaluate(job, job.parts.test)
+        optimal = evaluate(job, job.examples.parts.test)
     if final is None or (kept and optimal is None):
         # Everything but the test is on disk; the next start goes straight to it.
         return suspend(job, job.stop.agreed(job.world))
     job.state.tick()
     reached("write the result")
-    sizes = {part: len(getattr(job.parts, part)) for part in ("train", "validation", "test")}
+    sizes = {
+        part: len(getattr(job.examples.parts, part)) for part in ("train", "validation", "test")
+    }
     job.recorder.finished(job.state, digest, optimal, final, sizes)
     job.world.check(job.stop.error)
     return EXIT_COMPLETE
