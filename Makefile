@@ -10,6 +10,8 @@ endif
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 JOB := $(IN_VENV) .venv/bin/python -m jobs
 STUDY := $${CONFIG:+"$$CONFIG"}
+PAGE := glass_cnn/report/templates
+DENO := DENO_NO_UPDATE_CHECK=1 DENO_DIR=.venv/deno deno
 SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
@@ -53,8 +55,10 @@ import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=.
 test: .venv/.ready-dev ## all tests; QUICK=1: those that need no ranks, LAMMPS or Slurm, in a minute
 	@$(IN_VENV) .venv/bin/python -m pytest
 
-check: .venv/.ready-dev ## format, lint, types and shell scripts
-	@$(IN_VENV); ruff format --check . && ruff check . && mypy && shellcheck slurm/*.sh requirements/*.sh .ci/run
+check: .venv/.ready-dev ## format, lint, types, shell scripts and the page's script and style
+	@$(IN_VENV); ruff format --check . && ruff check . && mypy && shellcheck slurm/*.sh requirements/*.sh .ci/run && \
+	    $(DENO) fmt --check --no-config --line-width 100 $(PAGE)/*.js $(PAGE)/*.css && \
+	    $(DENO) lint --no-config --rules-include=eqeqeq,no-var $(PAGE)/*.js
 
 bench: .venv/.ready-dev ## benchmarks, each against a peer measured in the same run
 	@$(IN_VENV); for file in benchmarks/[!_]*.py; do \
