@@ -39,6 +39,7 @@ def test_ranks_tell_a_mistake_once(mpirun: MpiRun, job: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.lasting
 def test_a_mistake_is_one_line() -> None:
     command = [sys.executable, "-m", "jobs.report"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -15,12 +15,13 @@ import pytest
 from hpc.heartbeat import Heartbeat
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.lasting
+
 RANK = """
 import sys, time
 from pathlib import Path
 from hpc.heartbeat import Heartbeat
 
-pytestmark = pytest.mark.lasting
 rank, beats, pause = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 with Heartbeat(Path(sys.argv[1]), rank, int(sys.argv[6]), limit=6.0) as heart:
     for number in range(beats):

@@ -18,11 +18,12 @@ from hpc.errors import UserError
 from hpc.stages import Stage, Task
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.lasting
+
 # A task that does what its arguments say, and records what it was given. It starts in no time.
 WORKER = """
 import json, os, signal, sys, time
 
-pytestmark = pytest.mark.lasting
 place, name, code, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 stopped = []
 signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))

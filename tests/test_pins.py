@@ -72,6 +72,7 @@ def test_everything_installed_is_pinned(root: Path) -> None:
         assert installed[name] in pinned[name].specifier, f"{name} {installed[name]}"
 
 
+@pytest.mark.lasting
 def test_a_file_that_is_not_the_pinned_one_is_refused(clone: Path, tmp_path: Path) -> None:
     """Another wheel under the same name and version, as a mirror might serve it."""
     with zipfile.ZipFile(tmp_path / "other-1-py3-none-any.whl", "w") as archive:

@@ -46,6 +46,7 @@ def test_tortured_runs_end_bit_identical(tmp_path: Path) -> None:
     assert f"**{ledger['injected']} faults in {ledger['runs']} runs" in table
 
 
+@pytest.mark.lasting
 def test_wrong_numbers_are_refused() -> None:
     for words in (["--ranks", "2,x"], ["--ranks", "0"], ["--count", "0"]):
         command = [sys.executable, "-m", "tests.torture", *words]
