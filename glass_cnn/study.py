@@ -92,6 +92,10 @@ class Study:
             *(f"{self.source} ({_some(labels)}): {note}" for note, labels in where.items()),
         )
 
+    def notes_of(self, run: Run) -> tuple[str, ...]:
+        """What people should know of one run."""
+        return (*self.dropped, *(f"{self.source}: {note}" for note in run.point.notes))
+
     @functools.cached_property
     def points(self) -> tuple[Point, ...]:
         """Every point of the grid, in the order of the file; raises ConfigError."""

@@ -190,7 +190,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         what = getattr(error, "problem", None) or "this is not YAML"
-        raise ConfigError(f"{place}: {what}. Mend the file and run the command again.") from None
+        raise ConfigError(f"{place}: {what}. Mend it and run the command again.") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

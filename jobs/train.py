@@ -57,7 +57,8 @@ def train_one(
     args: argparse.Namespace, ranks: World, stop: StopFlag, start: dict[str, Any]
 ) -> int | None:
     """Train the run that the command line names."""
-    settings, run, root = ranks.everywhere(lambda: choose(args))
+    settings, run, root, notes = ranks.everywhere(lambda: choose(args))
+    ranks.on_root(lambda: [print(f"note: {note}", flush=True) for note in notes])
     done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
     if done and not args.start_over:
         ranks.on_root(lambda: tell_complete(settings, run, root))
@@ -102,8 +103,8 @@ def keeping_crashes(path: Path) -> Iterator[None]:
         raise
 
 
-def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path]:
-    """The run to train: settings, directory, logs root; raises ConfigError."""
+def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path, tuple[str, ...]]:
+    """The run to train: settings, directory, logs root, notes; raises ConfigError."""
     from glass_cnn.paths import logs_root
     from glass_cnn.study import load_study
     from hpc.errors import ConfigError
@@ -117,7 +118,7 @@ def choose(args: argparse.Namespace) -> tuple[RunSettings, RunDir, Path]:
     else:
         number = plural(len(study.runs), "run")
         raise ConfigError(f"--index {args.index}: {study.name} has {number}, counted from 0.")
-    return run.settings, study.run_dir(root, run), root
+    return run.settings, study.run_dir(root, run), root, study.notes_of(run)
 
 
 if __name__ == "__main__":

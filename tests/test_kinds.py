@@ -19,6 +19,7 @@ from glass_cnn.train_settings import Train
 from hpc.commandline import assignments
 from hpc.config import Settings
 from hpc.errors import ConfigError
+from jobs import train
 
 SOURCES = ("file", "extends", "arm", "grid", "SET")
 VALUES: dict[str, Any] = {
@@ -250,6 +251,21 @@ def test_what_is_dropped_at_many_points_is_told_once(tmp_path: Path) -> None:
         "s.yaml (optimizer_adam-l2_0, optimizer_adam-l2_1, optimizer_adam-l2_2 and 2 more): "
         in note
     )
+
+
+def test_a_run_that_is_started_by_itself_tells_what_was_dropped_for_it(tmp_path: Path) -> None:
+    text = (
+        "study: {name: x, seeds: 1, arms: {a: {train.optimizer.kind: adam}, b: {}}}\n"
+        "train: {optimizer: {kind: sgd, momentum: 0.9}}"
+    )
+    told(tmp_path, text)
+    place = [str(tmp_path / "s.yaml"), "--logs", str(tmp_path)]
+    *_, notes = train.choose(train.parse([*place, "a-s0"]))
+    assert [note.split("s.yaml: ")[1] for note in notes] == [
+        'train.optimizer.kind = "adam" drops train.optimizer.momentum = 0.9'
+    ]
+    *_, notes = train.choose(train.parse([*place, "b-s0"]))
+    assert notes == ()
 
 
 def test_a_grid_of_whole_mappings_keeps_what_they_do_not_say(tmp_path: Path) -> None:
