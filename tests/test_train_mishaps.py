@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glass_cnn.analysis.rows import read_run
 from glass_cnn.paths import DatasetDir
 from hpc import checkpoint
-from hpc.records import read_records
+from hpc.records import read_events, read_records
 from tests import tiny
 from tests.plans import Plan, fault
 
@@ -87,6 +88,15 @@ def mishaps(
     in_run("no checkpoint", "truncate -s 9 checkpoints/step-*/manifest.json")
     plan.add("no checkpoint")
     plan.add("no checkpoint", None, "--start-over")
+
+    plan.study("line lost", checkpoint={"every_iterations": 1, "keep": 5})
+    plan.add("line lost", stop)
+    in_run("line lost", "sed -i 2d metrics.jsonl")
+    plan.add("line lost")
+
+    plan.add("emptied", stop)
+    in_run("emptied", "truncate -s 0 metrics.jsonl")
+    plan.add("emptied")
 
     plan.add("start over")
     plan.add("start over", None, "--start-over")
@@ -165,6 +175,28 @@ def test_without_any_valid_checkpoint_the_run_stops_and_says_so(mishaps: Plan) -
     told_once(mishaps, "no checkpoint", 1, "none of the checkpoints can be used", "--start-over")
     run = mishaps.run("no checkpoint")
     assert tiny.outcome(run) == tiny.outcome(mishaps.run("undisturbed"))
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_its_records_cover(mishaps: Plan) -> None:
+    assert mishaps.codes["line lost"] == [[75, 75], [0, 0]]
+    run = mishaps.run("line lost")
+    assert tiny.starts(run) == [0, 3]
+    assert tiny.outcome(run) == tiny.outcome(mishaps.run("undisturbed"))
+    (event,) = [e for e in read_events(run.events) if e.event == "records_missing"]
+    assert (event.iteration, event.step) == (2, 3)
+    assert "lacks evaluation 2" in run.log.read_text()
+
+
+def test_a_run_whose_records_no_checkpoint_fits_goes_on_and_is_damaged(mishaps: Plan) -> None:
+    assert mishaps.codes["emptied"] == [[75, 75], [0, 0]]
+    run = mishaps.run("emptied")
+    assert tiny.starts(run) == [0, 8], "what was trained is not thrown away unasked"
+    (event,) = [e for e in read_events(run.events) if e.event == "records_missing"]
+    assert (event.iteration, event.step) == (1, 8)
+    assert "--start-over trains it again" in str(event.reason)
+    row = read_run(run.path)
+    assert row.state == "damaged"
+    assert not row.reason or "metrics.jsonl" in row.reason
 
 
 def test_starting_over_forgets_the_run_and_repeats_it(mishaps: Plan) -> None:

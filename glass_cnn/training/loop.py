@@ -15,11 +15,12 @@ import numpy as np
 from glass_cnn.paths import RunDir
 from glass_cnn.records import Numerics, Start
 from glass_cnn.settings import RunSettings
-from glass_cnn.training.branch import Branch, open_branch
+from glass_cnn.training.branch import Branch
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
 from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
+from glass_cnn.training.resume import restore
 from glass_cnn.training.rollback import Rollbacks
 from glass_cnn.training.state import State
 from hpc.checkpoint_writer import Checkpoints
@@ -28,7 +29,6 @@ from hpc.files import storage_errors
 from hpc.heartbeat import Heartbeat
 from hpc.moments import reached
 from hpc.preempt import StopFlag, signal_name
-from hpc.records import Event
 from hpc.tensorfile import digest_tensors
 from hpc.words import plural
 from hpc.world import World
@@ -200,7 +200,9 @@ def _told(seconds: float | None) -> str:
 def begin(job: TrainingJob, root: Path, start: Start) -> None:
     """Set the state: newest checkpoint, else another run's, else new; and record the start."""
     reached("restore")
-    found: tuple[str, Branch | None] | None = job.world.on_root(lambda: _restore(job, root))
+    found: tuple[str, Branch | None] | None = job.world.on_root(
+        lambda: restore(job.state, job.recorder, root)
+    )
     reason, branch = found or ("", None)
     job.state.share(job.world)
     start.hosts, start.ranks = sorted(set(job.world.hosts)), job.world.size
@@ -212,22 +214,6 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
     lineage = branch.lineage if branch else None
     job.recorder.started(job.state, start, lineage, reason, described)
     job.world.check(job.stop.error)
-
-
-def _restore(job: TrainingJob, root: Path) -> tuple[str, Branch | None]:
-    """Rank 0: set the state; returns what it was set from, and the branch if it is one."""
-    recorder, state = job.recorder, job.state
-    checkpoint = recorder.checkpoints.latest()
-    if checkpoint is not None:
-        if change := state.restore(checkpoint):
-            event = Event(event="numerics_changed", step=change.step, reason=change.what)
-            recorder.event(event)
-        return f"resumed after {recorder.stopped_by() or 'an end without notice'}", None
-    branch = open_branch(job.settings, root, job.engine.state())
-    if branch is not None:
-        state.begin_with(branch.tensors, branch.updates)
-        return f"branched from {branch.lineage.checkpoint}", branch
-    return "begun again without a checkpoint" if recorder.starts() else "new run", None
 
 
 def evaluate(job: TrainingJob, part: np.ndarray) -> np.ndarray | None:

@@ -15,8 +15,17 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 
 from glass_cnn.paths import RunDir
-from glass_cnn.records import Evaluation, Lineage, Result, Start, Tested, read_evaluations
+from glass_cnn.records import (
+    Evaluation,
+    Lineage,
+    Result,
+    Start,
+    Tested,
+    keep_evaluations,
+    read_evaluations,
+)
 from glass_cnn.settings import RunSettings, load_run
+from glass_cnn.train_settings import Train
 from glass_cnn.training.engine import COUNTS
 from glass_cnn.training.state import State
 from glass_cnn.training.tensorboard import EventFiles
@@ -30,7 +39,6 @@ from hpc.records import (
     append_event,
     append_record,
     as_dict,
-    keep_records,
     now,
     read_events,
     read_records,
@@ -82,7 +90,7 @@ class Recorder:
 
     def _open(self) -> None:
         make_directory(self.run.path)
-        self._claim()
+        claim(self.run, self.settings)
         self.checkpoints = Checkpoints(
             self.run.checkpoints,
             identity=self.settings.run_digest(),
@@ -92,34 +100,9 @@ class Recorder:
             on_event=self._tell,
         )
 
-    def _claim(self) -> None:
-        """Write `config.yaml`, or refuse a directory that belongs to other settings."""
-        if self.run.config.exists():
-            old = load_run(self.run.config)
-            if old.run_digest() != self.settings.run_digest():
-                raise ConfigError(
-                    f"{self.run.path}: holds a run with other settings (see its config.yaml); "
-                    "use another directory or move it away."
-                )
-        write_atomic(self.run.config, to_yaml(self.settings))
-
     def _stays(self, step: int) -> bool:
-        """Whether a checkpoint is a milestone, or in reach of a rollback that is yet to come.
-
-        Those made by a request to stop are not: a rollback must not depend on interruptions.
-        """
-        batches, settings = self.settings.train.batches_per_iteration, self.settings.checkpoint
-        iteration, rest = divmod(step, batches)
-        if rest:
-            return False
-        if settings.milestone_iterations and iteration % settings.milestone_iterations == 0:
-            return True
-        rollback = self.settings.train.rollback
-        if not rollback.enabled or self._ended or iteration % settings.every_iterations:
-            return False
         newest = self._saved[1] if self._saved else 0
-        back = rollback.back_iterations + rollback.chance_evaluations + settings.every_iterations
-        return iteration >= newest - back
+        return stays(self.settings, step, newest, self._ended)
 
     # -- log ------------------------------------------------------------------------------------
 
@@ -148,7 +131,7 @@ class Recorder:
     ) -> None:
         """Cut the records back to where the run stands and head this start's log with `data`."""
         done, step = state.progress.evaluated, state.progress.step
-        keep_records(self.run.metrics, lambda record: record.get("iteration", 0) <= done)
+        keep_evaluations(self.run.metrics, done)
         start.time, start.resumed_step, start.reason, start.lineage = now(), step, reason, lineage
         start.numerics, start.numerics_changes = state.numerics, state.numerics_changes
         record = as_dict(start)
@@ -187,23 +170,11 @@ class Recorder:
         """Write an evaluation down; keep the best model for the next checkpoint."""
         append_record(self.run.metrics, evaluation)
         self._curves.add(evaluation)
-        self._report(evaluation)
+        took = time.monotonic() - self._since
+        self._since += took
+        self._say(_line(evaluation, self.settings.train, took))
         if state.is_best and self.settings.checkpoint.best:
             self.checkpoints.save_best(state.progress.step, state.model(), state.meta())
-
-    def _report(self, evaluation: Evaluation) -> None:
-        train = self.settings.train
-        now = time.monotonic()
-        took, self._since = now - self._since, now
-        left = (train.iterations - evaluation.iteration) * took
-        speed = train.batches_per_iteration * train.batch_size / took
-        self._say(
-            f"iteration {evaluation.iteration:>{len(str(train.iterations))}}/{train.iterations}  "
-            f"step {evaluation.step}  rate {evaluation.learning_rate:.3g}  "
-            f"train {evaluation.train_accuracy:7.2%} {_loss(evaluation.train_loss)}  "
-            f"validation {evaluation.validation_accuracy:7.2%} "
-            f"{_loss(evaluation.validation_loss)}  {speed:.0f} img/s  ETA {duration(left)}"
-        )
 
     @rank_0
     def save_when_due(self, state: State) -> None:
@@ -232,7 +203,7 @@ class Recorder:
             Event(event="rollback", iteration=onset, step=step, action=action, abandoned=abandoned)
         )
         self.checkpoints.drop_after(step)
-        keep_records(self.run.metrics, lambda record: record["iteration"] <= done)
+        keep_evaluations(self.run.metrics, done)
         self._curves.begin(read_evaluations(self.run.metrics))
         self._saved = None
         self._save(state)
@@ -290,6 +261,48 @@ class Recorder:
             f"{_accuracy(final):.2%} test; "
             f"{duration(progress.seconds)}, {plural(result.restarts, 'restart')}"
         )
+
+
+def claim(run: RunDir, settings: RunSettings) -> None:
+    """Write `config.yaml`; raises ConfigError for a directory that belongs to other settings."""
+    if run.config.exists() and load_run(run.config).run_digest() != settings.run_digest():
+        raise ConfigError(
+            f"{run.path}: holds a run with other settings (see its config.yaml); use another "
+            "directory or move it away."
+        )
+    write_atomic(run.config, to_yaml(settings))
+
+
+def stays(settings: RunSettings, step: int, newest: int, ended: bool) -> bool:
+    """Whether a checkpoint is a milestone, or in reach of a rollback that is yet to come.
+
+    Those made by a request to stop are not: a rollback must not depend on interruptions. `newest`
+    is the iteration that was saved last, `ended` whether the run is complete.
+    """
+    every = settings.checkpoint.every_iterations
+    milestones = settings.checkpoint.milestone_iterations
+    iteration, rest = divmod(step, settings.train.batches_per_iteration)
+    if rest:
+        return False
+    if milestones and iteration % milestones == 0:
+        return True
+    rollback = settings.train.rollback
+    if not rollback.enabled or ended or iteration % every:
+        return False
+    return iteration >= newest - (rollback.back_iterations + rollback.chance_evaluations + every)
+
+
+def _line(evaluation: Evaluation, train: Train, took: float) -> str:
+    """The line of the log for an evaluation `took` seconds after the last one."""
+    left = (train.iterations - evaluation.iteration) * took
+    speed = train.batches_per_iteration * train.batch_size / took
+    return (
+        f"iteration {evaluation.iteration:>{len(str(train.iterations))}}/{train.iterations}  "
+        f"step {evaluation.step}  rate {evaluation.learning_rate:.3g}  "
+        f"train {evaluation.train_accuracy:7.2%} {_loss(evaluation.train_loss)}  "
+        f"validation {evaluation.validation_accuracy:7.2%} "
+        f"{_loss(evaluation.validation_loss)}  {speed:.0f} img/s  ETA {duration(left)}"
+    )
 
 
 def _accuracy(sums: np.ndarray) -> float:
