@@ -125,8 +125,12 @@ def test_equal_configurations_of_both_classes_are_refused(tmp_path: Path) -> Non
         store(source, tmp_path)
 
 
-def test_configurations_that_differ_a_little_are_no_copies(tmp_path: Path) -> None:
-    nearly = re.sub(r"x y\n.", "x y\n1", dump_text(1, "type x y"), count=1)
-    assert nearly != dump_text(1, "type x y")
-    texts = {"liquid_1": dump_text(1, "type x y"), "liquid_2": nearly, "glass_1": dump_text(3)}
+ONE_TYPE_CHANGED = re.sub(r"x y\n.", "x y\n1", dump_text(1, "type x y"), count=1)
+ANOTHER_BOX = dump_text(1).replace("0.0 6.0 ", "0.0 6.1 ")
+
+
+@pytest.mark.parametrize("nearly", [ONE_TYPE_CHANGED, ANOTHER_BOX])
+def test_configurations_that_differ_a_little_are_no_copies(tmp_path: Path, nearly: str) -> None:
+    assert nearly not in (dump_text(1), dump_text(1, "type x y"))
+    texts = {"liquid_1": dump_text(1), "liquid_2": nearly, "glass_1": dump_text(3)}
     assert len(store(write_trajectories(tmp_path / "in", **texts), tmp_path)) == 3
