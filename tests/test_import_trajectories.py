@@ -156,6 +156,7 @@ def test_the_study_says_which_particles_are_which(tmp_path: Path) -> None:
         assert (types[row] == wanted).all()
     assert (types[3] == 3 - particles(4)[1]).all()
     assert store(source, tmp_path, swapped).path == stored.path
+    assert with_types(ARGON).dataset_digest() != swapped.dataset_digest()
 
 
 def test_names_that_the_study_does_not_know(tmp_path: Path) -> None:
@@ -250,7 +251,14 @@ def test_job_on_ranks(
     assert failed.stderr.count("images/3.png (glass) and images/500.png (liquid) are the same") == 1
 
 
-def test_an_import_that_is_stopped_stores_nothing(tmp_path: Path) -> None:
+def test_an_import_that_is_stopped_reads_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("read after it was stopped")
+
+    monkeypatch.setattr("glass_cnn.data.imports.look", never)
+    monkeypatch.setattr("glass_cnn.data.imports.read_frames", never)
     pictures, _ = write_images(tmp_path / "pictures")
     dumps = write_trajectories(tmp_path / "dumps", liquid=dump_text(1), glass=dump_text(2))
     stop = StopFlag()
@@ -278,6 +286,12 @@ def test_the_summary_says_how_many_trajectories_there_are_and_are_needed(
             "for the split 0.6 / 0.15 / 0.25 at least 5 with liquids and 5 with glasses are needed",
         ):
             assert told.count(line) == 1, line
+
+
+def test_one_class_alone_is_told_as_such(tmp_path: Path) -> None:
+    source = write_trajectories(tmp_path / "in", liquid_1=dump_text(1), liquid_2=dump_text(2))
+    with pytest.raises(DataError, match=r"in: has 2 images, all labelled liquid; a data set needs"):
+        run_job(source, write_study(tmp_path / "study.yaml"), tmp_path)
 
 
 def test_what_a_study_cannot_split_is_not_stored(tmp_path: Path) -> None:
