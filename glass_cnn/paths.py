@@ -97,6 +97,11 @@ class RunDir:
         return self.path / "figures"
 
     @property
+    def evaluation(self) -> Path:
+        """What `jobs.evaluate` found of its models."""
+        return self.path / "evaluation.json"
+
+    @property
     def pictures(self) -> Path:
         """The page of those."""
         return self.path / "visualize.html"
@@ -156,6 +161,11 @@ class StudyDir:
     def report_log(self) -> Path:
         """What the job prints that makes the report."""
         return self.path / "report.log"
+
+    @property
+    def baselines(self) -> Path:
+        """What simple measures tell of its data sets."""
+        return self.path / "baselines.json"
 
     @property
     def results_log(self) -> Path:

@@ -242,21 +242,21 @@ def build_study(tree: Mapping[str, Any], source: str, dropped: tuple[str, ...] =
 def _file(path: Path, root: Path | None) -> Path:
     """The study file that CONFIG means; raises ConfigError for a directory or name that is none."""
     if path.is_dir():
-        if not (path / "study.yaml").exists():
+        if not StudyDir(path).study.exists():
             raise ConfigError(
                 f"CONFIG={path}: is a directory without a study.yaml; name a study file, for "
                 "example jobs/quickstart.yaml."
             )
-        return path / "study.yaml"
+        return StudyDir(path).study
     if root is None or path.exists() or path.suffix in (".yaml", ".yml"):
         return path
-    if not (root / path / "study.yaml").exists():
+    if not StudyDir(root / path).study.exists():
         known = ", ".join(sorted(found.parent.name for found in root.glob("*/study.yaml"))[:12])
         raise ConfigError(
             f"CONFIG={path}: is neither a study file nor the name of a study in {root} "
             f"({known or 'which holds none yet'})."
         )
-    return root / path / "study.yaml"
+    return StudyDir(root / path).study
 
 
 def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None = None) -> Study:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from glass_cnn.analysis.arms import estimate
 from glass_cnn.analysis.table import aggregate, combine, find_study, write, write_table
-from glass_cnn.paths import logs_root
+from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.report.terminal import arms_table, counted
 from hpc.commandline import Parser, run_main
 
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
         console.print(directory.summary, directory.summary_csv, sep="\n", soft_wrap=True)
         results.append(result)
     if len(results) > 1:
-        table, parquet, csv = combine(results), root / "summary.parquet", root / "summary.csv"
+        table, together = combine(results), StudyDir(root)
+        parquet, csv = together.summary, together.summary_csv
         write_table(table, parquet, csv)
         console.print("all studies:", counted(table))
         console.print(parquet, csv, sep="\n", soft_wrap=True)

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
         found = baselines(dataset, settings.analysis.confidence)
         tree[dataset.path.name] = [one._asdict() for one in found]
         console.print(table(dataset, found))
-    place = make_directory(study.directory(root).path) / "baselines.json"
+    make_directory(study.directory(root).path)
+    place = study.directory(root).baselines
     write_json(place, tree)
     console.print(place, soft_wrap=True)
 

@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
         }  # fmt: skip
         show(console, which, model, found)
     if args.data is None and args.which is None:
-        write_json(run.path / "evaluation.json", tree)
-        console.print(run.path / "evaluation.json", soft_wrap=True)
+        write_json(run.evaluation, tree)
+        console.print(run.evaluation, soft_wrap=True)
 
 
 def other_data(config: str, root: Path) -> RunSettings:

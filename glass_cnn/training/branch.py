@@ -86,7 +86,7 @@ def _read(path: Path) -> checkpoint.Checkpoint:
 
 
 def _run_of(path: Path) -> Path:
-    return next((p.parent for p in path.parents if p.name == "checkpoints"), path)
+    return next((p.parent for p in path.parents if p.name == RunDir(p).checkpoints.name), path)
 
 
 def _chosen(found: checkpoint.Checkpoint, source: RestartFrom) -> dict[str, np.ndarray]:
