@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import estimate
+from glass_cnn.analysis.statistics import REST
 from glass_cnn.analysis.table import Aggregation, aggregate
-from glass_cnn.report import words
+from glass_cnn.report import pagedata, words
 from glass_cnn.settings import RunSettings
 from jobs.report import main
 from tests import synthetic
@@ -75,8 +77,9 @@ def test_every_part_is_there(large: Aggregation) -> None:
     for words_ in (
         "Kaplan–Meier", "Performance profiles", "Fisher p", "McNemar p", "Run by run",
         "parent-s0-01234567 at step 600", "resumed at step 300", "At least 99 % of the validation",
-        "Validation accuracy of at least 95 % in 3 evaluations", "0123456789ab", "node1, node2",
-        "python 3.11.7", "is not named <label>-s<seed>-<hash>", "at iteration 30 of 60",
+        "Validation accuracy of at least 95 % in 3 evaluations", "0123456789ab",
+        "Hosts 2 (names in summary.csv)", "python 3.11.7", "at iteration 30 of 60",
+        "is not named <label>-s<seed>-<hash>",
         "data set endpoint (thermal, 250 px), model swanson2017, batch size 80",
     ):  # fmt: skip
         assert words_ in page, words_
@@ -147,6 +150,63 @@ def test_many_arms_are_compared_with_all_others_together(tmp_path: Path) -> None
         "No arm collapses significantly more or less often than all others together "
         "(smallest adjusted p = 1)."
     )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "difference", "low", "high", "subject", "told"),
+    [
+        ("x", "y", 0.5, 0.2, 0.7, "x", "more often than y: by 50 percentage points (20 to 70;"),
+        ("x", "y", -0.5, -0.7, -0.2, "y", "more often than x: by 50 percentage points (20 to 70;"),
+        ("x", REST, 0.5, 0.2, 0.7, "x", "more often than all others together: by 50"),
+        ("x", REST, -0.5, -0.7, 0.1, "x", "less often than all others together: by 50 "
+                                          "percentage points (−10 to 70;"),
+    ],
+)  # fmt: skip
+def test_an_arm_is_the_subject_of_a_difference_all_others_together_never(
+    large: Aggregation, a: str, b: str, difference: float, low: float, high: float,
+    subject: str, told: str,
+) -> None:  # fmt: skip
+    test = statistics.Comparison(a, b, difference, low, high, 0.001, 0.002)
+    answers = words.answers(dataclasses.replace(estimate(large), comparisons=[test]))
+    (found,) = [text for who, text in answers if who == subject and "often than" in text]
+    assert found.startswith(f"collapses {told}")
+
+
+def test_a_study_of_one_arm_says_first_what_its_runs_reached(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=4)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run, "never_learned" if run.seed == 3 else "survived")
+    (arm, first), (_, second), *_ = words.answers(estimate(aggregate(study, place)))
+    assert arm == "base"
+    assert first.startswith(
+        "learned in 3 of its 4 complete runs (a validation accuracy of at least 95 % in 3 "
+    )
+    assert "in a row). Median validation accuracy: optimal 99." in first
+    assert second.startswith("collapsed in none of the 3 runs that learned")
+
+
+def test_numbers_at_risk_stand_under_the_survival_curves(large: Aggregation) -> None:
+    arms = estimate(large).arms
+    found = pagedata.at_risk(arms)
+    assert found is not None
+    times, counts = found
+    assert times[0] == 0
+    for arm, (label, row) in zip(arms, counts, strict=True):
+        assert label == arm.label
+        assert row[0] == arm.learned.k
+        assert row == sorted(row, reverse=True)
+    few = dataclasses.replace(arms[0], times=[0.0, 100.0, 100.0, 400.0])
+    assert pagedata.at_risk([few]) == ([0, 100, 200, 300, 400], [(few.label, [4, 3, 1, 1, 1])])
+    page = text_of(large.directory.report.read_text())
+    assert f"Runs at risk after (steps) 0 {times[1]:g}" in page
+
+
+def test_the_page_names_no_host_and_no_place_of_this_machine(large: Aggregation) -> None:
+    page = large.directory.report.read_text()
+    assert "node1" not in page
+    assert "node2" not in page
+    assert str(large.directory.path.parent) not in page
 
 
 # --- awkward studies -------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def _page(
         "lineage": lineage[: pagedata.MOST_CURVES],
         "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
         "thresholds": _thresholds(arms),
+        "risk": pagedata.at_risk(arms),
         "seeds_show": words.seeds_show(estimates),
         "provenance": _provenance(result),
         "study_yaml": result.study.to_yaml(),
@@ -229,7 +230,7 @@ def _columns(result: Aggregation) -> list[tuple[str, str]]:
         ("Final test %", "n"),
         ("Iterations", "n"),
         ("Restarts", "n"),
-        ("Time", "n"),
+        ("Time (h:mm:ss)", "n"),
     ]
 
 
@@ -328,11 +329,11 @@ def _provenance(result: Aggregation) -> list[tuple[str, str]]:
             "Versions",
             ", ".join(f"{k} {' / '.join(sorted(v))}" for k, v in sorted(versions.items())) or "–",
         ),
-        ("Hosts", ", ".join(hosts) or "–"),
+        ("Hosts", f"{len(hosts)} (names in summary.csv)" if hosts else "–"),
         ("MPI ranks", ", ".join(ranks) or "–"),
         ("Exact runs", _exact(runs["numerics_changed"])),
         ("Wall time", _time_cell(float(runs["wall_seconds"].fill_null(0).sum()))[0]),
-        ("Study file", result.study.source),
+        ("Study file", Path(result.study.source).name),
     ]
 
 

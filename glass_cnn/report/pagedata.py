@@ -154,6 +154,20 @@ def _survival(index: int, arm: Arm) -> dict[str, Any]:
     }
 
 
+def at_risk(arms: Sequence[Arm]) -> tuple[list[float], list[tuple[str, list[int]]]] | None:
+    """Times since learning, steps, and how many runs of each arm were watched for at least so long.
+
+    None where no run has learned; the first MOST_ARMS arms.
+    """
+    learned = [arm for arm in arms[:MOST_ARMS] if arm.times]
+    longest = max((max(arm.times) for arm in learned), default=0)
+    if longest <= 0:
+        return None
+    times = curves.ticks(0, longest)
+    counts = [(a.label, [sum(t >= time for t in a.times) for time in times]) for a in learned]
+    return times, counts
+
+
 def _profile(index: int, arm: Arm) -> dict[str, Any]:
     final, optimal = arm.profile("final"), arm.profile("optimal")
     return {

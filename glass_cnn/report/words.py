@@ -102,7 +102,7 @@ OUTCOME_WORDS = {
 }
 
 
-def accuracies(row: dict[str, Any]) -> str:
+def describe_accuracies(row: dict[str, Any]) -> str:
     """Optimal and final accuracies of a run, in words."""
     return (
         f"Optimal validation accuracy {percent(row['optimal_validation_accuracy'], 3)} "
@@ -113,7 +113,7 @@ def accuracies(row: dict[str, Any]) -> str:
     )
 
 
-def fate(row: dict[str, Any]) -> str:
+def describe_outcome(row: dict[str, Any]) -> str:
     """What became of a run, in words."""
     if row["state"] != "complete":
         return f"Not counted: {row['reason']}."
@@ -133,7 +133,8 @@ def caption(row: dict[str, Any], settings: RunSettings) -> str:
     return (
         "Training and validation loss and accuracy against iterations "
         f"(of {settings.train.batches_per_iteration} steps): "
-        f"{describe(settings)}, seed {row['seed']}. {accuracies(row)} {fate(row)}"
+        f"{describe(settings)}, seed {row['seed']}. "
+        f"{describe_accuracies(row)} {describe_outcome(row)}"
     )
 
 
@@ -161,7 +162,12 @@ def answers(estimates: Estimates) -> list[tuple[str, str]]:
         return [("", f"No run is complete yet; the study asks for {estimates.wanted}.")]
     arms = [arm for arm in estimates.arms if arm.complete]
     shown = arms if len(arms) <= 8 else _extremes(arms)
-    said = [(arm.label, _arm_answer(arm)) for arm in shown]
+    if len(estimates.arms) == 1:  # nothing to compare: what the runs reached comes first
+        (arm,) = arms
+        said = [(arm.label, f"{_learning_answer(arm)} {_medians(arm)}")]
+        said.append((arm.label, _collapse_answer(arm)))
+    else:
+        said = [(arm.label, f"{_collapse_answer(arm)} {_medians(arm)}") for arm in shown]
     if len(shown) < len(arms):
         said.append(("", f"These are the {len(shown)} extremes of {len(arms)} arms; all below."))
     said += _difference_answers(estimates)
@@ -186,7 +192,23 @@ def _extremes(arms: Sequence[Arm]) -> list[Arm]:
     return [*reversed(tried[-3:]), *reversed(tried[:3])] if len(tried) >= 6 else tried[::-1]
 
 
-def _arm_answer(arm: Arm) -> str:
+def _learning_answer(arm: Arm) -> str:
+    rate, analysis = arm.learned, arm.analysis
+    text = f"learned in {rate.k or 'none'} of its {_runs(rate.n)}"
+    if rate.n == 1:
+        text = f"{'learned' if rate.k else 'did not learn'} in its only complete run"
+    return (
+        f"{text} (a validation accuracy of at least {level(analysis.learned_accuracy)} in "
+        f"{plural(analysis.learned_evaluations, 'evaluation')} in a row)."
+    )
+
+
+def _medians(arm: Arm) -> str:
+    optimal, final = (percent(statistics.median(v), 2) for v in (arm.optimal, arm.final))
+    return f"Median validation accuracy: optimal {optimal}, final {final}."
+
+
+def _collapse_answer(arm: Arm) -> str:
     rate, count = arm.collapsed, arm.outcomes
     if rate.n == 0:
         return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
@@ -211,8 +233,7 @@ def _arm_answer(arm: Arm) -> str:
     text += "".join(f"; {plural(n, 'run')} {what}" for n, what in others if n)
     if arm.rollbacks:
         text += f"; runs were rolled back {plural(arm.rollbacks, 'time')}, which hides collapses"
-    optimal, final = (percent(statistics.median(v), 2) for v in (arm.optimal, arm.final))
-    return f"{text}. Median validation accuracy: optimal {optimal}, final {final}."
+    return f"{text}."
 
 
 def _runs(count: int) -> str:
@@ -230,27 +251,28 @@ def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
         if tests[0].b == statistics.REST:
             text = "No arm collapses significantly more or less often than all others together"
         return [("", f"{text} (smallest adjusted {least}).")]
-    said = []
-    for test in found[:4]:
-        more, less, low, high = (
-            (test.a, test.b, test.low, test.high)
-            if test.difference > 0
-            else (test.b, test.a, -test.high, -test.low)
-        )
-        span = f"{100 * low:.0f} to {100 * high:.0f}".replace("-", "−")
-        said.append(
-            (
-                more,
-                f"collapses more often than {less}: by {100 * abs(test.difference):.0f} percentage "
-                f"points ({span}; Fisher's exact test, adjusted "
-                f"{p_is(test.adjusted)}).",
-            )
-        )
+    said = [_difference_answer(test) for test in found[:4]]
     if len(found) > 4:
         are = "is" if len(found) == 5 else "are"
         more = plural(len(found) - 4, "further difference")
         said.append(("", f"{more} {are} significant; see below."))
     return said
+
+
+def _difference_answer(test: statistics.Comparison) -> tuple[str, str]:
+    """The arm that collapses more often is the subject; all others together never are."""
+    sign = -1 if test.difference < 0 else 1
+    subject, other, how = test.a, test.b, "more"
+    if test.b == statistics.REST:
+        other, how = "all others together", "less" if sign < 0 else "more"
+    elif sign < 0:
+        subject, other = other, subject
+    ends = sorted((sign * test.low, sign * test.high))
+    span = " to ".join(f"{100 * end:.0f}" for end in ends).replace("-", "−")
+    return subject, (
+        f"collapses {how} often than {other}: by {100 * abs(test.difference):.0f} percentage "
+        f"points ({span}; Fisher's exact test, adjusted {p_is(test.adjusted)})."
+    )
 
 
 def p_value(value: float | None) -> str:
