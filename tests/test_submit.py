@@ -94,7 +94,7 @@ def test_a_damaged_result_is_named_and_counts_as_none(
     words = [str(study), "--launcher", "local", "--logs", str(logs), "--dry-run"]
     assert run_main(submit.main, words) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{place.result} is damaged: the run is finished again")
+    assert f"{place.result} is damaged: the run is finished again" in said
     assert f"{place.name} --logs" in said
     assert other.name not in said
     assert tiny.fingerprint(logs) == before
