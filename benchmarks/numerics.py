@@ -1,0 +1,109 @@
+"""Speed and bits of training under each choice of how it rounds.
+
+python -m benchmarks.numerics [--pixels 48 250] [--rounds 3] [--steps 6] [--batch 20]
+
+Trains the 2017 network on one thread, every choice in processes of its own and all by turns, from
+the same weights on the same images. Speeds are images per second of processor time, so that other
+work on the machine counts little; ratios are to `default` of the same turn, their median and range.
+Choices with the same letter ended with the same bits. ONEDNN_VERBOSE=1 before the command of one
+choice (`--one`) shows the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from glass_cnn import numerics
+from glass_cnn.settings import Launch, build_run
+
+CHOICES: dict[str, Launch] = {
+    "default": Launch(),
+    **{f"max_cpu_isa: {name}": Launch(max_cpu_isa=name) for name in numerics.LEVELS},  # type: ignore[arg-type]
+    "onednn: false": Launch(onednn=False),
+    "default, not deterministic": Launch(),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure all choices and print a Markdown table for each size of image."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pixels", type=int, nargs="+", default=[48, 250])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--one", choices=CHOICES, help="train with this choice, in this process")
+    args = parser.parse_args(argv)
+    if args.one:
+        print(json.dumps(train(args.one, args.pixels[0], args.batch, args.steps)))
+        return
+    print(f"{numerics.processor()}, {numerics.instruction_set()}; one thread, batch {args.batch}")
+    for pixels in args.pixels:
+        compare(pixels, args)
+
+
+def compare(pixels: int, args: argparse.Namespace) -> None:
+    """All choices by turns, and their table."""
+    speeds: dict[str, list[float]] = {name: [] for name in CHOICES}
+    letters: dict[str, str] = {}
+    ends: dict[str, str] = {}
+    for _ in range(args.rounds):
+        for name in CHOICES:
+            speed, ends[name] = measure(name, pixels, args)
+            speeds[name].append(speed)
+            letters.setdefault(ends[name], chr(ord("A") + len(letters)))
+    print(f"\n| {pixels} px | img/s | ratio to default (range) | bits |\n|---|---|---|---|")
+    for name, found in speeds.items():
+        ratios = [a / b for a, b in zip(found, speeds["default"], strict=True)]
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        speed = statistics.median(found)
+        shown = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        print(f"| {name} | {speed:.1f} | {shown} | {letters[ends[name]]} |", flush=True)
+
+
+def measure(name: str, pixels: int, args: argparse.Namespace) -> tuple[float, str]:
+    """Images per second of processor time, and the digest of the weights at the end."""
+    words = ["--one", name, "--pixels", pixels, "--batch", args.batch, "--steps", args.steps]
+    command = [sys.executable, "-m", "benchmarks.numerics", *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["speed"], found["digest"]
+
+
+def train(name: str, pixels: int, batch: int, steps: int) -> dict[str, object]:
+    """Some steps in this process; the first two, in which kernels are made, do not count."""
+    numerics.choose(CHOICES[name], lambda _: None)
+    import numpy as np
+
+    from glass_cnn.tensorflow import tf
+    from glass_cnn.training.engine import Engine, set_up_tensorflow
+    from hpc.tensorfile import digest_tensors
+    from hpc.world import world
+
+    if "not deterministic" in name:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    else:
+        set_up_tensorflow(1, world())
+    tree = {"render": {"pixels": pixels}, "train": {"batch_size": batch}, "launch": {"ranks": 1}}
+    engine = Engine(build_run(tree, name), world())
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, pixels, pixels, 3), dtype=np.uint8)
+    labels = rng.integers(0, 2, batch)
+    seconds = []
+    for step in range(steps + 2):
+        began = time.process_time()
+        engine.train_step(images, labels, step, 1e-4)
+        seconds.append(time.process_time() - began)
+    digest = digest_tensors(engine.snapshot("model/"))
+    return {"speed": batch / statistics.median(seconds[2:]), "digest": digest}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
