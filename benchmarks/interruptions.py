@@ -71,7 +71,7 @@ def main() -> None:
         config.write_text(CONFIG.format(iterations=args.iterations))
         run = start(config, Path(folder) / "interrupted")
         found = [interrupt(run, rng) for _ in range(args.count)]
-        until(run.is_done)
+        until(run.result.exists)
         report(found)
         compare(run, undisturbed(config, Path(folder)))
 
@@ -188,7 +188,7 @@ def undisturbed(config: Path, folder: Path) -> RunDir:
     for name in ("datasets", "trajectories"):
         shutil.copytree(folder / "interrupted" / name, folder / "plain" / name)
     run = start(config, folder / "plain")
-    until(run.is_done)
+    until(run.result.exists)
     return run
 
 

@@ -118,11 +118,8 @@ class RunDir:
 
     @property
     def result(self) -> Path:
-        """Written last: its existence means that the run is complete."""
+        """Written last: the run is complete. Whether it is one: `records.result_of`."""
         return self.path / "result.json"
-
-    def is_done(self) -> bool:
-        return self.result.exists()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glass_cnn import records
 from glass_cnn.paths import DatasetDir, RunDir, dataset_dir
-from glass_cnn.records import Result, read_result
+from glass_cnn.records import Result
 from glass_cnn.study import Run, Study, load_study
 from hpc.errors import ConfigError, DataError
 from hpc.files import make_directory, storage_errors, write_atomic
@@ -55,7 +56,7 @@ class Pipeline:
         for study in self.chain:
             for run in study.runs:
                 place = study.run_dir(self.root, run)
-                if place.is_done() and result_of(run, place) is None:
+                if place.result.exists() and result_of(run, place) is None:
                     found.append(place.result)
         return found
 
@@ -140,10 +141,7 @@ def pipeline(config: str | Path, sets: Sequence[str], root: Path) -> Pipeline:
 
 def result_of(run: Run, place: RunDir) -> Result | None:
     """What a run ended with; None before its end, and for a result that is damaged or not its."""
-    with contextlib.suppress(DataError):
-        result = read_result(place.result)
-        return result if result is not None and result.seed == run.seed else None
-    return None
+    return records.result_of(place, run.seed, run.point.settings.train)
 
 
 def set_aside(results: Sequence[Path]) -> None:

@@ -19,7 +19,6 @@ import msgspec
 from msgspec import Meta
 
 from glass_cnn.paths import RunDir
-from glass_cnn.settings import RunSettings
 from glass_cnn.train_settings import Train
 from hpc.errors import DataError
 from hpc.records import Event, keep_records, parsed, read_records
@@ -324,10 +323,10 @@ def own_result(run: RunDir, seed: int, train: Train) -> Result | None:
     return result
 
 
-def result_of(run: RunDir, settings: RunSettings) -> Result | None:
+def result_of(run: RunDir, seed: int, train: Train) -> Result | None:
     """`own_result`; None also where that is damaged or not its own: the run is not complete."""
     with contextlib.suppress(DataError):
-        return own_result(run, settings.seed, settings.train)
+        return own_result(run, seed, train)
     return None
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from glass_cnn.analysis.arms import estimate
 from glass_cnn.analysis.table import aggregate, combine, find_study, write, write_table
 from glass_cnn.paths import StudyDir, logs_root
-from glass_cnn.report.terminal import arms_table, counted
+from glass_cnn.report.terminal import arms_table, counted, summary
 from hpc.commandline import Parser, run_main
 
 
@@ -37,14 +37,15 @@ def main(argv: list[str]) -> None:
     for study, directory in found:
         result = aggregate(study, directory)
         write(result)
-        console.print(arms_table(study.name, estimate(result)), counted(result.table))
+        console.print(arms_table(study.name, estimate(result)))
+        console.print(summary(result), soft_wrap=True, highlight=False, markup=False)
         console.print(directory.summary, directory.summary_csv, sep="\n", soft_wrap=True)
         results.append(result)
     if len(results) > 1:
         table, together = combine(results), StudyDir(root)
         parquet, csv = together.summary, together.summary_csv
         write_table(table, parquet, csv)
-        console.print("all studies:", counted(table))
+        console.print("all studies:", counted(table), soft_wrap=True, highlight=False, markup=False)
         console.print(parquet, csv, sep="\n", soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ from glass_cnn.analysis.arms import estimate
 from glass_cnn.analysis.table import aggregate, find_study, write
 from glass_cnn.paths import logs_root
 from glass_cnn.report.page import write_report
-from glass_cnn.report.terminal import arms_table, counted
+from glass_cnn.report.terminal import arms_table, summary
 from hpc.commandline import Parser, run_main
 
 
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     # Results that came since are not in it; jobs.submit sees that they are newer.
     os.utime(directory.report, (began, began))
     console = Console()
-    console.print(arms_table(study.name, estimates), counted(result.table))
+    console.print(arms_table(study.name, estimates))
+    console.print(summary(result), soft_wrap=True, highlight=False, markup=False)
     console.print(directory.summary, *pages, sep="\n", soft_wrap=True)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -37,8 +36,6 @@ ALIVE = 30.0
 """a run whose rank 0 has written its heartbeat within so many seconds is running"""
 WIDTH = 1000
 """columns of a table that goes into a file or a pipe: nothing is cut there"""
-TAIL = 16_384
-"""bytes read from the end of a record file"""
 ORDER = ("running", "ending", "requeued", "pending", "failed", "stopped", "damaged", "complete")
 """states in the order they are shown; others come last"""
 COLOURS = {
@@ -172,7 +169,7 @@ def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
         facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
         run = RunDir(place.runs / facts["run"])
         state, detail = state_of(run, facts, queued.get(str(run.result)), rows is None)
-        left = time_left(run, facts) if state == "running" else None
+        left = time_left(facts) if state == "running" else None
         yield RunLine(state, detail, facts, left)
 
 
@@ -214,29 +211,10 @@ def ended(run: RunDir) -> tuple[str, str]:
     return "failed" if bad else "stopped", refused[-1].reason or ""
 
 
-def time_left(run: RunDir, facts: dict[str, Any]) -> float | None:
-    """Seconds to the last iteration at the present rate; None before there is one."""
-    records = [r for r in tail(run.metrics) if "seconds" in r and "iteration" in r]
-    if len(records) < 2 or not facts.get("train.iterations"):
-        return None
-    first, last = records[0], records[-1]
-    rate = (last["seconds"] - first["seconds"]) / max(1, last["iteration"] - first["iteration"])
-    return rate * (facts["train.iterations"] - last["iteration"])
-
-
-def tail(path: Path) -> list[dict[str, Any]]:
-    """The last records of a file; a first line that is cut is left out."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+def time_left(facts: dict[str, Any]) -> float | None:
+    """Seconds to the last iteration at the present pace; None before there is one."""
+    pace, total = facts["seconds_per_iteration"], facts.get("train.iterations")
+    return None if pace is None or not total else pace * (total - facts["iteration"])
 
 
 HEADINGS = ("run", "state", "iteration", "accuracy", "so far", "restarts", "ETA", "where or why")
@@ -269,7 +247,12 @@ def cells(run: RunLine) -> list[str]:
     accuracy = facts["final_validation_accuracy"]
     outcome = facts["outcome_so_far"] or ""
     changed = facts["numerics_change"]
-    notes = (run.detail, f"numerics changed {changed}" if changed else "")
+    damaged = facts["state"] == "damaged" and run.state != "damaged"
+    notes = (
+        run.detail,
+        f"damaged: {facts['reason']}" if damaged else "",
+        f"numerics changed {changed}" if changed else "",
+    )
     return [
         facts["run"],
         run.state,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Mapping
 
 from glass_cnn.data.dataset import check_split
 from glass_cnn.data_identity import check_study
@@ -16,7 +17,7 @@ from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.pipeline import SECTIONS, Pipeline, pipeline, result_of, set_aside
 from glass_cnn.study import Study
 from hpc.commandline import Parser, run_main
-from hpc.errors import EXIT_AGAIN
+from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_DATA
 from hpc.stages import Launcher
 from hpc.words import plural, shown
 
@@ -57,9 +58,12 @@ def main(argv: list[str]) -> int:
         set_aside(damaged)
     missing = whole.stages()
     if not missing:
-        print(f"{whole.study.name}: {all_of(whole.study)} complete; nothing to do.")
+        broken = broken_runs(whole.study, place)
+        if not broken:
+            print(f"{whole.study.name}: {all_of(whole.study)} complete; nothing to do.")
+        tell_broken(place, broken)
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
-        return 0
+        return EXIT_DATA if broken else EXIT_COMPLETE
     if any(stage.main for stage in missing):
         for study in whole.chain:
             check_split((point.settings for point in study.points), whole.root)
@@ -92,15 +96,34 @@ def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]
     return Local(launch.side_by_side), True
 
 
+def broken_runs(study: Study, place: StudyDir) -> dict[str, str]:
+    """Runs of the study whose records are damaged -> how; they are counted nowhere."""
+    from glass_cnn.analysis.table import aggregate
+
+    table = aggregate(study, place).table.select("run", "state", "reason")
+    own = {run.name for run in study.runs}
+    found = {run: str(reason) for run, state, reason in table.iter_rows() if state == "damaged"}
+    return {run: reason for run, reason in found.items() if run in own}
+
+
+def tell_broken(place: StudyDir, broken: Mapping[str, str]) -> None:
+    """Name damaged runs, and say what to do."""
+    for run, reason in list(broken.items())[:SHOWN]:
+        print(f"{shown(place.runs / run)} is damaged and not counted: {reason}.")
+    if broken:
+        left = f"{len(broken) - SHOWN} more like this. " if len(broken) > SHOWN else ""
+        print(f"{left}Remove these directories, and the same command trains them anew.")
+
+
 def summarize(whole: Pipeline, place: StudyDir, code: int) -> None:
     """The last words: every run with its accuracies and its place, and where the pages are."""
     study, root = whole.study, whole.root
     rows: list[tuple[str, ...]] = [("optimal", "test", "final", "test", "run")]
-    done = 0
+    broken, done = broken_runs(study, place), 0
     for run in study.runs:
         where = study.run_dir(root, run)
         result = result_of(run, where)
-        if result is None:
+        if result is None or run.name in broken:
             continue
         done += 1
         if done <= SHOWN:
@@ -113,6 +136,7 @@ def summarize(whole: Pipeline, place: StudyDir, code: int) -> None:
         print(*(" " + "  ".join(f"{x:7}" for x in row).rstrip() for row in rows), sep="\n")
     more = f" ({done - SHOWN} more in {shown(place.summary_csv)})" if done > SHOWN else ""
     print(f"\n{study.name}: {done} of {plural(len(study.runs), 'run')} complete{more}.")
+    tell_broken(place, broken)
     if place.report.exists():
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
     if code == EXIT_AGAIN:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from glass_cnn.paths import logs_root
-from glass_cnn.pipeline import SECTIONS, train_task
+from glass_cnn.pipeline import SECTIONS, result_of, set_aside, train_task
 from glass_cnn.study import Run, Study, load_study
 from hpc.batch import job_text
 from hpc.commandline import Parser, run_main
@@ -48,6 +48,10 @@ def find(args: argparse.Namespace, study: Study, root: Path) -> Task:
     """The task that the command line names; raises ConfigError."""
     if args.stage == "train":
         run = choose(study, args.run, os.environ.get("SLURM_ARRAY_TASK_ID"))
+        result = study.run_dir(root, run).result
+        if result.exists() and result_of(run, study.run_dir(root, run)) is None:
+            print(f"{result} is damaged: the run is finished again.", file=sys.stderr)
+            set_aside([result])
         return train_task(study, root, run, args.config)
     # Asked for by hand, it is done in any case; what exists already is found at once.
     place = study.directory(root)

@@ -57,9 +57,12 @@ def train_one(
     args: argparse.Namespace, ranks: World, stop: StopFlag, start: dict[str, Any]
 ) -> int | None:
     """Train the run that the command line names."""
+    from glass_cnn.records import result_of
+
     settings, run, root, notes = ranks.everywhere(lambda: choose(args))
     ranks.on_root(lambda: [print(f"note: {note}", flush=True) for note in notes])
-    done = ranks.broadcast(run.is_done())  # one answer: shared file systems may give two
+    # One answer for all: shared file systems may give two.
+    done = ranks.broadcast(result_of(run, settings.seed, settings.train) is not None)
     if done and not args.start_over:
         ranks.on_root(lambda: tell_complete(settings, run, root))
         return None

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from glass_cnn.analysis import rows
-from glass_cnn.analysis import table as module
+from glass_cnn.analysis import scan as module
 from glass_cnn.analysis.table import Aggregation, aggregate, combine, find_study, write
 from glass_cnn.paths import StudyDir
 from glass_cnn.records import Lineage

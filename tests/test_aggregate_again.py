@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from glass_cnn.analysis import rows
-from glass_cnn.analysis import table as module
+from glass_cnn.analysis import rows, table
+from glass_cnn.analysis import scan as module
 from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
@@ -136,7 +136,8 @@ def test_what_another_version_of_the_code_found_is_not_used(
     result = aggregate(study, place)
     if written:
         write(result)
-    monkeypatch.setattr(module, "_code", lambda: "another")
+    for place_of_use in (module, table):
+        monkeypatch.setattr(place_of_use, "code", lambda: "another")
     aggregate(study, place)
     assert len(reads) == 2
 

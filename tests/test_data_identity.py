@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from glass_cnn.analysis import table
+from glass_cnn.analysis import scan
 from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.data import dataset as data
 from glass_cnn.data.imports import import_data
@@ -226,7 +226,7 @@ def test_a_run_does_not_go_on_with_other_data(replaced: Path, mpirun: Callable[.
     assert names_both(done.stderr, replaced)
     assert done.stderr.count("error:") == 1
     assert kept(run) == before
-    assert not run.is_done()
+    assert not run.result.exists()
     assert run_main(submit.main, words(replaced, "--dry-run")) == 65
 
 
@@ -305,7 +305,7 @@ def test_seeds_of_two_data_sets_never_stand_in_one_arm(tmp_path: Path) -> None:
 def test_the_table_is_made_anew_when_the_data_change(
     trained: Path, sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "JUST_CHANGED", 0)  # else it is made anew in any case
+    monkeypatch.setattr(scan, "JUST_CHANGED", 0)  # else it is made anew in any case
     place = Path(shutil.copytree(trained, tmp_path / "copy"))
     study = load_study(place / "study.yaml")
     write(aggregate(study, study.directory(place / "logs")))

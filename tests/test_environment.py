@@ -120,7 +120,7 @@ def test_a_study_trains_under_any_launcher(
     assert done.returncode == 0, done.stdout + done.stderr
     found = load_study(study)
     run = found.run_dir(logs, found.runs[0])
-    assert run.is_done()
+    assert run.result.exists()
     (start,) = read_records(run.provenance)
     assert start["ranks"] == ranks
     assert start["slurm"] == {}

@@ -329,9 +329,9 @@ def run(tmp_path: Path) -> RunDir:
 def test_a_result_that_cannot_be_is_none(run: RunDir, change: dict[str, Any], told: str) -> None:
     settings = synthetic.study(seeds=1).runs[0].settings
     whole = as_dict(msgspec.json.decode(run.result.read_bytes()))
-    assert records.result_of(run, settings) is not None
+    assert records.result_of(run, settings.seed, settings.train) is not None
     run.result.write_bytes(msgspec.json.encode({**whole, **change}))
-    assert records.result_of(run, settings) is None
+    assert records.result_of(run, settings.seed, settings.train) is None
     with pytest.raises(DataError) as raised:
         records.own_result(run, settings.seed, settings.train)
     assert str(raised.value).startswith(told)

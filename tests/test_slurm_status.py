@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -13,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 from rich.console import Console
 
+from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import RunDir, StudyDir
+from glass_cnn.records import read_evaluations
 from glass_cnn.study import Study
 from hpc.batch import job_text
 from hpc.records import append_record, read_records
@@ -97,12 +99,30 @@ def test_a_run_with_a_fresh_heartbeat_runs_on_this_machine(study: Study, place: 
         assert status.state_of(run, facts, None)[0] == "stopped"
 
 
-def test_time_left_is_the_rate_of_late_times_what_is_to_do(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    lines = [json.dumps({"iteration": i, "seconds": 100 + 2.0 * i}) for i in range(1, 11)]
-    run.metrics.write_text("\n".join(lines) + '\n{"iteration": 11, "sec')
-    assert status.time_left(run, {"train.iterations": 60}) == pytest.approx(2.0 * 50)
+def test_time_left_is_the_pace_of_late_times_what_is_to_do(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=1)
+    run = synthetic.write_run(
+        synthetic.directory(study, tmp_path), study.runs[0], done=False, count=30
+    )
+    early = [replace(e, seconds=1e-3 * e.iteration) for e in read_evaluations(run.metrics)[:10]]
+    synthetic.write_metrics(run.metrics, [*early, *read_evaluations(run.metrics)[10:]])
+    with run.metrics.open("a") as file:
+        file.write('{"iteration": 31, "sec')
+    (facts,) = aggregate(study, StudyDir(tmp_path / study.name)).table.to_dicts()
+    assert facts["seconds_per_iteration"] == 2.5
+    assert status.time_left(facts) == 2.5 * 30
+    assert status.time_left({**facts, "seconds_per_iteration": None}) is None
     assert duration(3675) == "1:01:15"
+
+
+def test_a_damaged_run_that_runs_is_called_both(study: Study, place: StudyDir) -> None:
+    rows, run = rows_of(study, place), RunDir(place.runs / study.runs[1].name)
+    synthetic.write_metrics(run.metrics, read_evaluations(run.metrics)[4:])
+    text = Console(width=200, record=True, file=io.StringIO())
+    text.print(status.study_part(study, place, rows, None))
+    (line,) = [line for line in text.export_text().splitlines() if line.startswith(run.name)]
+    assert "running" in line
+    assert "damaged: metrics.jsonl lacks the evaluations of iterations 1–4" in line
 
 
 def test_table_is_readable_and_long_ones_are_cut(

@@ -162,7 +162,7 @@ def a_study_from_simulation_to_report(stage: StageOf) -> None:
     wrong = study.runs["wrong"]
     good = [run for run in study.runs.values() if run is not wrong]
     until(study.place.report.exists, "report", list(study.runs.values()))
-    assert all(run.is_done() and starts(run) == [0] for run in good)
+    assert all(run.result.exists() and starts(run) == [0] for run in good)
     assert len(events(wrong, "job_start")) == 1, "it failed once"
     assert events(wrong, "requeue") == []
     assert "bad configuration" in reasons(wrong, "no_requeue")[0]

@@ -373,7 +373,7 @@ def test_ctrl_c_stops_at_checkpoints_and_the_same_command_goes_on(
     assert launcher.returncode == EXIT_AGAIN, said
     assert "stopped at a checkpoint" in said
     assert "the same command goes on from here" in said
-    assert not run.is_done()
+    assert not run.result.exists()
     stop = [r for r in read_records(run.events) if r["event"] == "stopped"]
     assert [(r["by"], r["step"] > 8) for r in stop] == [("SIGUSR1", True)]
     assert list(run.checkpoints.glob(f"step-{stop[0]['step']:09d}"))

@@ -84,7 +84,7 @@ def test_ranks_that_end_with_different_weights_do_not_complete_a_run(
     plan.add("flip", fault(1, "step", 4, "flip"))
     plan.carry_out(mpirun, code=70)
     assert "ranks ended with different weights" in "".join(plan.said["flip"][0])  # one is first
-    assert not plan.run("flip").is_done()
+    assert not plan.run("flip").result.exists()
 
 
 def test_a_rank_that_hangs_is_named_and_nothing_is_left(

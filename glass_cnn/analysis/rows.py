@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -21,6 +22,8 @@ from hpc.errors import UserError
 from hpc.yaml_files import parse_yaml
 
 FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
+LATE = 12
+"""evaluations whose pace tells how long the rest will take"""
 LOGS = {"output.log", "events.jsonl", "crashes"}
 """what stands in a directory before the run has written its settings"""
 
@@ -68,6 +71,10 @@ class Row:
     final_validation_loss: float | None = None
     final_predicted_glass_fraction: float | None = None
     validation_examples: int | None = None
+    curve: str | None = None
+    """digest of losses and accuracies: runs of different seeds have different ones"""
+    seconds_per_iteration: float | None = None
+    """over the last evaluations"""
     torn_lines: int = 0
     rollbacks: int = 0
     checkpoints_refused: int = 0
@@ -233,11 +240,30 @@ def _read_last(row: Row, metrics: Metrics) -> None:
         if f"final_{name}" in SCHEMA:
             setattr(row, f"final_{name}", _finite(values[-1]))
     row.validation_examples = int(metrics.examples[-1])
+    row.curve, row.seconds_per_iteration = _curve(metrics), _pace(metrics)
     accuracy = metrics.series["validation_accuracy"]
     best = int(np.where(np.isfinite(accuracy), accuracy, -1).argmax())
     if np.isfinite(accuracy[best]):
         row.optimal_iteration = int(metrics.iteration[best])
         row.optimal_validation_accuracy = float(accuracy[best])
+
+
+def _curve(metrics: Metrics) -> str | None:
+    """Digest of what a run's seed decides; None where no loss was finite."""
+    losses = [metrics.series[name] for name in ("train_loss", "validation_loss")]
+    if not np.isfinite(losses).any():
+        return None
+    curves = np.stack([*losses, metrics.series["validation_accuracy"]])
+    return hashlib.blake2b(curves.tobytes(), digest_size=8).hexdigest()
+
+
+def _pace(metrics: Metrics) -> float | None:
+    """Seconds an iteration, over the last LATE evaluations."""
+    late = slice(-LATE, None)
+    seconds, iteration = metrics.seconds[late], metrics.iteration[late]
+    if len(seconds) < 2 or not np.isfinite(seconds[[0, -1]]).all():
+        return None
+    return float(seconds[-1] - seconds[0]) / max(1, int(iteration[-1] - iteration[0]))
 
 
 def _finite(value: float) -> float | None:

@@ -1,53 +1,27 @@
-"""Run directories to one table: what became of each run, and why some are not counted.
-
-Reading is incremental: what is known of a directory is kept with the size and time of change of
-each of its files, and only directories where one of these differs are read again. It is safe
-while runs are writing.
-"""
+"""A study's runs as one table: what became of each, and why some are not counted."""
 
 from __future__ import annotations
 
-import array
-import contextlib
-import functools
 import hashlib
 import json
-import multiprocessing
-import operator
 import os
-import time
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from glass_cnn import data_identity, metrics, outcomes, records, train_settings
-from glass_cnn import settings as run_settings
-from glass_cnn.analysis import rows, statistics
-from glass_cnn.analysis.rows import FILES, SCHEMA, read_run, thresholds
-from glass_cnn.paths import RUN_NAME, StudyDir, logs_root
-from glass_cnn.settings import Analysis
+from glass_cnn import data_identity, outcomes, records
+from glass_cnn.analysis.rows import SCHEMA
+from glass_cnn.analysis.scan import RunListing, code, look, scan
+from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.study import Study, load_study
-from hpc import config
 from hpc.config import to_tree
-from hpc.errors import DataError, StorageError
 from hpc.files import make_directory, storage_errors
 
-Marks = NDArray[np.int64]
 Stored = Mapping[str, records.DataIdentity | None]
 """label of a point -> the data that lie there now; None where that is not known"""
-
-PARALLEL_FROM = 2000
-"""Directories from which on several processes are faster than one."""
-PROCESSES = 8
-"""At most; it may be a login node's cores that they take."""
 
 MAIN_SETTINGS = (
     "data.name",
@@ -61,6 +35,9 @@ MAIN_SETTINGS = (
     "train.l2",
 )
 """Settings that are columns of every table; others are where they differ within the study."""
+
+SHOWN = 5
+"""Names, or groups of them, in a warning."""
 
 
 # --- all directories of a study --------------------------------------------------------------
@@ -83,6 +60,17 @@ class Aggregation:
     def counted(self) -> pl.DataFrame:
         """The complete runs that statistics are made of."""
         return self.table.filter(pl.col("counted"))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What cannot be of the runs together, though each by itself is in order."""
+        told = [
+            f"{_names(runs)} have the same {' and '.join(what)} though their seeds differ: they "
+            "are one run, not several; see whether the seed was used, and count one of them"
+            for runs, what in twins(self.table).items()
+        ]
+        more = [f"{len(told) - SHOWN} more groups of such runs"] if len(told) > SHOWN else []
+        return told[:SHOWN] + more
 
 
 def find_study(
@@ -154,12 +142,42 @@ def _kept(place: StudyDir, key: str | None, header_only: bool = False) -> pl.Dat
         return None
 
 
+def twins(table: pl.DataFrame) -> dict[tuple[str, ...], list[str]]:
+    """Runs of different seeds that are one -> what of them is the same: weights, curve."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for column, what in (("weights_sha256", "weights"), ("curve", "curve")):
+        groups = (
+            table.filter(USABLE & pl.col(column).is_not_null())
+            .group_by(column)
+            .agg(pl.col("run").sort_by("seed", "run"), seeds=pl.col("seed").n_unique())
+            .filter(pl.col("seeds") > 1)
+            .sort(pl.col("run").list.first())
+        )
+        for runs in groups["run"].to_list():
+            found.setdefault(tuple(runs), []).append(what)
+    return found
+
+
+def _names(runs: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    return ", ".join(runs[:SHOWN]) + more
+
+
 def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
     """One table of several studies; a run that a former study holds already is not counted."""
     table = pl.concat([r.table for r in results], how="diagonal_relaxed")
     again = pl.col("counted") & ~pl.struct("point", "seed", "counted").is_first_distinct()
     reason = "the same run stands in a study named before"
     return _set_aside(table, again, "duplicate", pl.lit(reason))
+
+
+def _key(study: Study, state: RunListing, data: Stored) -> str | None:
+    """Checksum of the study, its data, its directories and the code that reads them."""
+    if (state.marks == -2).any():
+        return None
+    told = json.dumps([study.tree, state.names, code(), data], default=str).encode()
+    return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
 
 
 # --- what the study adds ---------------------------------------------------------------------
@@ -297,183 +315,3 @@ def _column(values: list[Any]) -> pl.Series:
     if len(kinds - {int, float}) == 0 or len(kinds) == 1:
         return pl.Series(values, strict=False)
     return pl.Series([None if v is None else str(v) for v in values], dtype=pl.String)
-
-
-# --- reading what changed --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RunListing:
-    """The entries of a study's runs/ and the marks of their files."""
-
-    names: list[str]
-    marks: Marks
-    """-2 in rows of files that may change again within a tick of the file system's clock"""
-
-
-def look(directory: StudyDir) -> RunListing:
-    """The present state of a study's directories, without reading a file; raises DataError."""
-    try:
-        names = sorted(name for name in os.listdir(directory.runs) if not name.startswith("."))
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise DataError(f"{directory.runs}: cannot be read: {error.strerror}.") from None
-    now = time.time_ns()
-    marks = np.concatenate([_NO_MARKS, *_spread(functools.partial(_marks, directory.runs), names)])
-    marks[marks.max(axis=1, initial=0) > now - JUST_CHANGED] = -2
-    return RunListing(names, marks)
-
-
-def _key(study: Study, state: RunListing, data: Stored) -> str | None:
-    """Checksum of the study, its data, its directories and the code that reads them."""
-    if (state.marks == -2).any():
-        return None
-    told = json.dumps([study.tree, state.names, _code(), data], default=str).encode()
-    return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
-
-
-def scan(directory: StudyDir, state: RunListing, analyses: Mapping[str, Analysis]) -> pl.DataFrame:
-    """One row per entry of the study's runs/; `analyses` holds the thresholds of each label."""
-    cache = directory.path / ".aggregate.parquet"
-    known, fresh = _known(cache, state, analyses)
-    read = [name for name, ok in zip(state.names, fresh, strict=True) if not ok]
-    if not read and len(known) == len(state.names):
-        return known.drop(MARKS)
-    new = _frame(_spread(functools.partial(_read_chunk, directory.runs, analyses), read))
-    table = pl.concat([known.drop(MARKS), new], how="diagonal").sort("run")
-    _keep(cache, table.hstack(pl.DataFrame(state.marks, schema=MARKS)))
-    return table
-
-
-JUST_CHANGED = 2_000_000_000
-"""Files younger than this (ns) when they were read are read again the next time."""
-
-MARKS = [f"{file}.{what}" for file in FILES for what in ("size", "changed")]
-_NO_MARKS = np.empty((0, len(MARKS)), np.int64)
-
-T = TypeVar("T")
-
-
-def _spread(work: Callable[[list[str]], T], names: list[str]) -> list[T]:
-    """`work` over chunks of names, on several processes where that is faster."""
-    if len(names) < PARALLEL_FROM:
-        return [work(names)]
-    chunks = [names[i : i + 500] for i in range(0, len(names), 500)]
-    with warnings.catch_warnings():
-        # Children read files and return plain tuples: no threads, no Polars, safe to fork.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        processes = min(len(os.sched_getaffinity(0)), PROCESSES)
-        forked = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(processes, mp_context=forked) as pool:
-            return list(pool.map(work, chunks))
-
-
-def _marks(runs: Path, names: list[str]) -> Marks:
-    """Size and time of change of each file of each directory; -1 where there is none."""
-    found = array.array("q")
-    base = os.open(runs, os.O_RDONLY) if names else -1
-    for name in names:
-        for file in FILES:
-            try:
-                status = os.stat(f"{name}/{file}", dir_fd=base)
-                found.extend((status.st_size, status.st_ctime_ns))
-            except OSError:
-                found.extend((-1, -1))
-    if names:
-        os.close(base)
-    return np.frombuffer(found, np.int64).reshape(len(names), len(MARKS))
-
-
-@dataclass
-class _Chunk:
-    """Rows of some directories as plain values, which are cheap to send between processes."""
-
-    values: list[tuple[Any, ...]]
-    diagnostics: dict[tuple[str, ...], tuple[list[str], list[NDArray[np.float64]]]]
-    """names -> runs that measured them, and their last and largest values"""
-
-
-def _read_chunk(runs: Path, analyses: Mapping[str, Analysis], names: list[str]) -> _Chunk:
-    chunk = _Chunk([], {})
-    for name in names:
-        match = RUN_NAME.fullmatch(name)
-        row = read_run(runs / name, analyses.get(match["label"]) if match else None)
-        chunk.values.append(_values(row))
-        measured, last, largest = row.diagnostics
-        if measured:
-            alike = chunk.diagnostics.setdefault(measured, ([], []))
-            alike[0].append(name)
-            alike[1].append(np.concatenate([last, largest]))
-    return chunk
-
-
-_values = operator.attrgetter(*SCHEMA)
-
-
-def _frame(chunks: list[_Chunk]) -> pl.DataFrame:
-    values = [row for chunk in chunks for row in chunk.values]
-    columns = zip(*values, strict=True) if values else [[]] * len(SCHEMA)
-    table = pl.DataFrame(
-        [
-            pl.Series(name, column, dtype)
-            for (name, dtype), column in zip(SCHEMA.items(), columns, strict=True)
-        ]
-    )
-    measured = [
-        _measured(names, chunks) for names in sorted({n for c in chunks for n in c.diagnostics})
-    ]
-    if not measured:
-        return table
-    return table.join(pl.concat(measured, how="diagonal"), on="run", how="left")
-
-
-def _measured(names: tuple[str, ...], chunks: list[_Chunk]) -> pl.DataFrame:
-    """Diagnostics of all runs that measured the same."""
-    alike = [chunk.diagnostics[names] for chunk in chunks if names in chunk.diagnostics]
-    matrix = np.array([row for _, rows in alike for row in rows])
-    columns = [f"diagnostics.{name}.{what}" for what in ("last", "max") for name in names]
-    runs = pl.Series("run", [run for runs, _ in alike for run in runs])
-    return pl.DataFrame([runs]).hstack(pl.from_numpy(matrix, columns).fill_nan(None))
-
-
-def _known(
-    cache: Path, state: RunListing, analyses: Mapping[str, Analysis]
-) -> tuple[pl.DataFrame, list[bool]]:
-    """Rows of the cache that still hold, and for each name whether one does."""
-    names, marks = state.names, state.marks
-    nothing = pl.DataFrame(schema={**SCHEMA, **dict.fromkeys(MARKS, pl.Int64)})
-    try:
-        if pl.read_parquet_metadata(cache).get("code") != _code():
-            return nothing, [False] * len(names)
-        old = pl.read_parquet(cache)
-    except (OSError, pl.exceptions.PolarsError):
-        return nothing, [False] * len(names)
-    if old.is_empty():
-        return nothing, [False] * len(names)
-    place = {name: i for i, name in enumerate(old["run"].to_list())}
-    where = np.array([place.get(name, -1) for name in names], np.int64)
-    same = (where >= 0) & (old.select(MARKS).to_numpy()[where] == marks).all(axis=1)
-    same &= (marks != -2).all(axis=1)
-    wanted = {label: thresholds(analysis) for label, analysis in analyses.items()}
-    now = pl.col("label").replace_strict(wanted, default=None, return_dtype=pl.String)
-    judged = old.select((now == pl.col("analysis")).fill_null(True)).to_series().to_numpy()
-    same &= judged[where]
-    return old[where[same]], same.tolist()
-
-
-def _code() -> str:
-    """Checksum of the code that makes the rows: another version reads everything anew."""
-    names = (config, run_settings, train_settings)
-    modules = (metrics, outcomes, records, rows, statistics, *names)
-    files = (module.__file__ or "" for module in modules)
-    return str(zlib.crc32(b"".join(Path(file).read_bytes() for file in files)))
-
-
-def _keep(cache: Path, table: pl.DataFrame) -> None:
-    """Write the cache; where that is not allowed, another's runs can still be looked at."""
-    with contextlib.suppress(StorageError), storage_errors(cache):
-        make_directory(cache.parent)
-        aside = cache.with_name(f"{cache.name}.{os.getpid()}")
-        table.write_parquet(aside, metadata={"code": _code()})
-        aside.replace(cache)

@@ -94,7 +94,7 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "wanted": estimates.wanted,
         "seeds": _seeds(result.study.section.seed_list),
         "estimates": estimates,
-        "answers": words.answers(estimates),
+        "answers": [*(("Warning:", told) for told in result.warnings), *words.answers(estimates)],
         "confidence": words.level(estimates.arms[0].analysis.confidence),
         "any_learned": any(arm.times for arm in estimates.arms),
         "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),

@@ -7,8 +7,12 @@ from rich.table import Table
 
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
+from glass_cnn.analysis.table import Aggregation
 from glass_cnn.report.words import interval, percent
 from hpc.words import plural
+
+MOST_DAMAGED = 20
+"""Damaged runs that are named; all are in the tables."""
 
 
 def arms_table(name: str, estimates: Estimates) -> Table:
@@ -37,8 +41,17 @@ def _cells(arm: Arm) -> list[str]:
 
 
 def counted(table: pl.DataFrame) -> str:
-    """How many runs are counted, and what the others are."""
+    """How many runs are counted, and what the others are; damaged ones by name."""
     states = dict(table["state"].value_counts(sort=True).iter_rows())
     complete = states.pop("complete", 0)
     others = ", ".join(f"{count} {state}" for state, count in states.items())
-    return f"{plural(complete, 'run')} counted" + (f"; not counted: {others}" if others else "")
+    told = f"{plural(complete, 'run')} counted" + (f"; not counted: {others}" if others else "")
+    damaged = table.filter(pl.col("state") == "damaged").select("run", "reason").rows()
+    lines = [f"damaged: {run}: {reason}" for run, reason in damaged[:MOST_DAMAGED]]
+    more = len(damaged) - len(lines)
+    return "\n".join([told, *lines, *([f"… and {more} more damaged ones"] if more else [])])
+
+
+def summary(result: Aggregation) -> str:
+    """What stands below the table of arms: how many runs are counted, and warnings."""
+    return "\n".join([counted(result.table), *(f"warning: {told}" for told in result.warnings)])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.paths import RunDir
-from glass_cnn.records import Numerics, Start
+from glass_cnn.records import Numerics, Start, result_of
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch
 from glass_cnn.training.diagnostics import Diagnostics
@@ -63,7 +63,8 @@ def train(
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)
         state, recorder, train = job.state, job.recorder, settings.train
-        if world.broadcast(run.is_done()):  # by the process that this one has waited for
+        # By the process that this one has waited for.
+        if world.broadcast(result_of(run, settings.seed, train) is not None):
             return EXIT_COMPLETE
         verify(job, start)
         begin(job, root, start)

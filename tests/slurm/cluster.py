@@ -135,7 +135,7 @@ def until(
 
 
 def until_done(*runs: RunDir) -> None:
-    until(lambda: all(run.is_done() for run in runs), "end of all runs", runs)
+    until(lambda: all(run.result.exists() for run in runs), "end of all runs", runs)
 
 
 # -- the queue -------------------------------------------------------------------------------------

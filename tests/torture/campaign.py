@@ -167,7 +167,7 @@ class Torture:
             while len(case.suffered) < PER_RUN and self.ledger.injected < self.options.count:
                 if self.strikes.strike_once(case):
                     break
-            ended = case.run.is_done() or self.go_to_the_end(case)
+            ended = case.run.result.exists() or self.go_to_the_end(case)
             identical = ended and outcome(case.run) == wanted
             self.close(case, ended, identical)
 
