@@ -217,7 +217,7 @@ def test_a_start_by_hand_finishes_a_run_whose_result_is_none(
     if content is not None:
         one.result.write_text(content if content[:1] != "o" else other.result.read_text())
     trained: list[str] = []
-    loop = SimpleNamespace(train=lambda _, run, *rest: trained.append(run.name), start_over=None)
+    loop = SimpleNamespace(train=lambda _, run, *_rest: trained.append(run.name), start_over=None)
     monkeypatch.setitem(sys.modules, "glass_cnn.training.loop", loop)
     monkeypatch.setattr(numerics, "choose", lambda *_: None)
     words = [study.name, one.name, "--logs", str(place.path.parent)]
