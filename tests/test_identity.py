@@ -13,7 +13,8 @@ import pytest
 
 from glass_cnn.analysis import rows
 from glass_cnn.analysis.rows import read_run
-from glass_cnn.analysis.table import _code, aggregate
+from glass_cnn.analysis.scan import code
+from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import DataIdentity, Numerics
 from glass_cnn.settings import Model, RunSettings, build_run, load_run
@@ -401,7 +402,7 @@ def test_a_run_of_another_meaning_is_looked_at_with_a_word(
 
 
 def test_a_summary_of_a_former_version_is_not_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, read_bytes = _code(), Path.read_bytes
+    before, read_bytes = code(), Path.read_bytes
     for name in ("settings.py", "train_settings.py", "config.py"):
         # The file of another version, as far as the checksum of the code sees it.
         monkeypatch.setattr(
@@ -409,4 +410,4 @@ def test_a_summary_of_a_former_version_is_not_shown_again(monkeypatch: pytest.Mo
             "read_bytes",
             lambda path, name=name: read_bytes(path) + b"#" * (path.name == name),
         )
-        assert _code() != before
+        assert code() != before
