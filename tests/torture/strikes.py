@@ -130,7 +130,7 @@ class Strikes:
             start.kill()
             if case.disk is not None:
                 case.disk.empty()
-        return case.run.is_done()
+        return case.run.result.exists()
 
     def disturb(self, case: Case, start: StartedRun, fault: Fault) -> bool:
         """Inject what ends no start; False if that was not possible."""
@@ -165,7 +165,7 @@ class Strikes:
                 start.kill()
         self.check_words(case, READ_ONLY, console.read_text(errors="replace"), 0)
         console.unlink()
-        return case.run.is_done()
+        return case.run.result.exists()
 
     def finish(self, case: Case, start: StartedRun, fault: Fault | None, sent: float) -> None:
         """Wait for a start's end, and measure what it leaves."""
@@ -214,7 +214,7 @@ class Strikes:
         missing = [word for word in wanted if word not in said]
         if fault == HANG and f"(process {culprit} " not in said:
             missing.append(f"process {culprit}")
-        if missing and not case.run.is_done():
+        if missing and not case.run.result.exists():
             self.complain(f"run {case.number}: after {fault} nothing was said of {missing}")
 
     def count(self, case: Case, fault: Fault) -> Tally:
