@@ -185,12 +185,27 @@ def test_pending_runs_of_throttled_arrays_are_not_lost(pretend: Pretend, study: 
             "901|[0-99999999999%7]|PENDING|JobArrayTaskLimit||",
             *others,
             f"{FIRST + 1}|{form}|PENDING|JobArrayTaskLimit||{file}",
-            "half a line|7",
+            "904|half a line",
         )
-        found = slurm.active_in(study, slurm.queue())
+        rows = slurm.queue()
+        assert {row.job for row in rows} <= {"900", "901", "101", "102", "103"}, form
+        found = slurm.active_in(study, rows)
         assert len(found) == 14, form
         launch(study, runs=12)
         assert len(pretend.calls("sbatch")) == 3, form
+
+
+def test_of_an_array_that_waits_in_part_the_rest_is_missing(pretend: Pretend, study: Path) -> None:
+    launch(study, runs=12)
+    file = next(line for line in pretend.queue if "train" in line).rsplit("|", 1)[1]
+    (pretend.folder / "queue").write_text("")
+    pretend.put(
+        f"{FIRST + 1}|1|RUNNING|None|n1|{file}",
+        f"{FIRST + 1}|[3,6-10:2%4]|PENDING|JobArrayTaskLimit||{file}",
+    )
+    found = slurm.active_in(study, slurm.queue())
+    names = sorted(int(re.sub(r"base-s(\d+)-.*", r"\1", name)) for name, _ in found.values())
+    assert names == [1, 3, 6, 8, 10]
 
 
 @pytest.mark.parametrize("state", ["PENDING", "SUSPENDED", "REQUEUE_HOLD", "ÜNKNOWN", "", "42"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_evaluations
 from glass_cnn.study import Study
 from hpc.batch import job_text
+from hpc.environment import BATCH_JOB
 from hpc.records import append_record, read_records
 from hpc.site import Site
 from hpc.slurm import Queued
@@ -188,7 +190,9 @@ def test_cancel_asks_the_launcher_above_the_ranks(
         "--logs",
         str(logs),
     ]
-    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) as submit:
+    # In a shell of somebody's job: what is started here is none of Slurm's all the same.
+    env = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "far", BATCH_JOB: "77"}
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True, env=env) as submit:
         place = StudyDir(logs / "long")
         wait_for(lambda: any(place.runs.glob("*/metrics.jsonl")), 180)
         (tmp_path / "link").symlink_to(logs)
@@ -197,6 +201,43 @@ def test_cancel_asks_the_launcher_above_the_ranks(
     assert len(list(place.runs.glob("*/metrics.jsonl"))) == 1, "the second run was not started"
     stops = [r for run in place.runs.iterdir() for r in read_records(run / "events.jsonl")]
     assert [record["event"] for record in stops] == ["stopped"], "it wrote its checkpoint"
+
+
+class Process:
+    """What psutil says of a process."""
+
+    def __init__(self, *words: str, **variables: str) -> None:
+        self.info, self.variables = {"cmdline": list(words)}, variables
+
+    def environ(self) -> dict[str, str]:
+        if "hidden" in self.variables:
+            raise psutil.AccessDenied
+        return self.variables
+
+
+def test_whose_a_training_is_who_started_it_says(place: StudyDir) -> None:
+    rank = ("python", "-m", "jobs.train", str(place.study), "base-s0")
+
+    def ours(*words: str, **variables: str) -> bool:
+        return cancel.trains(Process(*words, **variables), place)  # type: ignore[arg-type]
+
+    assert ours(*rank)
+    assert ours(*rank, SLURM_JOB_ID="7", SLURM_PROCID="0"), "by hand, within an allocation"
+    assert not ours(*rank, **{"SLURM_JOB_ID": "7", BATCH_JOB: "7"}), "of a batch script"
+    assert not ours("python", "-m", "jobs.train", "other/study.yaml", "base-s0")
+    assert not ours("python", "-m", "jobs.report", str(place.study))
+    assert not ours(*rank, hidden="of another user")
+
+
+def test_a_rank_that_ends_meanwhile_is_no_error(
+    place: StudyDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        process = psutil.Process(ended.pid)
+        process.info = {"cmdline": ["python", "-m", "jobs.train", "x"]}
+    monkeypatch.setattr(psutil, "process_iter", lambda _: [process])
+    monkeypatch.setattr(cancel, "trains", lambda *_: True)
+    assert cancel.stop_here(place) == 1
 
 
 @pytest.fixture
