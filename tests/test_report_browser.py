@@ -7,12 +7,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from glass_cnn.analysis.table import Aggregation
-from glass_cnn.report import pagedata
+from glass_cnn.report import pagedata, palette
 from tests import synthetic
 from tests.collapse_study import ARMS, pages, with_report
 
@@ -203,3 +204,64 @@ def test_screenshot_and_print(page: Page, tmp_path: Path) -> None:
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF")
     assert page.locator("text=alert(1)").count() >= 2
+
+
+def opened(browser: Browser, large: Aggregation, **options: Any) -> Page:
+    """The report with all its charts, on another screen."""
+    page = browser.new_page(**options)
+    page.goto(large.directory.report.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    return page
+
+
+@pytest.mark.requires("chromium")
+def test_the_page_fits_a_phone(browser: Browser, large: Aggregation) -> None:
+    page = opened(browser, large, viewport={"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    outside = page.evaluate(
+        """[...document.querySelectorAll("main *")].filter(
+            e => e.getBoundingClientRect().right > 391 && !e.closest(".scroll")).length"""
+    )
+    assert outside == 0
+    page.close()
+
+
+@pytest.mark.requires("chromium")
+def test_charts_follow_a_dark_screen_and_back_and_paper_stays_white(
+    browser: Browser, large: Aggregation
+) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chart = "document.getElementById('curves-plot')._fullLayout.plot_bgcolor.toLowerCase()"
+    line = "document.getElementById('curves-plot').data[0].line.color.toLowerCase()"
+    page = opened(browser, large, color_scheme="dark")
+    dark, light = palette.DARK, palette.LIGHT
+    assert page.evaluate(ground) == "rgb(21, 24, 28)"
+    assert page.evaluate(chart) == dark["paper"]
+    assert page.evaluate(line) == dark["arm-0"].lower()
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(f"{chart} === '{light['paper']}'")
+    assert page.evaluate(line) == light["arm-0"].lower()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{chart} === '{dark['paper']}'")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(f"{chart} === '{light['paper']}'")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function(f"{chart} === '{dark['paper']}'")
+    page.close()
+
+
+@pytest.mark.requires("chromium")
+def test_tables_and_controls_work_by_keyboard_alone(page: Page) -> None:
+    page.locator("#runs-table thead button").nth(8).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#runs-table thead th").nth(8).get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Space")
+    assert page.locator("#runs-table thead th").nth(8).get_attribute("aria-sort") == "descending"
+    link = page.locator("#runs-table tbody a").first
+    link.focus()
+    page.keyboard.press("Enter")
+    assert page.get_attribute("#curves-plot", "data-isolated") == link.inner_text()
+    page.locator("#controls button[data-value=bands]").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.dataset.value") == "bands"
+    assert page.get_attribute("#curves-plot", "data-isolated") == ""
