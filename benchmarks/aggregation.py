@@ -68,6 +68,7 @@ def timed(what: str, study: Study, place: StudyDir) -> None:
     result = aggregate(study, place)
     write(result)
     wall, busy = time.perf_counter() - began, processor_seconds() - busy
+    assert len(result.counted) == len(study.runs), "damaged runs take less time"
     print(f"{wall:>8.2f} s {what} ({busy:.2f} s of processor; {len(result.counted)} counted)")
 
 
@@ -107,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="aggregation-"))
     arms = {f"arm{i}": {"train.batch_size": 10 + i} for i in range(ARMS)}
-    study = synthetic.study("large", args.runs // ARMS, arms=arms)
+    train = {"iterations": args.evaluations}
+    study = synthetic.study("large", args.runs // ARMS, arms=arms, train=train)
     place = synthetic.directory(study, folder)
     try:
         if not any(place.runs.iterdir()):

@@ -263,7 +263,7 @@ class Slurm:
         ConfigError, SlurmError; what was submitted before an error is recorded and stays.
         """
         site = load_site(self.site, self.over, self.sections)
-        folder = self.study / JOBS / time.strftime("%Y%m%d-%H%M%S")
+        folder = self.study / JOBS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         if dry_run:
             limit = _array_limit() if answers() else MAX_ARRAY_SIZE
             batch.show(batch.plan(stages, folder, site, limit), self.study.name)
