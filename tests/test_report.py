@@ -32,7 +32,7 @@ def test_the_answers_come_first_and_are_right(large: Aggregation) -> None:
     said = dict(words.answers(estimate(large))[:3])
     assert said["constant-1e-3"].startswith(
         "collapsed in 10 of the 12 runs that learned (83 %, 95 % interval 55–95 %): "
-        "6 for good, 4 transiently"
+        "6 permanently, 4 transiently"
     )
     assert said["constant-1e-4"].startswith("collapsed in none of the 11 runs")
     assert said["constant-1e-4"].count(

@@ -71,11 +71,11 @@ class Frame(NamedTuple):
         return self.top + self.height
 
     def x(self, value: ArrayLike) -> NDArray[np.float64]:
-        """Places of values across, px."""
+        """Horizontal places of values, px."""
         return self.left + self.width * np.asarray(value, float) / self.end
 
     def y(self, value: ArrayLike) -> NDArray[np.float64]:
-        """Places of values down, px."""
+        """Vertical places of values, px, downwards."""
         share = (np.asarray(value, float) - self.low) / (self.high - self.low)
         return self.bottom - self.height * share
 
@@ -135,7 +135,7 @@ def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> st
 
 
 def style(color: Callable[[str], str]) -> str:
-    """Rules for the classes of drawings; `color` turns a meaning of the palette to a colour."""
+    """Rules for the classes of drawings; `color` turns a key of the palette into a colour."""
     lines = {"training": 1.1, "validation": 1.1, **dict.fromkeys(OUTCOMES, 1)}
     fills = {"mark": "quiet", "training-text": "training-text", "validation-text": "validation"}
     rules = [

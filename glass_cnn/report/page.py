@@ -168,13 +168,13 @@ def _gallery(
 
 
 def _colors() -> Markup:
-    """The palette as variables, and what drawings of curves make of it."""
+    """The palette as variables of the style sheet, and the rules for drawings of curves."""
     return Markup(palette.variables() + curves.style("var(--{})".format))
 
 
 @functools.lru_cache(maxsize=1)
 def _plotly() -> Markup:
-    """Plotly's script, packed: what PyPI ships is the whole of it, 4.8 MB."""
+    """Plotly's script, compressed: what PyPI ships is the whole of it, 4.8 MB."""
     packed = gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)
     return Markup(base64.b64encode(packed).decode())
 
@@ -235,7 +235,7 @@ def _columns(result: Aggregation) -> list[tuple[str, str]]:
 
 
 def _swept_columns(result: Aggregation) -> list[str]:
-    """The axes of the grid, as far as there is room; arms are told by their names."""
+    """The axes of the grid, as far as there is room; arms are identified by name."""
     section = result.study.section
     axes = [*section.grid, *(name for group in section.paired for name in group)]
     return [name for name in axes if name in result.table.columns][:4]
@@ -313,7 +313,7 @@ def _thresholds(arms: Sequence[Arm]) -> list[tuple[str, Any]]:
 def _provenance(result: Aggregation) -> list[tuple[str, str]]:
     runs = result.table.filter(pl.col("commit").is_not_null() | (pl.col("starts") > 0))
     commits = runs.group_by("commit", "dirty").len().sort("len", descending=True)
-    told = [
+    shown = [
         f"{(commit or 'unknown')[:12]}{' with uncommitted changes' if dirty else ''} ({count})"
         for commit, dirty, count in commits.iter_rows()
     ]
@@ -324,7 +324,7 @@ def _provenance(result: Aggregation) -> list[tuple[str, str]]:
     hosts = sorted({h for text in runs["hosts"].drop_nulls() for h in text.split()})
     ranks = sorted({str(r) for r in runs["ranks"].drop_nulls()})
     return [
-        ("Commit (runs)", "; ".join(told) or "–"),
+        ("Commit (runs)", "; ".join(shown) or "–"),
         (
             "Versions",
             ", ".join(f"{k} {' / '.join(sorted(v))}" for k, v in sorted(versions.items())) or "–",

@@ -13,7 +13,7 @@ ARMS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, BLACK)
 ARMS_DARK = ("#3B95D6", "#F0803C", "#1FBF93", "#E2A3C8", "#A3DBFA", "#F2B63A", "#ECEEF0")
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of lines that may lie on one another; with the colours, 28 arms are told apart."""
+"""Of lines that may lie on one another; with the colours, 28 arms are distinct."""
 
 LIGHT = {
     "paper": "#ffffff",
@@ -39,7 +39,7 @@ LIGHT = {
     "map-high": "#08306b",
     **{f"arm-{i}": tone for i, tone in enumerate(ARMS)},
 }
-"""Meaning -> colour, on white."""
+"""Use -> colour, on white."""
 
 DARK = LIGHT | {
     "paper": "#15181c",
@@ -64,7 +64,7 @@ DARK = LIGHT | {
 
 
 def arm(index: int) -> str:
-    """Meaning, a key of LIGHT and DARK, of the colour of arm number `index`."""
+    """Key, in LIGHT and DARK, of the colour of arm number `index`."""
     return f"arm-{index % len(ARMS)}"
 
 

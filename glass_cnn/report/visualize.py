@@ -31,9 +31,9 @@ from glass_cnn.settings import CLASSES, RunSettings
 from hpc.files import make_directory, write_atomic
 
 COLORS = (palette.BLUE, palette.VERMILION)
-"""of liquid and glass, told apart by any eye"""
+"""of liquid and glass, distinct with any colour vision"""
 SIGNED, UNSIGNED = "PuOr", "cividis"
-"""colour maps that any eye reads: of signed values (0 is white), of values from 0 up"""
+"""colour maps for any colour vision: of signed values (0 is white), of values from 0 up"""
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", [COLORS[0], "white", COLORS[1]])
 """from evidence for liquid to evidence for glass"""
 EXAMPLES = 6

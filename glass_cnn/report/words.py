@@ -114,7 +114,7 @@ def describe_accuracies(row: dict[str, Any]) -> str:
 
 
 def describe_outcome(row: dict[str, Any]) -> str:
-    """What became of a run, in words."""
+    """Outcome of a run, with when it learned and collapsed, in words."""
     if row["state"] != "complete":
         return f"Not counted: {row['reason']}."
     text = f"Outcome: {OUTCOME_WORDS[row['outcome']]}"
@@ -141,15 +141,15 @@ def caption(row: dict[str, Any], settings: RunSettings) -> str:
 def setting(name: str) -> str:
     """A setting's dotted name for people: train.learning_rate.initial is learning rate."""
     parts = name.removeprefix("train.").split(".")
-    told = [part for part in parts if part not in ("initial", "kind")] or parts
-    return " ".join(told).replace("_", " ")
+    shown = [part for part in parts if part not in ("initial", "kind")] or parts
+    return " ".join(shown).replace("_", " ")
 
 
 def plain(value: Any) -> str:
     """Any value of a setting on one line."""
     if isinstance(value, Mapping):
-        told = (plain(v) if k == "kind" else f"{setting(k)} {plain(v)}" for k, v in value.items())
-        return ", ".join(told)
+        items = (plain(v) if k == "kind" else f"{setting(k)} {plain(v)}" for k, v in value.items())
+        return ", ".join(items)
     if isinstance(value, list | tuple):
         return "; ".join(plain(v) for v in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -225,7 +225,7 @@ def _collapse_answer(arm: Arm) -> str:
             count.get("permanent_collapse", 0),
             count.get("transient_collapse", 0),
         )
-        text += f": {permanent} for good, {transient} transiently"
+        text += f": {permanent} permanently, {transient} transiently"
     others = [
         (count.get("never_learned", 0), "never learned"),
         (count.get("non_finite", 0), "ended with a loss that is not finite"),
