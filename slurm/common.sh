@@ -21,6 +21,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     python=$PWD/.venv/bin/python
     [ -x "$python" ] || fail 78 "$python is missing: run 'make setup' in $PWD"
     export PATH=$PWD/.venv/bin:$PATH PYTHONUNBUFFERED=1
+    [ "${1:-}" = --tasks ] || keep_own_array # `make submit` hands nothing on
     me=$SLURM_JOB_ID job_file=''
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     export LAUNCH_BATCH_JOB=$me # `make cancel` leaves what runs here to Slurm
@@ -41,6 +42,16 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
         --job-file "$job_file" | tee -a "$log"
     exit "$status"
+}
+
+keep_own_array() { # forget the array of a job that this one was submitted from: Slurm hands its variables on
+    [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || return 0
+    local facts
+    facts=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || return 0
+    case " $facts " in
+        *" ArrayJobId=$SLURM_ARRAY_JOB_ID "*) ;;
+        *) unset "${!SLURM_ARRAY_@}" ;;
+    esac
 }
 
 complete() { # a report that exists may be of fewer runs than there are now: it is always made again

@@ -211,6 +211,31 @@ def test_job_files_reach_the_program_word_for_word(root: Path, tmp_path: Path) -
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.parametrize(
+    ("facts", "index"),
+    [
+        ("JobId=8 ArrayJobId=7 ArrayTaskId=5 JobName=x", "5"),
+        ("JobId=8 JobName=x", "none"),
+        ("JobId=8 ArrayJobId=77 ArrayTaskId=5", "none"),
+        (None, "5"),
+    ],
+)
+def test_the_array_of_an_outer_job_is_not_taken_for_ones_own(
+    root: Path, tmp_path: Path, facts: str | None, index: str
+) -> None:
+    """sbatch hands SLURM_ARRAY_… on; None: Slurm cannot be asked."""
+    answer = "exit 1" if facts is None else f"echo '{facts}'"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    variables = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "5"}
+    script = f'. {root}/slurm/common.sh; keep_own_array; echo "${{SLURM_ARRAY_TASK_ID:-none}}"'
+    done = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True, check=True,
+        env={**os.environ, **variables, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.stdout == f"{index}\n"
+
+
 def test_control_characters_and_backslashes_are_refused() -> None:
     with pytest.raises(ConfigError, match="control characters"):
         job_text(Site(), [task("a\tb")])

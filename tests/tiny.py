@@ -87,6 +87,7 @@ def outcome(run: RunDir) -> dict[str, Any]:
     result = read_json(run.result)
     for key in ("wall_seconds", "restarts"):
         result.pop(key)
+    result["data"].pop("created")
     metrics = read_records(run.metrics)
     for record in metrics:
         record.pop("seconds")
