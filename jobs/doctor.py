@@ -252,10 +252,17 @@ def examine_slurm() -> Iterator[Finding]:
     """Whether jobs can be submitted, as `make submit` sees it."""
     if not shutil.which("sbatch"):
         yield Finding("note", "no Slurm: `make submit` runs on this machine (LAUNCHER=local)")
-    elif slurm.answers():
-        version = slurm.call("sinfo", "--version").strip()
-        partitions = slurm.call("sinfo", "--noheader", "--format=%P: %D nodes %a").split("\n")
-        yield Finding("ok", f"{version}, partitions {', '.join(filter(None, partitions))}")
+        return
+    try:
+        there = slurm.answers()
+        version = slurm.ask("sinfo", "--version").strip() if there else ""
+        partitions = slurm.ask("sinfo", "--noheader", "--format=%P: %D nodes %a") if there else ""
+    except slurm.SlurmError as error:
+        yield Finding("problem", " ".join(str(error).split()), "try again later")
+        return
+    if there:
+        names = ", ".join(filter(None, partitions.split("\n")))
+        yield Finding("ok", f"{version}, partitions {names}")
     else:
         advice = "`make slurm-up` starts one for development; on a cluster: try on a login node"
         yield Finding("note", "Slurm is installed, but no controller answers", advice)

@@ -20,7 +20,7 @@ from hpc import batch, slurm
 from hpc.errors import EXIT_COMPLETE
 from hpc.slurm import SlurmError, SlurmTimeout
 from hpc.stages import Stage
-from jobs import cancel, status, submit
+from jobs import cancel, doctor, status, submit
 from tests import synthetic
 from tests.conftest import ROOT
 from tests.slurm.pretend import FIRST, Pretend
@@ -325,6 +325,15 @@ def test_cancel_stops_what_runs_here_although_slurm_is_busy(
     pretend.set(busy={"squeue": 99})
     with pytest.raises(SlurmError, match=r"1 run of synthetic on this machine asked to stop.*"):
         cancel.main([str(place.path), "--logs", str(tmp_path / "logs")])
+
+
+def test_the_doctor_says_that_slurm_is_busy(pretend: Pretend) -> None:
+    (finding,) = doctor.examine_slurm()
+    assert finding.state == "ok"
+    pretend.set(busy={"sinfo": 99})
+    (finding,) = doctor.examine_slurm()
+    assert finding.state == "problem"
+    assert "Socket timed out" in finding.text
 
 
 # Users and other submissions
