@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from glass_cnn import records
 from glass_cnn.study import load_study
 from hpc.records import read_records
 from tests.conftest import ONE_THREAD
@@ -32,7 +34,7 @@ with Checkpoints(run / "checkpoints", "", 1, None, 1, print):
     print("locked", flush=True)
     while not go.exists():
         time.sleep(0.05)
-    (run / "result.json").write_text("{}")
+    (run / "result.json").write_text(sys.argv[3])
 """
 
 
@@ -45,7 +47,20 @@ def test_a_run_that_another_process_trains_is_left_to_it(tiny_logs: Path, tmp_pa
     words = [sys.executable, "-m", "jobs.train", str(study), "--logs", str(plan.logs("two"))]
     options: Any = {"stdout": subprocess.PIPE, "text": True, "cwd": DRIVER.parents[2]}
     go = tmp_path / "go"
-    with subprocess.Popen([sys.executable, "-c", TRAINS, run.path, go], **options) as other:
+    end = records.Tested(iteration=4, validation_accuracy=0.5, test_accuracy=0.5)
+    result = msgspec.json.encode(
+        records.Result(
+            seed=0,
+            steps=12,
+            optimal=end,
+            final=end,
+            weights_sha256="0" * 64,
+            restarts=0,
+            wall_seconds=1.0,
+        )
+    ).decode()
+    trains = [sys.executable, "-c", TRAINS, str(run.path), str(go), result]
+    with subprocess.Popen(trains, **options) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
         run.metrics.write_text("{}\n")
@@ -58,7 +73,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tiny_logs: Path, tmp_pa
                 time.sleep(0.02)
             go.touch()
             assert second.wait(timeout=100) == 0
-    assert run.result.read_text() == "{}"
+    assert run.result.read_text() == result
     assert not run.provenance.exists()
 
 
