@@ -50,6 +50,7 @@ def test_every_flipped_bit_of_the_manifest_is_found(run: Directory) -> None:
     assert belongs(read(folder, IDENTITY))
 
 
+@pytest.mark.lasting
 def test_a_flipped_bit_in_every_byte_of_the_state_is_found(run: Directory) -> None:
     run.write(10)
     folder = run.kept()[0]

@@ -18,6 +18,8 @@ from hpc.stages import Meter, Stage, Task
 from tests.conftest import ROOT
 from tests.plans import processes
 
+pytestmark = pytest.mark.lasting
+
 WORLD = "from hpc.commandline import run_ranks\nimport argparse, sys, time\n"
 
 

@@ -26,6 +26,8 @@ from tests.conftest import ROOT
 from tests.slurm.pretend import FIRST, Pretend
 from tests.slurm.stages import study_stages
 
+pytestmark = pytest.mark.lasting
+
 OUTER = {
     "SLURM_JOB_ID": "77", "SLURM_NODELIST": "far[1-2]", "SLURM_CPU_BIND": "verbose",
     "SLURM_MEM_PER_CPU": "1", "SLURM_TRES_PER_TASK": "gres/gpu:9", "SBATCH_WAIT": "1",
