@@ -14,26 +14,7 @@ from lifelines import KaplanMeierFitter
 from lifelines.statistics import logrank_test
 from scipy import stats
 
-from glass_cnn import outcomes
 from glass_cnn.analysis import statistics as s
-from glass_cnn.settings import Analysis
-
-N, GLASS = 2960, 1457
-ANALYSIS = Analysis()
-
-
-def run(accuracies: Any, fractions: Any = 0.5, finite: Any = True) -> outcomes.Evaluations:
-    accuracy = np.array(accuracies, float)
-    count = len(accuracy)
-    return outcomes.Evaluations(
-        step=np.arange(1, count + 1) * 10,
-        accuracy=accuracy,
-        glass_fraction=np.broadcast_to(np.array(fractions, float), count),
-        examples=np.full(count, float(N)),
-        glass=np.full(count, float(GLASS)),
-        finite=np.broadcast_to(np.array(finite, bool), count),
-    )
-
 
 # --- rates -----------------------------------------------------------------------------------
 
