@@ -15,8 +15,8 @@ DENO := DENO_NO_UPDATE_CHECK=1 DENO_DIR=.venv/deno deno
 SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE setup doctor submit status watch cancel aggregate report evaluate visualize import test check bench \
-        torture slurm-up slurm-down help clean
+.PHONY: FORCE setup doctor submit status watch cancel aggregate report evaluate visualize import schema reference \
+        test check bench torture slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -51,6 +51,12 @@ visualize: setup ## what a saved model sees: RUN=...
 
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
+
+schema: setup ## the JSON schema of study files, for editors
+	@$(JOB).schema
+
+reference: setup ## docs/settings.md, docs/columns.md and jobs/study.schema.json anew from the code
+	@$(JOB).reference
 
 test: .venv/.ready-dev ## all tests; QUICK=1: those that need no ranks, LAMMPS or Slurm, in a minute
 	@$(IN_VENV) .venv/bin/python -m pytest

@@ -52,6 +52,7 @@ class Evaluation(msgspec.Struct, gc=False, kw_only=True):
     l2_loss: NotNegative | None = None
     """l2 · Σ ½‖W‖² after the last update"""
     validation_accuracy: Fraction | None
+    """share of the validation examples classified correctly"""
     validation_loss: Loss | None
     """mean cross-entropy, without L2"""
     predicted_glass_fraction: Fraction | None
@@ -77,6 +78,22 @@ SERIES = {
     "learning_rate": "Learning rate",
 }
 """Quantities of an evaluation that can be drawn against its step -> what people call them."""
+
+DIAGNOSTICS = {
+    "logit_gap_mean": "mean over validation examples of the glass logit less the liquid one",
+    "logit_gap_std": "its standard deviation",
+    "output_bias_gap": "the two output biases, glass less liquid",
+    "weight_norm": "Euclidean norm, by tensor",
+    "gradient_norm": "norm of the last step's gradient, by tensor",
+    "gradient_norm_global": "of all tensors together",
+    "dead_fraction": "share of units that are 0 for every image of a probe, by layer",
+    "adam_rms": "root mean square of g²/v, by tensor",
+    "adam_ratio_max": "largest |m|/(√v + ε), by tensor, corrected for bias",
+    "update_ratio": "norm of the last update over that of the weights, by tensor",
+    "curvature": "Adam's preconditioned curvature λ along the gradient",
+    "curvature_ratio": "λ · rate / 2; stable below 1",
+}
+"""What may be measured beside an evaluation (its `diagnostics`) -> what it is."""
 
 
 class Tested(msgspec.Struct):

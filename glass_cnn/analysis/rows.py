@@ -33,10 +33,14 @@ class Row:
     """What is known of one directory by itself; the study it belongs to adds the rest."""
 
     run: str
+    """directory of the run, or of what lies there"""
     label: str | None = None
+    """point of the study"""
     seed: int | None = None
+    """seed of weights, order and masks"""
     state: str = "foreign"
-    """complete, unfinished, missing (logs at most), damaged or foreign; see `aggregate.STATES`"""
+    """complete, unfinished, missing (logs at most), damaged or foreign; the study tells which are
+    superseded or duplicate"""
     reason: str | None = None
     """why it is not counted"""
     point: str | None = None
@@ -44,53 +48,90 @@ class Row:
     analysis: str | None = None
     """digest of the thresholds"""
     outcome: str = "incomplete"
+    """what became of it: survived, transient_collapse, permanent_collapse, never_learned,
+    non_finite or incomplete"""
     outcome_so_far: str | None = None
+    """the same by its evaluations up to now, also of runs that have not ended"""
     evaluations: int = 0
+    """evaluations in metrics.jsonl"""
     iteration: int | None = None
+    """iteration of the last evaluation"""
     step: int | None = None
+    """its optimizer updates"""
     learned_iteration: int | None = None
+    """iteration at which it had learned"""
     learned_step: int | None = None
+    """step at which it had learned"""
     onset_after_step: int | None = None
     """step of the last good evaluation before the first collapse"""
     onset_before_step: int | None = None
     """step of the first evaluation at chance"""
     onset_iteration: int | None = None
+    """iteration of that evaluation"""
     watched_steps: int | None = None
     """steps from learning to the collapse, or to the end of a run that did not collapse"""
     watched_samples: int | None = None
+    """the same in training examples"""
     collapses: int = 0
+    """times that it fell to chance after it had learned"""
     relearned: bool = False
+    """whether it learned again after a collapse"""
     chance_at_end: bool = False
+    """whether it ended at chance"""
     optimal_iteration: int | None = None
+    """iteration of the best validation accuracy"""
     optimal_validation_accuracy: float | None = None
+    """the best validation accuracy, a fraction of 1"""
     optimal_test_accuracy: float | None = None
+    """test accuracy of the weights of that moment"""
     final_validation_accuracy: float | None = None
+    """validation accuracy of the last evaluation"""
     final_test_accuracy: float | None = None
+    """test accuracy of the last weights"""
     final_train_accuracy: float | None = None
+    """accuracy on the last iteration's training examples, with dropout"""
     final_train_loss: float | None = None
+    """their mean cross-entropy, without L2"""
     final_validation_loss: float | None = None
+    """mean cross-entropy of the last evaluation, without L2"""
     final_predicted_glass_fraction: float | None = None
+    """share of validation examples that it called glass"""
     validation_examples: int | None = None
+    """validation examples of each evaluation"""
     curve: str | None = None
     """digest of losses and accuracies: runs of different seeds have different ones"""
     seconds_per_iteration: float | None = None
     """over the last evaluations"""
     torn_lines: int = 0
+    """lines of metrics.jsonl that a crash cut short"""
     rollbacks: int = 0
+    """times that it went back"""
     checkpoints_refused: int = 0
+    """checkpoints that were found damaged"""
     starts: int = 0
+    """times that it was started"""
     restarts: int | None = None
+    """starts after the first"""
     wall_seconds: float | None = None
+    """wall time of all starts together, s"""
     started: str | None = None
+    """time of the first start, UTC"""
     last_started: str | None = None
+    """time of the last start, UTC"""
     commit: str | None = None
+    """commit of the code at the last start"""
     dirty: bool | None = None
+    """whether the code had changes of its own"""
     hosts: str | None = None
+    """machines of all starts"""
     ranks: int | None = None
+    """MPI ranks of the last start"""
     versions: str | None = None
+    """versions of Python and of packages, JSON"""
     data_name: str | None = None
     """directory of the data set that the run was trained on"""
     data_fingerprint: str | None = None
+    """fingerprint of its contents"""
     data_stored: str | None = None
     """when that data set was stored"""
     numerics_changed: int | None = None
@@ -98,9 +139,13 @@ class Row:
     numerics_change: str | None = None
     """when and what"""
     lineage_run: str | None = None
+    """run whose weights it started from"""
     lineage_step: int | None = None
+    """step of those"""
     lineage_which: str | None = None
+    """latest or best"""
     weights_sha256: str | None = None
+    """digest of the final weights"""
     well_named: bool = False
     """the directory's name carries the digest of the settings in it"""
     diagnostics: DiagnosticSummary = NO_DIAGNOSTICS

@@ -182,6 +182,13 @@ def _key(study: Study, state: RunListing, data: Stored) -> str | None:
 
 # --- what the study adds ---------------------------------------------------------------------
 
+ADDED = {
+    "study": "name of the study",
+    "counted": "whether the run is one of those that statistics are made of",
+    "collapsed": "whether its outcome is a collapse",
+}
+"""columns beside those of `rows.Row`, the settings and the diagnostics"""
+
 STATES = ("complete", "unfinished", "missing", "superseded", "duplicate", "damaged", "foreign")
 """The study adds: missing (no directory yet), superseded (settings or a seed that the study no
 longer has, other data than there are now, or settings that meant something else), duplicate (a copy

@@ -1,11 +1,13 @@
-"""Figures of a whole study for the results log: collapse rates, time to collapse."""
+"""Figures of a whole study: collapse rates, time to collapse, accuracy of all runs."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
+import polars as pl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -78,4 +80,33 @@ def survival_figure(arms: Sequence[Arm]) -> Figure:
             axes.legend(loc="best").set_in_layout(False)
         elif axes.lines:
             figure.legend(loc="outside right upper", fontsize=7)
+    return figure
+
+
+ACROSS = 3
+"""panels beside each other"""
+
+
+def accuracy_figure(curves: pl.DataFrame) -> Figure:
+    """Validation accuracy of every run against its iteration, a panel an arm, coloured by outcome.
+
+    `curves` has columns arm, run, outcome, iteration, validation_accuracy.
+    """
+    arms = curves.partition_by("arm", as_dict=True, maintain_order=True)
+    across = max(1, min(ACROSS, len(arms)))
+    down = max(1, -(-len(arms) // across))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.4 + 1.9 * down), layout="constrained")
+        panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
+        for axes, found in itertools.zip_longest(panels, arms.items()):
+            if found is None:
+                axes.set_axis_off()
+                continue
+            (arm,), evaluations = found
+            axes.set_title(arm, loc="left", fontsize=9)
+            for (_, outcome), run in evaluations.group_by("run", "outcome", maintain_order=True):
+                color = palette.LIGHT[str(outcome)]
+                axes.plot(run["iteration"], run["validation_accuracy"], color=color, lw=0.7)
+        figure.supxlabel("iteration", fontsize=9)
+        figure.supylabel("validation accuracy", fontsize=9)
     return figure
