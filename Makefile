@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
+INPUTS := CONFIG RUN SOURCE DATA LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -15,8 +15,8 @@ DENO := DENO_NO_UPDATE_CHECK=1 DENO_DIR=.venv/deno deno
 SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE setup doctor submit status watch cancel aggregate report evaluate visualize import schema reference \
-        test check bench torture slurm-up slurm-down help clean
+.PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize import \
+        schema reference test check bench torture slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -42,6 +42,12 @@ aggregate: setup ## run directories to a table and statistics: CONFIG=...
 
 report: setup ## the table to report.html and results_log.md: CONFIG=...
 	@$(JOB).report $(STUDY) $(SETS)
+
+data-report: setup ## a page about data alone: DATA=logs/datasets/<name> or a study [SET="a.b=c ..."]
+	@$(JOB).data_report $${DATA:+"$$DATA"} $(SETS)
+
+baselines: setup ## what energies, distances, order and spectra alone tell of a study's data: CONFIG=...
+	@$(JOB).baselines $(STUDY) $(SETS)
 
 evaluate: setup ## a saved model on validation and test: RUN=logs/<study>/runs/<run>
 	@$(JOB).evaluate $${RUN:+"$$RUN"}
@@ -90,7 +96,7 @@ help: ## this list
 # what the commands were given is looked at: set-up can take minutes.
 STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
-STUDY_COMMANDS := $(filter submit status watch cancel aggregate report import evaluate visualize,$(MAKECMDGOALS))
+STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize,$(MAKECMDGOALS))
 .venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
 	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}

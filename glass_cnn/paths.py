@@ -160,11 +160,6 @@ class StudyDir:
         return self.path / "report.log"
 
     @property
-    def baselines(self) -> Path:
-        """What simple measures tell of its data sets."""
-        return self.path / "baselines.json"
-
-    @property
     def results_log(self) -> Path:
         return self.path / "results_log.md"
 
@@ -214,6 +209,15 @@ class DatasetDir:
     def log(self) -> Path:
         """What the jobs said that made it and its neighbours."""
         return self.path.parent / "build.log"
+
+    @property
+    def report(self) -> Path:
+        """The page of `make data-report`."""
+        return self.path / "data_report.html"
+
+    def baselines(self, digest: str) -> Path:
+        """What simple measures tell of it; `digest` says how they were asked."""
+        return self.path / f"baselines-{digest[:HASH_LENGTH]}.json"
 
     def is_done(self) -> bool:
         return self.record.exists()

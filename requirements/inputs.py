@@ -13,14 +13,16 @@ import sys
 from pathlib import Path
 
 NEEDED = {
-    **dict.fromkeys(("submit", "cancel", "aggregate", "report"), ("CONFIG",)),
+    **dict.fromkeys(("submit", "cancel", "aggregate", "report", "baselines"), ("CONFIG",)),
     **dict.fromkeys(("evaluate", "visualize"), ("RUN",)),
     "import": ("SOURCE", "CONFIG"),
+    "data-report": ("DATA",),
 }
 MEANT = {
     "CONFIG": "name a study file, for example jobs/quickstart.yaml",
     "SOURCE": "name the directory to import",
     "RUN": "name one of logs/<study>/runs/",
+    "DATA": "name one of logs/datasets/, or a study",
 }
 EXIT_DATA = 65
 EXIT_CONFIG = 78
@@ -112,7 +114,13 @@ def check_run(run: Path) -> None:
         raise InputError(f"RUN={run}: {text}; {MEANT['RUN']}.")
 
 
-CHECKS = {"CONFIG": check_config, "SOURCE": check_source, "RUN": check_run}
+def check_data(data: Path) -> None:
+    """Raise InputError if DATA is neither a data set's directory nor a study."""
+    if not (data / "dataset.json").exists():
+        check_config(data)
+
+
+CHECKS = {"CONFIG": check_config, "SOURCE": check_source, "RUN": check_run, "DATA": check_data}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

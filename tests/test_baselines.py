@@ -11,9 +11,9 @@ import pytest
 from glass_cnn.analysis import baselines
 from glass_cnn.configuration import Configuration
 from glass_cnn.data.dataset import Dataset, load
+from glass_cnn.paths import DatasetDir
 from hpc.commandline import run_main
-from hpc.errors import EXIT_COMPLETE, EXIT_DATA, DataError
-from hpc.files import read_json
+from hpc.errors import EXIT_COMPLETE, EXIT_DATA, DataError, StorageError
 from jobs import baselines as job
 from tests import tiny
 
@@ -80,16 +80,16 @@ def test_a_real_data_set(
     logs = tiny.share(tiny_logs, tmp_path / "logs")
     config = tiny.write_study(tmp_path / "study.yaml", tiny.tree())
     assert run_main(job.main, [str(config), "--logs", str(logs)]) == EXIT_COMPLETE
-    ((_, found),) = read_json(logs / "tiny" / "baselines.json").items()
-    named = {one["name"]: one for one in found}
     shown = capsys.readouterr().out
+    named = {one.name: one for one in baselines.measures(load(tiny.settings(), logs)).baselines}
     for name, one in named.items():
         assert name in shown
-        assert one["low"] - 1e-9 <= one["auc"] <= one["high"] + 1e-9
+        assert one.low <= one.auc <= one.high
+        assert 0 <= one.correct <= one.examples
     # Thermal snapshots: energy alone is a thermometer.
-    assert named["pair energy"]["auc"] == pytest.approx(1)
-    assert named["pair energy"]["examples"] == 40
-    assert named["image power spectrum"]["examples"] == 280
+    assert named["pair energy"].auc == 1
+    assert named["pair energy"].correct == named["pair energy"].examples == 40
+    assert named["image power spectrum"].examples == 280
 
 
 def test_measures_are_those_of_the_simulation(tiny_logs: Path) -> None:
@@ -98,6 +98,52 @@ def test_measures_are_those_of_the_simulation(tiny_logs: Path) -> None:
     assert {len(values) for values in measures.values()} == {6}
     smallest = measures["smallest distance / σ"]
     assert ((smallest > 0.6) & (smallest < 1.1)).all()
+
+
+def elsewhere(dataset: Dataset, path: Path) -> Dataset:
+    """The same files in a directory that no other test looks into."""
+    for name in ("dataset.h5", "images.npy", "dataset.json"):
+        (path / name).symlink_to(dataset.path / name)
+    return dataclasses.replace(dataset, place=DatasetDir(path))
+
+
+def refused(*_: object) -> None:
+    raise StorageError("read-only")
+
+
+def test_what_was_measured_is_kept_and_read_again(
+    tiny_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = elsewhere(load(tiny.settings(), tiny_logs), tmp_path)
+    monkeypatch.setattr(baselines, "baselines", lambda *_: [])
+    found = baselines.measures(dataset)
+    assert list(found.correlations) == ["liquid", "glass"]
+    for lines in found.correlations.values():
+        assert [len(line) for line in lines] == [len(found.distance)] * 3
+        assert np.mean([line[-10:] for line in lines]) == pytest.approx(1, abs=0.25)
+    monkeypatch.setattr(baselines, "_measure", None)
+    assert baselines.measures(dataset) == found
+    for other in (
+        dataclasses.replace(dataset, labels=1 - dataset.labels),
+        dataclasses.replace(dataset, record={**dataset.record, "data_fingerprint": "other"}),
+    ):
+        with pytest.raises(TypeError):  # is measured
+            baselines.measures(other)
+    (kept,) = tmp_path.glob("baselines-*.json")
+    kept.write_text("{")
+    with pytest.raises(TypeError):
+        baselines.measures(dataset)
+
+
+def test_measures_of_data_where_nothing_can_be_written(
+    tiny_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = elsewhere(load(tiny.settings(), tiny_logs), tmp_path)
+    monkeypatch.setattr(baselines, "FOLDS", 21)
+    monkeypatch.setattr(baselines, "write_json", refused)
+    found = baselines.measures(dataset)
+    assert found.baselines == []
+    assert found.without == "has 20 trajectories; 21 are needed, one for each fold."
 
 
 def by_class(dataset: Dataset) -> Dataset:
@@ -137,6 +183,8 @@ def test_too_few_trajectories_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(baselines, "FOLDS", 21)
+    monkeypatch.setattr(baselines, "FORMAT", 0)  # what is kept beside them is of another
+    monkeypatch.setattr(baselines, "write_json", refused)
     config = tiny.write_study(tmp_path / "study.yaml", tiny.tree())
     assert run_main(job.main, [str(config), "--logs", str(tiny_logs)]) == EXIT_DATA
     assert "has 20 trajectories; 21 are needed" in capsys.readouterr().err

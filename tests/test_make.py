@@ -33,6 +33,8 @@ NASTY = "a b;$(touch pwned)`touch pwned`$(shell touch pwned)$$(touch pwned)&'\"#
         (["import", "CONFIG=jobs/one.yaml"], 78, "make import: SOURCE is not given"),
         (["import", "SOURCE=.", "CONFIG="], 78, "make import: CONFIG is not given"),
         (["import", "SOURCE=x", "CONFIG=jobs/one.yaml"], 65, "x: is no directory; SOURCE names"),
+        (["data-report"], 78, "make data-report: DATA is not given; name one of logs/datasets/"),
+        (["data-report", "DATA=nothing"], 78, "is neither a study file nor the name of a study in"),
         (["evaluate", "RUN=jobs"], 78, "RUN=jobs: is no run's directory"),
     ],
 )
@@ -124,6 +126,8 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["cancel", "CONFIG=x"], ["jobs.cancel", "x"]),
         (["aggregate", "CONFIG=x"], ["jobs.aggregate", "x"]),
         (["report", "CONFIG=x"], ["jobs.report", "x"]),
+        (["data-report", "DATA=d", "SET=a.b=1"], ["jobs.data_report", "d", "--set", "a.b=1"]),
+        (["baselines", "CONFIG=x"], ["jobs.baselines", "x"]),
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
         (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from scipy import special, stats
 
+from glass_cnn.analysis import evaluation
 from glass_cnn.analysis.evaluation import auc, auc_interval, calibration, evaluate
 from glass_cnn.data.dataset import load, split
 from glass_cnn.paths import RunDir
@@ -66,6 +67,17 @@ def test_auc_is_the_share_of_pairs_in_order_ties_half() -> None:
     statistic = stats.mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
     assert auc(scores, labels) == pytest.approx(statistic / (labels.sum() * (1 - labels).sum()))
     assert math.isnan(auc(scores, np.ones(80, int)))
+
+
+def test_many_weighted_aucs_are_those_of_the_library() -> None:
+    rng = np.random.default_rng(5)
+    scores, labels = rng.integers(0, 12, 60).astype(float), rng.integers(0, 2, 60)
+    weights = rng.multinomial(60, np.full(60, 1 / 60), size=20)
+    weights[-1] = labels  # no liquid is left
+    found = evaluation._weighted_aucs(scores, labels, weights)
+    expected = [auc(scores, labels, row.astype(float)) for row in weights]
+    assert found == pytest.approx(np.array(expected), nan_ok=True)
+    assert math.isnan(found[-1])
 
 
 def test_auc_interval_knows_that_images_of_one_trajectory_are_alike() -> None:

@@ -7,10 +7,10 @@ folds that never cut a trajectory.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+import contextlib
 
 import freud
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -19,13 +19,20 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from glass_cnn.analysis.dataset_summary import ENERGY, Baseline, Measured, Measures
 from glass_cnn.analysis.evaluation import auc, auc_interval
 from glass_cnn.configuration import Configuration
 from glass_cnn.mixture import SIGMA, SPECIES
 from glass_cnn.settings import CLASSES
-from hpc.errors import DataError
+from hpc.config import digest
+from hpc.errors import DataError, StorageError
+from hpc.files import write_json
 from hpc.words import plural
 
+FORMAT = 1
+"""of what is kept beside a data set; of another one it is measured anew"""
+MOST_PAIRS = 100
+"""configurations of each class that g(r) is averaged over"""
 FOLDS = 5
 MOST = 2000
 """configurations, or images, that are measured at most"""
@@ -37,46 +44,44 @@ BINS, R_MAX = 60, 4.0
 Floats = NDArray[np.float64]
 
 
-class Baseline(NamedTuple):
-    """How well one measure tells glasses from liquids."""
+def measures(dataset: Measured, confidence: float = 0.95) -> Measures:
+    """Baselines and g(r): those that are kept beside the data set, else measured, and kept."""
+    asked = [FORMAT, confidence, dataset.record["data_fingerprint"], dataset.labels.tolist()]
+    path = dataset.place.baselines(digest(asked))
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=Measures)
+    found = _measure(dataset, confidence)
+    with contextlib.suppress(StorageError):  # it may lie where nothing can be written
+        write_json(path, msgspec.to_builtins(found))
+    return found
 
-    name: str
-    features: int
-    examples: int
-    auc: float
-    low: float
-    high: float
-    """interval by resampling trajectories"""
+
+def _measure(dataset: Measured, confidence: float) -> Measures:
+    found: list[Baseline] = []
+    without = ""
+    try:
+        found = baselines(dataset, confidence)
+    except DataError as error:
+        without = str(error).removeprefix(f"{dataset.path}: ")
+    if not dataset.record["psi6"]:
+        return Measures(found, without)
+    return Measures(found, without, *_correlations(dataset))
 
 
-class Measured(Protocol):
-    """What is needed of an open data set here."""
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """With `psi6`: None where there are no configurations."""
-
-    @property
-    def images(self) -> np.ndarray:
-        """uint8 [images, pixels, pixels, 3]."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """0 liquid, 1 glass [images]."""
-
-    @property
-    def trajectories(self) -> np.ndarray:
-        """The trajectory of each image."""
-
-    def column(self, name: str) -> np.ndarray:
-        """A column of the data set's table."""
-
-    def configurations(self, rows: np.ndarray) -> list[Configuration]:
-        """Those of these rows."""
+def _correlations(dataset: Measured) -> tuple[list[float], dict[str, list[list[float]]]]:
+    """Distances, and the mean g(r) of AA, AB and BB of each class there."""
+    labels = dataset.column("configurations/label")
+    chosen = {
+        name: dataset.configurations(np.flatnonzero(labels == label)[:MOST_PAIRS])
+        for label, name in enumerate(CLASSES)
+    }
+    r_max = min(reach(one) for some in chosen.values() for one in some)
+    distance = (np.arange(BINS) + 0.5) * r_max / BINS
+    means = {
+        name: np.mean([pair_correlations(one, r_max) for one in some], axis=0)
+        for name, some in chosen.items()
+    }
+    return distance.tolist(), {n: g.reshape(3, -1).round(5).tolist() for n, g in means.items()}
 
 
 def baselines(dataset: Measured, confidence: float = 0.95) -> list[Baseline]:
@@ -129,13 +134,13 @@ def _check_trajectories(dataset: Measured) -> None:
 def configuration_measures(dataset: Measured, rows: NDArray[np.intp]) -> dict[str, Floats]:
     """Features [configurations, n] of each measure."""
     configurations = dataset.configurations(rows)
-    energy, psi6 = (
-        dataset.column(f"configurations/{name}")[rows] for name in ("potential_energy", "psi6")
-    )
+    energy = {}
+    with contextlib.suppress(DataError):  # nobody told the energies of imported configurations
+        energy[ENERGY] = dataset.column("configurations/potential_energy")[rows, None]
     return {
-        "pair energy": energy[:, None],
+        **energy,
         "smallest distance / σ": np.array([[smallest_distance(one)] for one in configurations]),
-        "mean |ψ6|": psi6[:, None],
+        "mean |ψ6|": dataset.column("configurations/psi6")[rows, None],
         "g(r) of AA, AB, BB": np.stack([pair_correlations(one) for one in configurations]),
     }
 
@@ -158,9 +163,17 @@ def sigma_table() -> Floats:
     return table
 
 
-def pair_correlations(configuration: Configuration) -> Floats:
-    """Partial g(r) of AA, AB and BB, one after the other, [3 · BINS]; 0 where there is no pair."""
-    r_max = min(R_MAX, 0.499 * float(configuration.box.min()))
+def reach(configuration: Configuration) -> float:
+    """Where g(r) ends, σ: R_MAX, or half the box."""
+    return min(R_MAX, 0.499 * float(configuration.box.min()))
+
+
+def pair_correlations(configuration: Configuration, r_max: float | None = None) -> Floats:
+    """Partial g(r) of AA, AB and BB up to `r_max`, one after the other, [3 · BINS].
+
+    It is 0 where there is no pair, and goes as far as it can unless told otherwise.
+    """
+    r_max = r_max or reach(configuration)
     cell = freud.box.Box(*configuration.box, is2D=True)
     points = np.zeros((len(configuration), 3), np.float32)
     points[:, :2] = configuration.positions
@@ -192,7 +205,7 @@ def power_spectrum(image: np.ndarray) -> Floats:
 def score(
     name: str, features: Floats, labels: np.ndarray, trajectories: np.ndarray, confidence: float
 ) -> Baseline:
-    """AUC of out-of-fold scores of a logistic regression on standardized features."""
+    """Accuracy and AUC of out-of-fold scores of a logistic regression on standardized features."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     labels = labels.astype(np.int64)
@@ -200,4 +213,5 @@ def score(
         model, features, labels, groups=trajectories, cv=folds, method="decision_function"
     )
     low, high = auc_interval(scores, labels, trajectories, confidence)
-    return Baseline(name, features.shape[1], len(labels), auc(scores, labels), low, high)
+    correct = int(((scores > 0) == labels).sum())
+    return Baseline(name, features.shape[1], len(labels), correct, auc(scores, labels), low, high)

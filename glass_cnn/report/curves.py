@@ -50,7 +50,7 @@ def sample(metrics: Metrics, most: int) -> NDArray[np.intp]:
 
 
 class Frame(NamedTuple):
-    """A panel's box on the drawing, in px, and the values at its edges; x begins at 0."""
+    """A panel's box on the drawing, in px, and the values at its edges."""
 
     left: float
     top: float
@@ -59,6 +59,8 @@ class Frame(NamedTuple):
     end: float
     low: float
     high: float
+    start: float = 0.0
+    """value at the left edge"""
 
     @property
     def right(self) -> float:
@@ -72,7 +74,8 @@ class Frame(NamedTuple):
 
     def x(self, value: ArrayLike) -> NDArray[np.float64]:
         """Horizontal places of values, px."""
-        return self.left + self.width * np.asarray(value, float) / self.end
+        share = (np.asarray(value, float) - self.start) / (self.end - self.start)
+        return self.left + self.width * share
 
     def y(self, value: ArrayLike) -> NDArray[np.float64]:
         """Vertical places of values, px, downwards."""
@@ -119,7 +122,7 @@ def axes(frame: Frame) -> str:
         y = float(frame.y(mark))
         parts.append(rule(frame.left, y, frame.right, y, "grid"))
         parts.append(text(frame.left - 4, y + 3, f"{mark:g}", "mark", "end"))
-    for mark in ticks(0, frame.end):
+    for mark in ticks(frame.start, frame.end):
         parts.append(text(float(frame.x(mark)), frame.bottom + 12, f"{mark:g}", "mark", "middle"))
     parts.append(rule(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
     return "".join(parts)
@@ -137,6 +140,7 @@ def drawing(width: float, height: float, label: str, parts: Sequence[str]) -> st
 def style(color: Callable[[str], str]) -> str:
     """Rules for the classes of drawings; `color` turns a key of the palette into a colour."""
     lines = {"training": 1.1, "validation": 1.1, **dict.fromkeys(OUTCOMES, 1)}
+    lines |= {"liquid": 1.3, "glass": 1.3}
     fills = {"mark": "quiet", "training-text": "training-text", "validation-text": "validation"}
     rules = [
         f".drawing{{font:10px system-ui,'DejaVu Sans',sans-serif;fill:{color('ink')}}}",
@@ -146,7 +150,7 @@ def style(color: Callable[[str], str]) -> str:
         *(f".drawing .{k}{{stroke:{color(k)}}}" for k in ("grid", "axis", "onset")),
         ".drawing .onset{stroke-dasharray:2 2}",
         *(f".drawing .{k}{{stroke:{color(k)};stroke-width:{w}}}" for k, w in lines.items()),
-        ".drawing .key{stroke-width:3}",
+        ".drawing .key{stroke-width:3}.drawing .dots{stroke-width:2.6;stroke-opacity:.45}",
     ]
     return "".join(rules)
 

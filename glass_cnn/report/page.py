@@ -22,9 +22,10 @@ from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.metrics import Metrics
-from glass_cnn.paths import RunDir
+from glass_cnn.paths import DatasetDir, RunDir
 from glass_cnn.records import read_starts
-from glass_cnn.report import curves, figures, pagedata, palette, words
+from glass_cnn.report import curves, dataset_section, figures, pagedata, palette, words
+from glass_cnn.report.dataset_section import Data
 from glass_cnn.report.pagedata import Drawn, Row
 from hpc.config import to_tree
 from hpc.files import make_directory, write_atomic
@@ -36,13 +37,25 @@ MOST_POINTS = 600
 """Evaluations in the figure of one run; longer runs are thinned, keeping their extremes."""
 
 
-def write_report(result: Aggregation, estimates: Estimates) -> list[Path]:
-    """Write report.html, results_log.md and figures; returns the pages. Raises StorageError."""
+def write_report(
+    result: Aggregation,
+    estimates: Estimates,
+    data: Sequence[Data] = (),
+    without_data: Sequence[str] = (),
+) -> list[Path]:
+    """Write report.html, results_log.md and figures; returns the pages. Raises StorageError.
+
+    `data` are the study's data sets, `without_data` says why others cannot be shown.
+    """
     drawn = pagedata.choose(result, estimates.arms)
     most = min(MOST_POINTS, pagedata.points_of(drawn))
     drawings = [curves.run_figure(run.metrics, run.row, most) for run in drawn]
     context = _common(result, estimates, drawn)
     page = _page(result, estimates, drawn, context)
+    page |= {"datasets": [dataset_section.section(each) for each in data]}
+    page |= {"without_data": without_data}
+    if data or without_data:
+        page["sections"] = [("data", "The data"), *page["sections"]]
     page["gallery"] = _gallery(estimates.arms, drawn, drawings)
     text = _environment().get_template("report.html.j2").render(page)
     write_atomic(result.directory.report, text)
@@ -51,6 +64,15 @@ def write_report(result: Aggregation, estimates: Estimates) -> list[Path]:
     text = _environment().get_template("results_log.md.j2").render(log)
     write_atomic(result.directory.results_log, re.sub(r"\n{3,}", "\n\n", text))
     return [result.directory.report, result.directory.results_log]
+
+
+def write_data_report(place: DatasetDir, data: Data) -> Path:
+    """Write the page of a data set alone; returns it. Raises StorageError."""
+    css = _colors() + _asset("report.css") + _asset("print.css")
+    template = _environment().get_template("data_report.html.j2")
+    text = template.render(data=dataset_section.section(data), css=css)
+    write_atomic(place.report, text)
+    return place.report
 
 
 # --- pages -----------------------------------------------------------------------------------
@@ -75,6 +97,7 @@ def _environment() -> jinja2.Environment:
         "median": statistics.median,
         "median_time": words.median_time,
         "md": words.markdown,
+        "network_auc": dataset_section.auc_of,
     }
     return environment
 
