@@ -102,8 +102,13 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def predictions(self) -> Path:
+        """What `jobs.predict` found of images without labels."""
+        return self.path / "predictions"
+
+    @property
     def pictures(self) -> Path:
-        """The page of those."""
+        """The page of its pictures."""
         return self.path / "visualize.html"
 
     @property

@@ -17,10 +17,11 @@ NEEDED = {
     **dict.fromkeys(("evaluate", "visualize"), ("RUN",)),
     "import": ("SOURCE", "CONFIG"),
     "data-report": ("DATA",),
+    "predict": ("RUN", "SOURCE"),
 }
 MEANT = {
     "CONFIG": "name a study file, for example jobs/quickstart.yaml",
-    "SOURCE": "name the directory to import",
+    "SOURCE": "name the directory to import, or what to predict",
     "RUN": "name one of logs/<study>/runs/",
     "DATA": "name one of logs/datasets/, or a study",
 }
@@ -49,13 +50,14 @@ def main(targets: list[str]) -> int:
 
 def check_target(target: str) -> None:
     """Raise InputError if the target lacks what it needs, or is given what cannot be right."""
-    given = {name: os.environ.get(name, "") for name in CHECKS}
+    checks = CHECKS | ({"SOURCE": check_any_source} if target == "predict" else {})
+    given = {name: os.environ.get(name, "") for name in checks}
     for name in NEEDED.get(target, ()):
         if not given[name]:
             raise InputError(f"make {target}: {name} is not given; {MEANT[name]}.")
     for name, value in given.items():
         if value:
-            CHECKS[name](Path(value))
+            checks[name](Path(value))
 
 
 def check_config(config: Path) -> None:
@@ -105,6 +107,12 @@ def check_source(source: Path) -> None:
     if not source.is_dir():
         text = f"{source}: is no directory; SOURCE names the directory to import."
         raise InputError(text, EXIT_DATA)
+
+
+def check_any_source(source: Path) -> None:
+    """Raise InputError if SOURCE does not exist."""
+    if not source.exists():
+        raise InputError(f"{source}: no such file or directory.", EXIT_DATA)
 
 
 def check_run(run: Path) -> None:

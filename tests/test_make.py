@@ -36,6 +36,8 @@ NASTY = "a b;$(touch pwned)`touch pwned`$(shell touch pwned)$$(touch pwned)&'\"#
         (["data-report"], 78, "make data-report: DATA is not given; name one of logs/datasets/"),
         (["data-report", "DATA=nothing"], 78, "is neither a study file nor the name of a study in"),
         (["evaluate", "RUN=jobs"], 78, "RUN=jobs: is no run's directory"),
+        (["predict", "RUN=logs/run"], 78, "make predict: SOURCE is not given"),
+        (["predict", "RUN=logs/run", "SOURCE=x"], 65, "x: no such file or directory"),
     ],
 )
 def test_a_slip_is_told_before_anything_is_set_up(
@@ -130,6 +132,10 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["baselines", "CONFIG=x"], ["jobs.baselines", "x"]),
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
+        (
+            ["predict", "RUN=r", "SOURCE=a b", "FIT=crop", "TEMPERATURES=2:1"],
+            ["jobs.predict", "r", "a b", "--fit", "crop", "--temperatures", "2:1"],
+        ),
         (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),
         (["import", "CONFIG=x"], ["jobs.import_data", "", "x"]),
         (

@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,16 @@ def kind_of(path: Path) -> str | None:
     return XYZ if text and text.splitlines()[0].strip().isdigit() else None
 
 
-def read_frames(path: Path, names: Mapping[str, str] | None = None) -> list[Configuration]:
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a trajectory file."""
+
+    configuration: Configuration
+    temperature: float | None
+    """ε/k_B; None where the file does not say it"""
+
+
+def read_trajectory(path: Path, names: Mapping[str, str] | None = None) -> list[Frame]:
     """All frames of a trajectory file; raises DataError.
 
     `names` says which particles are A and which are B by what the file calls them.
@@ -91,7 +101,7 @@ def read_frames(path: Path, names: Mapping[str, str] | None = None) -> list[Conf
         raise DataError(f"{path}: is no trajectory file: known are {KNOWN}.")
     try:
         frames = [
-            _checked(f"{path}, frame {index}", raw, names or {})
+            Frame(_checked(f"{path}, frame {index}", raw, names or {}), raw.temperature)
             for index, raw in enumerate(readers[kind](path))
         ]
     except OSError as error:
@@ -99,6 +109,11 @@ def read_frames(path: Path, names: Mapping[str, str] | None = None) -> list[Conf
     if not frames:
         raise DataError(f"{path}: holds no frames.")
     return frames
+
+
+def read_frames(path: Path, names: Mapping[str, str] | None = None) -> list[Configuration]:
+    """The configurations of `read_trajectory`."""
+    return [frame.configuration for frame in read_trajectory(path, names)]
 
 
 def _read_gsd(path: Path) -> Iterator[RawFrame]:
@@ -133,7 +148,16 @@ def _gsd_frame(path: Path, index: int, snapshot: Any) -> RawFrame:
         )
     places = np.asarray(particles.position, float)
     outside = np.abs(places[:, :2]) - box[:2] / 2
-    return RawFrame(places, (np.array(names)[number],), box[:3], True, None, outside)
+    species = (np.array(names)[number],)
+    temperature = _gsd_temperature(snapshot.log)
+    return RawFrame(places, species, box[:3], True, None, outside, temperature)
+
+
+def _gsd_temperature(log: Mapping[str, Any]) -> float | None:
+    """The temperature that a frame's log holds, by whatever computed it; the set one first."""
+    names = sorted((name for name in log if name.endswith("temperature")), key=len)
+    value = np.asarray(log[names[0]], float).ravel() if names else np.empty(0)
+    return float(value[0]) if len(value) == 1 else None
 
 
 # --- What a configuration must be ---------------------------------------------------------------

@@ -59,6 +59,8 @@ class RawFrame:
     """int64 [N]"""
     outside: np.ndarray | None = None
     """float64 [N, 2]: distance out of the box of coordinates that must lie in it"""
+    temperature: float | None = None
+    """ε/k_B, where the file says it"""
 
     def in_order(self, ids: np.ndarray) -> RawFrame:
         """The particles in the order of their ids."""
@@ -354,7 +356,20 @@ def _xyz_frame(lines: Lines, count: int) -> RawFrame:
     places[:, : layout["pos"]] = rows.numbers(axes)
     ids = rows.whole(start["id"]) if layout.get("id") == 1 else None
     species = tuple(rows.text(column) for column in kinds)
-    return RawFrame(places, species, box, layout["pos"] == 3, ids)
+    temperature = _xyz_temperature(where, given)
+    return RawFrame(places, species, box, layout["pos"] == 3, ids, None, temperature)
+
+
+def _xyz_temperature(where: str, given: dict[str, str]) -> float | None:
+    """What the second line says as `temperature=…`."""
+    if "temperature" not in given:
+        return None
+    try:
+        return float(given["temperature"])
+    except ValueError:
+        raise DataError(
+            f"{where}: temperature is {given['temperature']!r:.40}, where a number is needed."
+        ) from None
 
 
 def _xyz_box(path: Path, where: str, given: dict[str, str]) -> np.ndarray:

@@ -110,3 +110,26 @@ def accuracy_figure(curves: pl.DataFrame) -> Figure:
         figure.supxlabel("iteration", fontsize=9)
         figure.supylabel("validation accuracy", fontsize=9)
     return figure
+
+
+def cooling_figure(predictions: pl.DataFrame, transition: float) -> Figure:
+    """Predicted probability of glass against temperature, a line a file.
+
+    `predictions` has columns file, temperature, p_glass; where a temperature has several images,
+    as those of several windows, their mean is drawn. `transition` is the assumed one, ε/k_B.
+    """
+    mean = pl.col("p_glass").mean()
+    found = predictions.drop_nulls("temperature").group_by("file", "temperature").agg(mean)
+    files = found.sort("file", "temperature").partition_by("file", as_dict=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(transition, color=palette.LIGHT["onset"], lw=0.8, ls=":")
+        axes.axhline(0.5, color=palette.LIGHT["axis"], lw=0.6)
+        for i, ((file,), one) in enumerate(files.items()):
+            axes.plot(one["temperature"], one["p_glass"], "o-", label=file, color=_color(i), ms=3)
+        axes.set(ylim=(-0.03, 1.03), xlabel="temperature (ε/k_B)", ylabel="predicted p(glass)")
+        axes.set_title(f"assumed transition {transition:g}", loc="right", fontsize=8)
+        if 1 < len(files) <= len(palette.ARMS):
+            axes.legend(loc="best")
+    return figure
