@@ -1,7 +1,7 @@
 """Names and places: the one room that knows where anything lies.
 
 <logs>/<study>/study.yaml                      resolved study
-<logs>/<study>/runs/<label>-s<seed>-<hash8>/   one run
+<logs>/<study>/runs/<label>-s<seed>-<hash8>/   one run; a copy of it: <label>-s<seed>c<copy>-<hash8>
 <logs>/datasets/<name>-<hash8>/                one data set
 <logs>/trajectories/<name>-<hash8>/            the coolings behind it
 """
@@ -17,7 +17,10 @@ from hpc.errors import ConfigError
 from hpc.records import EVENTS
 
 HASH_LENGTH = 8
-RUN_NAME = re.compile(rf"(?P<label>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{{{HASH_LENGTH}}})")
+RUN_NAME = re.compile(
+    r"(?P<label>.+)-s(?P<seed>\d+)(?:c(?P<copy>\d+))?"
+    rf"-(?P<hash>[0-9a-f]{{{HASH_LENGTH}}})"
+)
 """what `run_name` makes"""
 
 
@@ -252,9 +255,10 @@ class TrajectoriesDir:
         return self.file.exists()
 
 
-def run_name(label: str, seed: int, digest: str) -> str:
-    """`<label>-s<seed>-<hash8>`: readable, and different for different settings."""
-    return f"{label}-s{seed}-{digest[:HASH_LENGTH]}"
+def run_name(label: str, seed: int, digest: str, copy: int = 0) -> str:
+    """`<label>-s<seed>-<hash8>`: readable, and different for different settings; copies: `s0c3`."""
+    which = f"s{seed}c{copy}" if copy else f"s{seed}"
+    return f"{label}-{which}-{digest[:HASH_LENGTH]}"
 
 
 def is_named(path: Path, digest: str) -> bool:

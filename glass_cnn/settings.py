@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from glass_cnn import mixture
-from glass_cnn.train_settings import Train
+from glass_cnn.train_settings import Rounding, Train
 from hpc.config import (
     Count,
     Fraction,
@@ -27,6 +27,7 @@ from hpc.config import (
     Settings,
     digest,
     identity_tree,
+    to_tree,
     up_to_date,
     validate,
 )
@@ -277,6 +278,8 @@ class RunSettings(Settings):
 
     seed: Seed = 0
     """seed of weights, order, augmentation and dropout masks"""
+    rounding: Annotated[Rounding | None, Identity(since=2)] = None
+    """what makes it a copy of the run of its seed; null: it is that run (study.copies sets it)"""
     simulation: Simulation = Simulation()
     """the coolings"""
     data: Data = Data()
@@ -308,6 +311,11 @@ class RunSettings(Settings):
             raise ValueError(
                 "train.augmentation.translations needs whole-box images (render.window: null): "
                 "the edges of a window are not periodic"
+            )
+        if self.rounding is not None and self.rounding.step >= self.train.steps:
+            raise ValueError(
+                f"study.copies.step {self.rounding.step}: the run ends after {self.train.steps} "
+                "updates, so its weight would never be moved; take a smaller step"
             )
         if self.data.source == "simulation":
             self._check_simulated()
@@ -374,9 +382,10 @@ class RunSettings(Settings):
         return digest({"simulation": self.simulation_digest(), "data": data, "render": render})
 
     def point_digest(self) -> str:
-        """Identity of a run but for its seed: everything that changes results beyond rounding."""
+        """Identity of a run but for its seed and copy: all that changes results beyond rounding."""
         tree = identity_tree(self, "run")
         del tree["seed"]
+        tree.pop("rounding", None)
         if not self.train.rollback.enabled:  # a rollback is decided by these thresholds
             del tree["analysis"]
         if self.data.source == "import":
@@ -384,8 +393,14 @@ class RunSettings(Settings):
         return digest(tree)
 
     def run_digest(self) -> str:
-        """Identity of a run: its point of the grid and its seed."""
-        return digest({"point": self.point_digest(), "seed": self.seed})
+        """Identity of a run: its point of the grid, its seed, and which copy it is."""
+        return run_identity(self.point_digest(), self.seed, self.rounding)
+
+
+def run_identity(point: str, seed: int, rounding: Rounding | None) -> str:
+    """Identity of the run of a point (its digest) with a seed, or of a copy of it."""
+    copy = {"rounding": to_tree(rounding)} if rounding else {}
+    return digest({"point": point, "seed": seed, **copy})
 
 
 def load_run(path: Path) -> RunSettings:

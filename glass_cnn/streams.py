@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     LABELS = 4  # split.seed: where labels go when they are permuted
     ORDER = 5  # seed: order of the samples; index: the epoch
     AUGMENTATION = 6  # seed: symmetries; counter: the sample
+    ROUNDING = 7  # seed: the weight that a copy moves; index: the copy
 
 
 class TrainingStream(enum.IntEnum):

@@ -3,12 +3,13 @@
     study:
       name: rate_grid
       seeds: {from: 0, count: 12}            # or a number of seeds, or a list of them
+      copies: {count: 12, seeds: [0]}        # of these seeds, runs that differ by rounding alone
       arms: {low: {train.learning_rate.initial: 1e-4}, high: {…}}   # named changes
       grid: {train.batch_size: [10, 80], train.dropout: [0.1, 0.5]} # every combination
       paired: [{train.iterations: [100, 200], train.batch_size: [80, 40]}]  # side by side
     train: …                                 # any other section is the base setting
 
-Points are arms × grid × paired groups; runs are points × seeds.
+Points are arms × grid × paired groups; runs are points × (seeds and their copies).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from glass_cnn.paths import RUN_NAME, RunDir, StudyDir, is_named, run_name, study_dir
-from glass_cnn.settings import MAX_SEED, RunSettings, build_run, load_run
-from glass_cnn.study_file import StudyFile, StudySection, lay, leaves, refuse_both
-from hpc.config import digest, overlay, to_yaml, validate
+from glass_cnn.settings import MAX_SEED, RunSettings, build_run, load_run, run_identity
+from glass_cnn.study_file import OWN, StudyFile, StudySection, lay, leaves, refuse_both
+from glass_cnn.train_settings import Rounding
+from hpc.config import overlay, to_yaml, validate
 from hpc.errors import ConfigError
 from hpc.words import shown
 from hpc.yaml_files import read_tree, unflatten, union
@@ -47,23 +49,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a point with a seed."""
+    """One training: a point with a seed, or a copy of that run."""
 
     point: Point
     seed: int
+    rounding: Rounding | None = None
+
+    @property
+    def copy(self) -> int:
+        """Number of the copy; 0 for the run itself."""
+        return self.rounding.number if self.rounding else 0
 
     @property
     def digest(self) -> str:
         """The same as `settings.run_digest()`, without building the settings."""
-        return digest({"point": self.point.digest, "seed": self.seed})
+        return run_identity(self.point.digest, self.seed, self.rounding)
 
     @property
     def name(self) -> str:
-        return run_name(self.point.label, self.seed, self.digest)
+        return run_name(self.point.label, self.seed, self.digest, self.copy)
 
     @property
     def settings(self) -> RunSettings:
-        return self.point.settings.model_copy(update={"seed": self.seed})
+        changes = {"seed": self.seed, "rounding": self.rounding}
+        return self.point.settings.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,8 @@ class Study:
                     f"{self.source}: '{seen[point.digest]}' and '{point.label}' are the same "
                     "settings: each run would be counted twice. Remove one of them."
                 )
-            _check_length(self.source, run_name(point.label, MAX_SEED, point.digest))
+            longest = run_name(point.label, MAX_SEED, point.digest, self.section.copied.count)
+            _check_length(self.source, longest)
             if point.label in labels:
                 raise ConfigError(
                     f"{self.source}: two points would both be called '{point.label}'; "
@@ -120,9 +130,9 @@ class Study:
 
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Every run: seeds vary fastest."""
-        seeds = self.section.seed_list
-        return tuple(Run(point, seed) for point in self.points for seed in seeds)
+        """Every run: seeds, each followed by its copies, vary fastest."""
+        replicates = self.section.replicates
+        return tuple(Run(point, *replicate) for point in self.points for replicate in replicates)
 
     @functools.cached_property
     def datasets(self) -> tuple[RunSettings, ...]:
@@ -182,16 +192,21 @@ class Study:
 
     def _point(self, label: str, changes: dict[str, Any]) -> Point:
         for key in changes:
-            if key == "seed" or key.split(".")[0] == "study":
-                remedy = "use study.seeds" if "seed" in key else "it is the whole study's"
+            if (first := key.split(".")[0]) in ("seed", "rounding", "study"):
+                remedy = f"use {OWN[first]}" if first in OWN else "it is the whole study's"
                 raise ConfigError(f"{self.source}: {key} cannot vary here; {remedy}.")
         base = {key: value for key, value in self.tree.items() if key != "study"}
-        if "seed" in base:
-            raise ConfigError(f"{self.source}: seed belongs into study.seeds.")
+        for key, place in OWN.items():
+            if key in base:
+                raise ConfigError(f"{self.source}: {key} belongs into {place}.")
         where = self.source if label == "base" else f"{self.source} ({label})"
         dropped: list[str] = []
         tree = overlay(RunSettings, base, unflatten(changes), dropped.append)
-        settings = build_run({**tree, "seed": self.section.seed_list[0]}, where)
+        tree["seed"] = self.section.seed_list[0]
+        if self.section.copied_seeds:
+            copy = {"copy": 1, "step": self.section.copied.step}
+            build_run({**tree, "rounding": copy}, where)
+        settings = build_run(tree, where)
         return Point(label, changes, settings, settings.point_digest(), tuple(dropped))
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import pydantic
 
 from glass_cnn.settings import MAX_SEED, RunSettings, Seed
+from glass_cnn.train_settings import Rounding
 from hpc.config import Name, Settings, overlay
 from hpc.errors import ConfigError
 from hpc.yaml_files import is_key, unflatten
@@ -20,6 +21,10 @@ from hpc.yaml_files import is_key, unflatten
 Values = dict[str, list[Any]]
 MAX_RUNS = 200_000
 """of one study; more is a typing error, and would fill memory before anything is printed"""
+
+
+OWN = {"seed": "study.seeds", "rounding": "study.copies"}
+"""settings that each run has of its own, not its point -> what of a study says them"""
 
 
 class SeedRange(Settings):
@@ -47,6 +52,21 @@ Seeds = Annotated[
 ]
 
 
+class Copies(Settings):
+    """Runs of a seed that differ by rounding alone: `train_settings.Rounding` says how."""
+
+    count: Annotated[int, pydantic.Field(ge=1, le=MAX_RUNS)] = 12
+    """runs of each of these seeds; the first of them, copy 0, is the seed's run itself"""
+    step: Annotated[int, pydantic.Field(ge=0)] = 0
+    """updates before one weight is moved by one unit in the last place"""
+    seeds: list[Annotated[Seed, pydantic.Strict()]] | None = None
+    """the seeds of the study that have copies; null: all"""
+
+
+def _form_of_copies(value: Any) -> str:
+    return "some" if isinstance(value, Mapping | Copies) else "number"
+
+
 class StudySection(Settings):
     """The `study:` section of a study file."""
 
@@ -56,6 +76,12 @@ class StudySection(Settings):
     """what the study asks, one or two sentences; stands at the head of its report"""
     seeds: Seeds = SeedRange()
     """{from: 0, count: 12}, a number of seeds, or a list of seeds"""
+    copies: Annotated[
+        Annotated[Copies, pydantic.Tag("some")]
+        | Annotated[int, pydantic.Field(ge=1, le=MAX_RUNS), pydantic.Tag("number")],
+        pydantic.Discriminator(_form_of_copies),
+    ] = 1
+    """runs of a seed that differ by rounding alone: {count: 12, seeds: [0]}, or 12 of every seed"""
     arms: dict[str, dict[str, Any]] = {}
     """named changes of the base setting; keys with dots or nested mappings"""
     grid: Values = {}
@@ -89,6 +115,7 @@ class StudySection(Settings):
                 )
         if isinstance(self.seeds, list):
             _refuse_repeats("seeds", self.seeds)
+        self._check_copies()
         if self.seed_list[-1] > MAX_SEED:
             raise ValueError(f"seeds: {self.seed_list[-1]} is larger than {MAX_SEED}")
         if self.run_count > MAX_RUNS:
@@ -117,11 +144,50 @@ class StudySection(Settings):
             return list(range(self.seeds))
         return list(self.seeds)
 
+    def _check_copies(self) -> None:
+        seeds = self.copied.seeds
+        if seeds is None:
+            return
+        _refuse_repeats("copies.seeds", seeds)
+        if not seeds:
+            raise ValueError("copies.seeds: is empty; leave it out or give it something")
+        if strange := sorted(set(seeds) - set(self.seed_list)):
+            raise ValueError(
+                f"copies.seeds: {', '.join(map(str, strange))}: no seed of the study; study.seeds "
+                "says which there are"
+            )
+
+    @property
+    def copied(self) -> Copies:
+        """How many copies there are, of which seeds."""
+        return Copies(count=self.copies) if isinstance(self.copies, int) else self.copies
+
+    @property
+    def copied_seeds(self) -> list[int]:
+        """The seeds that have copies, in order."""
+        if self.copied.count == 1:
+            return []
+        return self.seed_list if self.copied.seeds is None else self.copied.seeds
+
+    @property
+    def replicates(self) -> list[tuple[int, Rounding | None]]:
+        """What every point is run with: each seed by itself, followed by its copies."""
+        copied = set(self.copied_seeds)
+        copies = [
+            Rounding(copy=number, step=self.copied.step) for number in range(1, self.copied.count)
+        ]
+        return [
+            (seed, rounding)
+            for seed in self.seed_list
+            for rounding in (None, *(copies if seed in copied else ()))
+        ]
+
     @property
     def run_count(self) -> int:
         """Number of runs, without building them."""
         axes = [*map(len, self.grid.values()), *(len(next(iter(g.values()))) for g in self.paired)]
-        return math.prod([len(self.arms) or 1, *axes, len(self.seed_list)])
+        copies = (self.copied.count - 1) * len(self.copied_seeds)
+        return math.prod([len(self.arms) or 1, *axes, len(self.seed_list) + copies])
 
 
 class StudyFile(Settings):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glass_cnn.settings import RunSettings
-from glass_cnn.study_file import StudySection
+from glass_cnn.study_file import OWN, StudySection
 
 Schema = dict[str, Any]
 DIALECT = "http://json-schema.org/draft-07/schema#"
@@ -25,7 +25,8 @@ def study_schema() -> Schema:
     run, section = (_tidy(m.model_json_schema()) for m in (RunSettings, StudySection))
     groups = {**run.pop("$defs"), **section.pop("$defs"), RUN: run, "Study": section}
     sections = {name: {"$ref": f"{REF}{RUN}/properties/{name}"} for name in run["properties"]}
-    del sections["seed"]  # belongs into study.seeds
+    for name in OWN:  # belong into the study section
+        del sections[name]
     places = _places(groups)
     own = "|".join(re.escape(path) for path, at in places.items() if _is_free(groups, *at[0]))
     either = {path: _either(at) for path, at in places.items()}
@@ -61,6 +62,8 @@ def _places(groups: Schema) -> dict[str, list[tuple[str, str]]]:
 
     def visit(group: str, above: str) -> None:
         for name, schema in groups[group]["properties"].items():
+            if not above and name in OWN:
+                continue
             if above:
                 found.setdefault(above + name, []).append((group, name))
             for inner in settings_at(schema):

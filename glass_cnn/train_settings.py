@@ -210,6 +210,18 @@ class Rollback(Settings):
     """evaluations in a row at chance, after the run had learned, that count as a collapse"""
 
 
+class Rounding(Settings):
+    """What makes a run a copy of the run of its seed: one weight is moved by one unit in the last
+    place, up or down, as other rounding would. Which one follows from the seed and the copy."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    number: Count = pydantic.Field(alias="copy")
+    """number of the copy, from 1; copy 0 is the run itself"""
+    step: Annotated[int, pydantic.Field(ge=0)] = 0
+    """updates before the weight is moved"""
+
+
 class Train(Settings):
     """One training."""
 

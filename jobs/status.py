@@ -164,9 +164,11 @@ class RunLine:
 def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
     """Every run of a study with its state."""
     queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows or []).items()}
-    named = {(run.point.label, run.seed): run.name for run in study.runs}
+    named = {(run.point.label, run.seed, run.copy): run.name for run in study.runs}
     for facts in aggregate(study, place).table.iter_rows(named=True):
-        facts["run"] = facts["run"] or named.get((facts["label"], facts["seed"]), "?")
+        facts["run"] = facts["run"] or named.get(
+            (facts["label"], facts["seed"], facts["copy"]), "?"
+        )
         run = RunDir(place.runs / facts["run"])
         state, detail = state_of(run, facts, queued.get(str(run.result)), rows is None)
         left = time_left(facts) if state == "running" else None

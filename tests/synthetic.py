@@ -160,7 +160,8 @@ def write_run(
     target.path.mkdir(parents=True)
     settings = run.settings
     target.config.write_text(to_yaml(settings))
-    records = evaluations(COURSES[kind], count or settings.train.iterations, run.seed, settings)
+    drawn = run.seed + 1000 * run.copy
+    records = evaluations(COURSES[kind], count or settings.train.iterations, drawn, settings)
     write_metrics(target.metrics, records)
     target.provenance.write_text(as_line(replace(START, **(start or {}))))
     if done:

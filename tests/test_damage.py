@@ -77,7 +77,7 @@ def test_an_unfinished_run_under_another_seeds_name_is_damage(
     other = folder.path.rename(place.runs / study.runs[1].name)
     found = synthetic.row_of(aggregate(study, place), other.name)
     assert found["state"] == "damaged"
-    assert found["reason"] == "the name says seed 1, config.yaml says 0"
+    assert found["reason"] == "the name says seed 1, config.yaml says seed 0"
 
 
 def test_the_best_accuracy_so_far_is_one_that_is_known(study: Study, place: StudyDir) -> None:

@@ -142,7 +142,13 @@ def drawn_run(
     records = synthetic.evaluations(synthetic.COURSES[kind], count, 0, settings)
     path = tmp_path / "metrics.jsonl"
     synthetic.write_metrics(path, records)
-    return read_metrics(path), {"run": "a<b>", "seed": 7, "outcome": kind, "onset_iteration": None}
+    return read_metrics(path), {
+        "run": "a<b>",
+        "seed": 7,
+        "copy": 0,
+        "outcome": kind,
+        "onset_iteration": None,
+    }
 
 
 def paths_of(drawing: str, kind: str) -> list[list[tuple[float, float]]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from glass_cnn.analysis import statistics
+from glass_cnn.analysis import spread, statistics
+from glass_cnn.analysis.spread import Spread
 from glass_cnn.analysis.statistics import Comparison, Paired, Profile, Rate, Survival
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.settings import Analysis
@@ -17,13 +18,19 @@ from glass_cnn.study import Point
 PAIRWISE_UP_TO = 12
 """Arms up to which every pair is compared."""
 
+MOST_SPREAD = 2000
+"""Runs of an arm whose spread is looked at, every one against every other; of more the first."""
+
 TAU = tuple(i / 200 for i in range(80, 201))
 """Accuracies at which performance profiles are evaluated: 0.400 to 1.000."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One point of the study over its seeds. Only complete runs count."""
+    """One point of the study over its seeds. Only complete runs count.
+
+    Copies are no other seeds: they are in `copies` and `spreads`, and in no rate.
+    """
 
     point: Point
     wanted: int
@@ -50,6 +57,8 @@ class Arm:
     survivors: list[float | None]
     """final validation accuracies of the runs that survived"""
     rollbacks: int
+    copies: Copies | None
+    """None where the study asks for none"""
 
     @property
     def label(self) -> str:
@@ -79,6 +88,22 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """The copies of an arm's runs, and what they say of rounding. Only complete runs count."""
+
+    wanted: int
+    """copies that the study asks for, without the runs of the seeds themselves"""
+    complete: int
+    courses: int
+    """different curves among seeds that have copies, with those of the seeds themselves"""
+    curves: int
+    """all of these curves"""
+    outcome: Spread
+    accuracy: Spread
+    """of the final validation accuracy"""
+
+
+@dataclass(frozen=True)
 class Estimates:
     """Everything that is said of a study."""
 
@@ -92,21 +117,23 @@ class Estimates:
 
     @property
     def complete(self) -> int:
-        """Complete runs of all arms."""
-        return sum(arm.complete for arm in self.arms)
+        """Complete runs of all arms, copies among them."""
+        return sum(arm.complete + (arm.copies.complete if arm.copies else 0) for arm in self.arms)
 
     @property
     def wanted(self) -> int:
-        """Runs that the study asks for."""
-        return sum(arm.wanted for arm in self.arms)
+        """Runs that the study asks for, copies among them."""
+        return sum(arm.wanted + (arm.copies.wanted if arm.copies else 0) for arm in self.arms)
 
 
 def estimate(result: Aggregation) -> Estimates:
     """All estimates of a study from its table."""
     groups = result.table.filter(pl.col("label").is_not_null()).partition_by("label", as_dict=True)
     nothing = result.table.clear()
-    wanted = len(result.study.section.seed_list)
-    arms = [_arm(p, groups.get((p.label,), nothing), wanted) for p in result.study.points]
+    section = result.study.section
+    wanted = len(section.seed_list)
+    copies = len(section.replicates) - wanted
+    arms = [_arm(p, groups.get((p.label,), nothing), wanted, copies) for p in result.study.points]
     rates = {arm.label: arm.collapsed for arm in arms}
     confidence = arms[0].analysis.confidence
     few = arms if len(arms) <= PAIRWISE_UP_TO else []
@@ -119,8 +146,9 @@ def estimate(result: Aggregation) -> Estimates:
     )
 
 
-def _arm(point: Point, table: pl.DataFrame, wanted: int) -> Arm:
-    runs = table.filter(pl.col("counted"))
+def _arm(point: Point, table: pl.DataFrame, wanted: int, copies: int) -> Arm:
+    counted = table.filter(pl.col("counted"))
+    runs = counted.filter(pl.col("copy") == 0)
     learned = runs.filter(pl.col("learned_step").is_not_null())
     confidence = point.settings.analysis.confidence
     times = learned["watched_steps"].cast(pl.Float64).to_list()
@@ -141,6 +169,22 @@ def _arm(point: Point, table: pl.DataFrame, wanted: int) -> Arm:
         optimal=runs["optimal_validation_accuracy"].to_list(),
         survivors=survived["final_validation_accuracy"].to_list(),
         rollbacks=int(runs["rollbacks"].sum()),
+        copies=_copies(counted, copies, confidence) if copies else None,
+    )
+
+
+def _copies(runs: pl.DataFrame, wanted: int, confidence: float) -> Copies:
+    curves = runs.filter((pl.len() > 1).over("seed"))["curve"]
+    seen = runs.sort("seed", "copy").head(MOST_SPREAD)
+    seeds = seen["seed"].to_list()
+    final = seen["final_validation_accuracy"].to_list()
+    return Copies(
+        wanted=wanted,
+        complete=runs.filter(pl.col("copy") > 0).height,
+        courses=curves.n_unique(),
+        curves=len(curves),
+        outcome=spread.of_outcomes(seeds, seen["outcome"].to_list(), confidence),
+        accuracy=spread.of_values(seeds, final, confidence),
     )
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from glass_cnn import outcomes, records
 from glass_cnn.metrics import NO_DIAGNOSTICS, DiagnosticSummary, Metrics, read_metrics
 from glass_cnn.paths import RUN_NAME, RunDir, is_named
-from glass_cnn.settings import Analysis, RunSettings, stored_run
+from glass_cnn.settings import Analysis, RunSettings, run_identity, stored_run
 from hpc.config import digest, to_tree
 from hpc.errors import UserError
 from hpc.yaml_files import parse_yaml
@@ -38,13 +38,17 @@ class Row:
     """point of the study"""
     seed: int | None = None
     """seed of weights, order and masks"""
+    copy: int | None = None
+    """0 for the run of a seed itself; others differ from it by rounding alone"""
+    rounding_step: int | None = None
+    """updates before a copy's weight was moved"""
     state: str = "foreign"
     """complete, unfinished, missing (logs at most), damaged or foreign; the study tells which are
     superseded or duplicate"""
     reason: str | None = None
     """why it is not counted"""
     point: str | None = None
-    """digest of the settings but for the seed"""
+    """digest of the settings but for seed and copy"""
     analysis: str | None = None
     """digest of the thresholds"""
     outcome: str = "incomplete"
@@ -167,7 +171,8 @@ def read_run(path: Path, analysis: Analysis | None = None) -> Row:
     name = RUN_NAME.fullmatch(path.name)
     if name is None:
         return Row(path.name, reason="is not named <label>-s<seed>-<hash> as runs are")
-    row = Row(path.name, label=name["label"], seed=int(name["seed"]))
+    copy = int(name["copy"] or 0)
+    row = Row(path.name, label=name["label"], seed=int(name["seed"]), copy=copy)
     run = RunDir(path)
     try:
         if run.config.exists():
@@ -193,11 +198,18 @@ def _without_config(path: Path) -> tuple[str, str]:
 
 def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
     settings, point, seed = _settings(run.config.read_text(encoding="utf-8"))
-    if seed != row.seed:
-        raise ValueError(f"the name says seed {row.seed}, config.yaml says {seed}")
+    rounding = settings.rounding
+    copy = rounding.number if rounding else 0
+    if (seed, copy) != (row.seed, row.copy):
+        told = [
+            f"seed {s}" + (f", copy {c}" if c else "")
+            for s, c in ((row.seed, row.copy), (seed, copy))
+        ]
+        raise ValueError(f"the name says {told[0]}, config.yaml says {told[1]}")
+    row.rounding_step = rounding.step if rounding else None
     analysis = analysis or settings.analysis
     row.point, row.analysis = point, thresholds(analysis)
-    row.well_named = is_named(run.path, digest({"point": point, "seed": seed}))
+    row.well_named = is_named(run.path, run_identity(point, seed, rounding))
     _read_provenance(row, run)
     metrics = read_metrics(run.metrics, settings.train.batches_per_iteration)
     _read_last(row, metrics)

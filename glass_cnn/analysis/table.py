@@ -17,6 +17,7 @@ from glass_cnn.analysis.rows import SCHEMA
 from glass_cnn.analysis.scan import RunListing, code, look, scan
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.study import Study, load_study
+from glass_cnn.study_file import OWN
 from hpc.config import to_tree
 from hpc.files import make_directory, storage_errors
 
@@ -103,10 +104,21 @@ def aggregate(study: Study, directory: StudyDir) -> Aggregation:
 
 def _arranged(table: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
     """Runs in the order of the study; the columns that people look for first."""
-    head = ["study", "run", "label", "seed", "state", "counted", "reason", "outcome", "collapsed"]
+    head = [
+        "study",
+        "run",
+        "label",
+        "seed",
+        "copy",
+        "state",
+        "counted",
+        "reason",
+        "outcome",
+        "collapsed",
+    ]
     named = [name for name in SCHEMA if name not in head]
     columns = dict.fromkeys([*head, *settings, *named, *table.columns])
-    table = table.sort("order", "seed", "run").select(*columns)
+    table = table.sort("order", "seed", "copy", "run").select(*columns)
     return table.drop("order", "expected", "well_named", "analysis")
 
 
@@ -167,7 +179,8 @@ def _names(runs: Sequence[str]) -> str:
 def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
     """One table of several studies; a run that a former study holds already is not counted."""
     table = pl.concat([r.table for r in results], how="diagonal_relaxed")
-    again = pl.col("counted") & ~pl.struct("point", "seed", "counted").is_first_distinct()
+    run = pl.struct("point", "seed", "copy", "rounding_step", "counted")
+    again = pl.col("counted") & ~run.is_first_distinct()
     reason = "the same run stands in a study named before"
     return _set_aside(table, again, "duplicate", pl.lit(reason))
 
@@ -202,14 +215,14 @@ def _with_study(found: pl.DataFrame, study: Study, data: Stored) -> pl.DataFrame
         schema={"label": pl.String, "expected": pl.String, "order": pl.Int64},
         orient="row",
     )
-    seeds = pl.Series("seed", study.section.seed_list, dtype=pl.Int64)
+    replicates = _replicates(study)
     # What has not begun is the study's to tell: by its points and seeds, not by what lies there.
     table = found.filter(pl.col("state") != "missing").join(points, on="label", how="left")
-    table = _without_others(table, seeds)
+    table = _without_others(table, replicates)
     table = _without_other_data(table, data)
     table = _without_copies(table)
     table = _without_other_meanings(table)
-    table = pl.concat([table, _missing(table, points, seeds)], how="diagonal")
+    table = pl.concat([table, _missing(table, points, replicates)], how="diagonal")
     return table.with_columns(
         study=pl.lit(study.name),
         counted=pl.col("state") == "complete",
@@ -220,18 +233,35 @@ def _with_study(found: pl.DataFrame, study: Study, data: Stored) -> pl.DataFrame
 USABLE = pl.col("state").is_in(["complete", "unfinished"])
 
 
-def _without_others(table: pl.DataFrame, seeds: pl.Series) -> pl.DataFrame:
+def _replicates(study: Study) -> pl.DataFrame:
+    """The seeds of a study and their copies, a row each."""
+    rows = [
+        (seed, rounding.number, rounding.step) if rounding else (seed, 0, None)
+        for seed, rounding in study.section.replicates
+    ]
+    return pl.DataFrame(rows, dict.fromkeys(REPLICATE, pl.Int64), orient="row")
+
+
+REPLICATE = ("seed", "copy", "rounding_step")
+
+
+def _without_others(table: pl.DataFrame, replicates: pl.DataFrame) -> pl.DataFrame:
     """Set aside runs of an earlier form of the study."""
     settings = (pl.col("point") != pl.col("expected")).fill_null(True)
-    seed = ~pl.col("seed").is_in(seeds.implode())
+    asked = replicates.with_columns(asked=pl.lit(True))
+    table = table.join(asked, on=REPLICATE, how="left", nulls_equal=True, maintain_order="left")
+    other = pl.col("asked").is_null()
+    seed = ~pl.col("seed").is_in(replicates["seed"].implode())
     reason = (
         pl.when(pl.col("expected").is_null())
         .then(pl.lit("its label is none of the study's"))
         .when(settings)
         .then(pl.lit("its settings are not those that the study has now"))
-        .otherwise(pl.lit("its seed is none of the study's"))
+        .when(seed)
+        .then(pl.lit("its seed is none of the study's"))
+        .otherwise(pl.lit("its copy is none of the study's"))
     )
-    return _set_aside(table, USABLE & (settings | seed), "superseded", reason)
+    return _set_aside(table, USABLE & (settings | other), "superseded", reason).drop("asked")
 
 
 def _without_other_data(table: pl.DataFrame, data: Stored) -> pl.DataFrame:
@@ -262,7 +292,7 @@ def _without_copies(table: pl.DataFrame) -> pl.DataFrame:
     """Of directories that hold the same run, keep the well named one, else the complete one."""
     better = [~USABLE, ~pl.col("well_named"), pl.col("state") != "complete", pl.col("run")]
     table = table.sort(better, maintain_order=True)
-    first = pl.col("run").first().over("label", "seed")
+    first = pl.col("run").first().over("label", "seed", "copy")
     copy = USABLE & (first != pl.col("run"))
     return _set_aside(table, copy, "duplicate", pl.format("holds the same run as {}", first))
 
@@ -286,11 +316,11 @@ def _set_aside(table: pl.DataFrame, which: pl.Expr, state: str, reason: pl.Expr)
     )
 
 
-def _missing(table: pl.DataFrame, points: pl.DataFrame, seeds: pl.Series) -> pl.DataFrame:
+def _missing(table: pl.DataFrame, points: pl.DataFrame, replicates: pl.DataFrame) -> pl.DataFrame:
     """Runs of the study that have no directory."""
-    wanted = points.select("label", "order").join(seeds.to_frame(), how="cross")
+    wanted = points.select("label", "order").join(replicates, how="cross")
     there = table.filter(pl.col("state").is_in(["complete", "unfinished", "damaged"]))
-    return wanted.join(there, on=["label", "seed"], how="anti").with_columns(
+    return wanted.join(there, on=["label", "seed", "copy"], how="anti").with_columns(
         state=pl.lit("missing"), reason=pl.lit("not started yet"), outcome=pl.lit("incomplete")
     )
 
@@ -309,7 +339,7 @@ def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _settings_table(study: Study) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """The main and the swept settings of each point, and the names of the swept ones."""
     flats = [flatten(to_tree(point.settings)) for point in study.points]
-    names = list(dict.fromkeys(name for flat in flats for name in flat if name != "seed"))
+    names = list(dict.fromkeys(name for flat in flats for name in flat if name not in OWN))
     swept = tuple(name for name in names if len({json.dumps(f.get(name)) for f in flats}) > 1)
     columns = [name for name in names if name in MAIN_SETTINGS or name in swept]
     table = {name: _column([flat.get(name) for flat in flats]) for name in columns}

@@ -235,7 +235,8 @@ def _multiple(frame: Frame, row: Row, metrics: Metrics, most: int, first: bool, 
         if first:
             parts.append(text(frame.left - 3, y + 3, f"{mark:g}", "mark fine", "end"))
     parts.append(rule(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
-    parts.append(text(frame.left, frame.top - 3, f"seed {row['seed']}", "mark fine"))
+    which = f"seed {row['seed']}" + (f" copy {row['copy']}" if row["copy"] else "")
+    parts.append(text(frame.left, frame.top - 3, which, "mark fine"))
     if first and last:
         parts.append(text(frame.right, frame.bottom + 9, f"{frame.end:g}", "mark fine", "end"))
         parts.append(text(frame.left, frame.bottom + 9, "0", "mark fine"))

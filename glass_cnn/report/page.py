@@ -27,6 +27,7 @@ from glass_cnn.records import read_starts
 from glass_cnn.report import curves, dataset_section, figures, pagedata, palette, words
 from glass_cnn.report.dataset_section import Data
 from glass_cnn.report.pagedata import Drawn, Row
+from glass_cnn.study_file import StudySection
 from hpc.config import to_tree
 from hpc.files import make_directory, write_atomic
 from hpc.words import plural
@@ -115,7 +116,7 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "made": f"Written {datetime.datetime.now().astimezone():%d %B %Y, %H:%M %Z}.",
         "complete": estimates.complete,
         "wanted": estimates.wanted,
-        "seeds": _seeds(result.study.section.seed_list),
+        "seeds": _seeds(result.study.section),
         "estimates": estimates,
         "answers": [*(("Warning:", told) for told in result.warnings), *words.answers(estimates)],
         "confidence": words.level(estimates.arms[0].analysis.confidence),
@@ -123,10 +124,16 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),
         "not_counted_total": len(aside),
         "drawn": len(drawn),
+        "copies": bool(result.study.section.copied_seeds),
     }
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _seeds(section: StudySection) -> str:
+    copies = f" ({section.copied.count} copies of {_row(section.copied_seeds)})"
+    return _row(section.seed_list) + (copies if section.copied_seeds else "")
+
+
+def _row(seeds: Sequence[int]) -> str:
     if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]}–{seeds[-1]}"
     return ", ".join(map(str, seeds))
@@ -229,7 +236,8 @@ def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
     if len(drawn) < known:
         note += f", of {known}: the first seeds of every arm"
         if others := sum(not run.by_seed for run in drawn):
-            note += f", and {plural(others, 'other')} that collapsed"
+            copies = "are copies or " if any(run.row["copy"] for run in drawn) else ""
+            note += f", and {plural(others, 'other')} that {copies}collapsed"
     longest = max((len(run.metrics) for run in drawn), default=0)
     if longest > pagedata.points_of(drawn):
         note += ". Long runs are thinned; their lowest and highest points are kept"
@@ -242,6 +250,7 @@ def _columns(result: Aggregation) -> list[tuple[str, str]]:
     return [
         ("Run", ""),
         ("Seed", "n"),
+        *([("Copy", "n")] if result.study.section.copied_seeds else []),
         *swept,
         ("Outcome", ""),
         ("Learned at iteration", "n"),
@@ -272,6 +281,7 @@ def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
         outcome = row["state"]
     cells = [
         _cell_of(row["seed"]),
+        *([_cell_of(row["copy"])] if result.study.section.copied_seeds else []),
         *(_cell_of(row[name]) for name in _swept_columns(result)),
         (outcome, None, ""),
         _cell_of(row["learned_iteration"]),

@@ -44,7 +44,7 @@ class Drawn:
     arm: int
     metrics: Metrics
     by_seed: bool
-    """chosen by its seed alone, not for its outcome: what may stand for all seeds"""
+    """chosen by its seed alone, not for its outcome, and no copy: what may stand for all seeds"""
 
 
 def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
@@ -54,9 +54,10 @@ def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
     runs = result.table.filter(known & pl.col("label").is_in(list(places)))
     quota = max(1, MOST_CURVES // max(1, len(arms)))
     first = pl.int_range(pl.len()).over("label") < quota
-    runs = runs.with_columns(by_seed=first & (first.cum_sum() <= MOST_CURVES))
-    others = pl.col("collapsed").fill_null(False) & ~pl.col("by_seed")
-    runs = runs.filter(pl.col("by_seed") | (others & (others.cum_sum() <= MOST_COLLAPSED)))
+    runs = runs.with_columns(first=first & (first.cum_sum() <= MOST_CURVES))
+    runs = runs.with_columns(by_seed=pl.col("first") & (pl.col("copy") == 0))
+    others = pl.col("collapsed").fill_null(False) & ~pl.col("first")
+    runs = runs.filter(pl.col("first") | (others & (others.cum_sum() <= MOST_COLLAPSED)))
     drawn = []
     for row in runs.iter_rows(named=True):
         try:

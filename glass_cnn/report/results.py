@@ -31,6 +31,7 @@ CURVES: dict[str, tuple[Any, str]] = {
     "run": (pl.String, "directory of the run"),
     "arm": (pl.String, "point of the study; `label` in the table of runs"),
     "seed": (pl.Int64, "its seed"),
+    "copy": (pl.Int64, "0 for the run of the seed itself"),
     "outcome": (pl.String, "what became of the run; incomplete before its end"),
     "iteration": (pl.Int64, "iterations done, from 1"),
     "step": (pl.Int64, "optimizer updates done"),
@@ -43,6 +44,10 @@ CURVES: dict[str, tuple[Any, str]] = {
 def _median(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
+
+
+def _rounding(what: str, value: str, arm: Arm) -> float | None:
+    return getattr(getattr(arm.copies, what), value) if arm.copies else None
 
 
 ESTIMATES: dict[str, tuple[Callable[[Arm], Any], str]] = {
@@ -67,6 +72,22 @@ ESTIMATES: dict[str, tuple[Callable[[Arm], Any], str]] = {
         "median over complete runs of the last one",
     ),
     "rollbacks": (lambda arm: arm.rollbacks, "times that complete runs went back"),
+    "copies": (
+        lambda arm: arm.copies.complete if arm.copies else 0,
+        "complete copies, which count in what follows and in nothing else",
+    ),
+    **{
+        f"rounding_{what}{end}": (
+            functools.partial(_rounding, what, value),
+            f"{told} {of} that is rounding's, the rest being the seed's",
+        )
+        for what, of in (("outcome", "outcomes"), ("accuracy", "final validation accuracies"))
+        for end, value, told in (
+            ("", "share", "share of the spread of"),
+            ("_low", "low", "lower end of the interval of the share of the spread of"),
+            ("_high", "high", "upper end of the interval of the share of the spread of"),
+        )
+    },
     **{
         f"runs_{outcome}": (
             functools.partial(lambda outcome, arm: arm.outcomes.get(outcome, 0), outcome),
@@ -122,16 +143,16 @@ class StudyResults:
     def curves(self) -> pl.DataFrame:
         """One row an evaluation, of all runs of the study that have begun and are not damaged."""
         begun = self.runs.filter(table.USABLE)
-        wanted = begun.select("run", "label", "seed", "outcome").iter_rows()
+        wanted = begun.select("run", "label", "seed", "copy", "outcome").iter_rows()
         parts = [self._curve(*row) for row in wanted]
         schema = {name: dtype for name, (dtype, _) in CURVES.items()}
         return pl.concat([pl.DataFrame(schema=schema), *parts])
 
-    def _curve(self, run: str, label: str, seed: int, outcome: str) -> pl.DataFrame:
+    def _curve(self, run: str, label: str, seed: int, copy: int, outcome: str) -> pl.DataFrame:
         metrics = read_metrics(RunDir(self.directory.runs / run).metrics)
         columns = {"iteration": metrics.iteration, "step": metrics.step, **metrics.series}
         numbers = pl.DataFrame({**columns, "seconds": metrics.seconds}).fill_nan(None)
-        same = {"run": run, "arm": label, "seed": seed, "outcome": outcome}
+        same = {"run": run, "arm": label, "seed": seed, "copy": copy, "outcome": outcome}
         kinds = {name: dtype for name, (dtype, _) in CURVES.items()}
         told = [pl.lit(value, kinds[name]).alias(name) for name, value in same.items()]
         return numbers.select(*told, *numbers.columns)

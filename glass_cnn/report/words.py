@@ -9,6 +9,7 @@ from typing import Any
 
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
+from glass_cnn.analysis.spread import Spread
 from glass_cnn.settings import RunSettings
 from hpc.config import to_tree
 from hpc.words import plural
@@ -128,12 +129,17 @@ def describe_outcome(row: dict[str, Any]) -> str:
     return text + "."
 
 
+def describe_seed(row: dict[str, Any]) -> str:
+    """Which replicate a run is."""
+    return f"seed {row['seed']}" + (f", copy {row['copy']}" if row["copy"] else "")
+
+
 def caption(row: dict[str, Any], settings: RunSettings) -> str:
     """Caption of a run's figure: all hyperparameters and the optimal and final accuracies."""
     return (
         "Training and validation loss and accuracy against iterations "
         f"(of {settings.train.batches_per_iteration} steps): "
-        f"{describe(settings)}, seed {row['seed']}. "
+        f"{describe(settings)}, {describe_seed(row)}. "
         f"{describe_accuracies(row)} {describe_outcome(row)}"
     )
 
@@ -170,6 +176,7 @@ def answers(estimates: Estimates) -> list[tuple[str, str]]:
         said = [(arm.label, f"{_collapse_answer(arm)} {_medians(arm)}") for arm in shown]
     if len(shown) < len(arms):
         said.append(("", f"These are the {len(shown)} extremes of {len(arms)} arms; all below."))
+    said += [(arm.label, rounding_answer(arm)) for arm in shown if arm.copies]
     said += _difference_answers(estimates)
     said.append(("", seeds_show(estimates)))
     if estimates.complete < estimates.wanted:
@@ -234,6 +241,44 @@ def _collapse_answer(arm: Arm) -> str:
     if arm.rollbacks:
         text += f"; runs were rolled back {plural(arm.rollbacks, 'time')}, which hides collapses"
     return f"{text}."
+
+
+def rounding_answer(arm: Arm) -> str:
+    """How much of the spread of an arm's runs is rounding's and how much the seed's."""
+    copies = arm.copies
+    assert copies is not None, "asked of arms with copies"
+    told = (
+        f"{copies.complete} of {plural(copies.wanted, 'copy')} are complete, which differ from the "
+        "run of their seed by rounding alone"
+    )
+    if math.isnan(copies.outcome.within):
+        return f"{told}: too few to tell the seed's part from rounding's."
+    outcome, accuracy = copies.outcome, copies.accuracy
+    said = (
+        f"{told}. Of two copies of a seed {percent(outcome.within, 0)} end with different "
+        f"outcomes, of two runs of different seeds {percent(outcome.total, 0)}: "
+        f"{_share(outcome, arm)}. Final validation accuracy: standard deviation "
+        f"{points(math.sqrt(accuracy.within)).lstrip('+')} points among copies of a seed, "
+        f"{points(math.sqrt(accuracy.total)).lstrip('+')} over seeds and copies: "
+        f"{_share(accuracy, arm)}."
+    )
+    if copies.courses < copies.curves:
+        same = plural(copies.curves - copies.courses, "copy")
+        said += f" {same} took the course of another run bit for bit: the weight had no part in it."
+    if outcome.copied == 1:
+        said += " One seed has copies; how much rounding does to others is not known."
+    return said
+
+
+def _share(spread: Spread, arm: Arm) -> str:
+    """Parts of a spread in words."""
+    if math.isnan(spread.share):
+        return "there is no spread to divide"
+    ends = f"{100 * spread.low:.0f}–{100 * spread.high:.0f} %"
+    return (
+        f"{percent(spread.share, 0)} of the spread is rounding's "
+        f"({level(arm.analysis.confidence)} interval {ends}), the rest the seed's"
+    )
 
 
 def _runs(count: int) -> str:

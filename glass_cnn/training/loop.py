@@ -22,6 +22,7 @@ from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.resume import restore
 from glass_cnn.training.rollback import Rollbacks
+from glass_cnn.training.rounding import move_if_due
 from glass_cnn.training.state import State
 from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE
@@ -89,6 +90,8 @@ def train(
             job.heart.beat(f"before step {state.progress.step + 1}")
             images, labels = job.feed.batch(state.sample_step)
             rate = state.rate(state.progress.step)
+            if told := move_if_due(job.engine, state.progress.step):
+                recorder.say(told)
             result = job.engine.train_step(images, labels, state.sample_step, rate)
             state.take_step(result)
             recorder.check()

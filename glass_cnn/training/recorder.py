@@ -112,6 +112,9 @@ class Recorder:
         with storage_errors(self.run.log), open(self.run.log, "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
+    say = rank_0(_say)
+    """print a message, and append it to run.log"""
+
     def _tell(self, event: Event) -> None:
         """Record an event, and print it."""
         told = as_dict(append_event(self.run.events, event))
