@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
+INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -16,7 +16,7 @@ SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize predict \
-        import schema reference test check bench torture slurm-up slurm-down help clean
+        export import schema reference test check bench torture slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -57,6 +57,9 @@ visualize: setup ## what a saved model sees: RUN=...
 
 predict: setup ## a saved model on images or frames without labels: RUN=... SOURCE=file or dir [FIT=crop|resize TEMPERATURES=2:0.05]
 	@$(JOB).predict $${RUN:+"$$RUN"} "$$SOURCE" $${FIT:+--fit "$$FIT"} $${TEMPERATURES:+--temperatures "$$TEMPERATURES"}
+
+export: setup ## a saved model for other programs: RUN=... FORMAT=keras|savedmodel|onnx|safetensors [WHICH=best|latest]
+	@$(JOB).export $${RUN:+"$$RUN"} $${FORMAT:+--format "$$FORMAT"} $${WHICH:+--which "$$WHICH"}
 
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
@@ -99,7 +102,7 @@ help: ## this list
 # what the commands were given is looked at: set-up can take minutes.
 STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
-STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict,$(MAKECMDGOALS))
+STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict export,$(MAKECMDGOALS))
 .venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
 	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}

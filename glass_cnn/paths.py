@@ -110,6 +110,11 @@ class RunDir:
         return self.path / "predictions"
 
     @property
+    def exported(self) -> Path:
+        """Its models in forms of other programs."""
+        return self.path / "exported"
+
+    @property
     def pictures(self) -> Path:
         """The page of its pictures."""
         return self.path / "visualize.html"

