@@ -56,7 +56,7 @@ def write_report(
     page |= {"datasets": [dataset_section.section(each) for each in data]}
     page |= {"without_data": without_data}
     if data or without_data:
-        page["sections"] = [("data", "The data"), *page["sections"]]
+        page["sections"] = [("dataset", "The data"), *page["sections"]]
     page["gallery"] = _gallery(estimates.arms, drawn, drawings)
     text = _environment().get_template("report.html.j2").render(page)
     write_atomic(result.directory.report, text)
