@@ -49,8 +49,8 @@ data-report: setup ## a page about data alone: DATA=logs/datasets/<name> or a st
 baselines: setup ## what energies, distances, order and spectra alone tell of a study's data: CONFIG=...
 	@$(JOB).baselines $(STUDY) $(SETS)
 
-evaluate: setup ## a saved model on validation and test: RUN=logs/<study>/runs/<run>
-	@$(JOB).evaluate $${RUN:+"$$RUN"}
+evaluate: setup ## a saved model on validation and test, or other data: RUN=logs/<study>/runs/<run> [DATA=dir or study]
+	@$(JOB).evaluate $${RUN:+"$$RUN"} $${DATA:+--data "$$DATA"}
 
 visualize: setup ## what a saved model sees: RUN=...
 	@$(JOB).visualize $${RUN:+"$$RUN"}

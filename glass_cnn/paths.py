@@ -104,6 +104,10 @@ class RunDir:
         """What `jobs.evaluate` found of its models."""
         return self.path / "evaluation.json"
 
+    def evaluation_on(self, dataset: str) -> Path:
+        """What `jobs.evaluate` found of its models on another data set."""
+        return self.path / f"evaluation-{dataset}.json"
+
     @property
     def predictions(self) -> Path:
         """What `jobs.predict` found of images without labels."""

@@ -1,13 +1,17 @@
 """A run's saved models, the optimal and the final one, on validation and test.
 
 Prints accuracy, loss, confusion matrix, AUC and calibration, and writes them to evaluation.json in
-the run's directory. Exit codes: 0 complete, 65 bad data or checkpoint, 78 bad configuration.
+the run's directory. On another data set (--data) all images count but those of trajectories that
+the run was trained on or its optimal model chosen by. Intervals of the AUC are percentiles of a
+bootstrap that draws whole trajectories. Exit codes: 0 complete, 65 bad data or checkpoint, 78 bad
+configuration.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glass_cnn import data_identity, numerics
-from glass_cnn.paths import logs_root
+from glass_cnn.paths import DatasetDir, logs_root
 from glass_cnn.records import trained_on
 from glass_cnn.study import find_run
 from hpc.commandline import Parser, run_main
@@ -23,9 +27,10 @@ from hpc.errors import ConfigError
 from hpc.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from glass_cnn.analysis.evaluation import Quality
-    from glass_cnn.data.dataset import Dataset, Parts
-    from glass_cnn.settings import RunSettings
+    from glass_cnn.data.dataset import Dataset
     from glass_cnn.training.saved import SavedModel
 
 PARTS = ("validation", "test")
@@ -36,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("evaluate", __doc__)
     parser.add_run()
     parser.add_argument("--which", choices=("best", "latest"), help="one model (default: both)")
-    parser.add_argument("--data", metavar="STUDY", help="on another study's data set")
+    parser.add_argument("--data", help="another data set: its directory, or a study of one")
     parser.add_logs("the one it lies in")
     return parser.parse_args(argv)
 
@@ -47,15 +52,20 @@ def main(argv: list[str]) -> None:
     run, settings = find_run(args.run)
     numerics.choose(settings.launch)  # as it was trained; before TensorFlow loads
     from glass_cnn.data.dataset import load, split
+    from glass_cnn.data.unseen import unseen
     from glass_cnn.training.saved import open_all, open_model
 
     root = logs_root(args.logs or run.root)
-    source = settings if args.data is None else other_data(args.data, root)
-    data = load(source, root)
-    if args.data is None:
-        data_identity.check(run.path, trained_on(run), data.identity)
+    own = load(settings, root)
+    data_identity.check(run.path, trained_on(run), own.identity)
+    split_of_own = split(own, settings)
+    data = own if args.data is None else other_data(args.data, root)
     data.verify()
-    parts = split(data, source)
+    parts = {name: getattr(split_of_own, name) for name in PARTS}
+    note = ""
+    if args.data is not None:
+        rest, note = unseen(data, own, split_of_own)
+        parts = {"unseen": rest}
     models = (
         open_all(run, settings)
         if args.which is None
@@ -64,39 +74,47 @@ def main(argv: list[str]) -> None:
     tree: dict[str, Any] = {"run": run.name, "data": data.path.name, "models": {}}
     console = Console()
     console.print(f"{run.path}\n{data.describe()}", soft_wrap=True)
+    if note:
+        console.print(note, soft_wrap=True)
     for which, model in models:
         found = measure(model, data, parts)
         tree["models"][which] = {
             "step": model.saved.step, **{part: each.tree() for part, each in found.items()}
         }  # fmt: skip
         show(console, which, model, found)
-    if args.data is None and args.which is None:
-        write_json(run.evaluation, tree)
-        console.print(run.evaluation, soft_wrap=True)
+    if args.which is None:
+        place = run.evaluation if args.data is None else run.evaluation_on(data.path.name)
+        write_json(place, tree)
+        console.print(place, soft_wrap=True)
 
 
-def other_data(config: str, root: Path) -> RunSettings:
-    """Settings of the one data set of another study; raises ConfigError when it has several."""
+def other_data(given: str, root: Path) -> Dataset:
+    """A data set by its directory, or the one of a study; raises ConfigError, DataError."""
+    from glass_cnn.data.dataset import load
     from glass_cnn.study import load_study
 
-    found = load_study(config, (), root).datasets
+    place = DatasetDir(Path(given).absolute())
+    if place.is_done():
+        return load(place)
+    found = load_study(given, (), root).datasets
     if len(found) != 1:
         raise ConfigError(
-            f"--data {config}: the study has {len(found)} data sets; name a study of one."
+            f"--data {given}: the study has {len(found)} data sets; name the directory of one."
         )
-    return found[0]
+    return load(found[0], root)
 
 
-def measure(model: SavedModel, data: Dataset, parts: Parts) -> dict[str, Quality]:
-    """One model on validation and test."""
+def measure(
+    model: SavedModel, data: Dataset, parts: Mapping[str, np.ndarray]
+) -> dict[str, Quality]:
+    """One model on parts of a data set, each told by the indices of its images."""
     from glass_cnn.analysis.evaluation import evaluate
 
     found = {}
-    for name in PARTS:
-        part = getattr(parts, name)
+    for name, part in parts.items():
         logits = model.logits(data.images[part])
         confidence = model.settings.analysis.confidence
-        found[name] = evaluate(logits, parts.labels[part], parts.trajectories[part], confidence)
+        found[name] = evaluate(logits, data.labels[part], data.trajectories[part], confidence)
     return found
 
 

@@ -131,6 +131,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["data-report", "DATA=d", "SET=a.b=1"], ["jobs.data_report", "d", "--set", "a.b=1"]),
         (["baselines", "CONFIG=x"], ["jobs.baselines", "x"]),
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
+        (["evaluate", "RUN=r", "DATA=d"], ["jobs.evaluate", "r", "--data", "d"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
         (["export", "RUN=r", "FORMAT=onnx"], ["jobs.export", "r", "--format", "onnx"]),
         (

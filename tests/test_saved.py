@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -21,14 +22,15 @@ from scipy import special, stats
 from glass_cnn.analysis import evaluation
 from glass_cnn.analysis.evaluation import auc, auc_interval, calibration, evaluate
 from glass_cnn.data.dataset import load, split
+from glass_cnn.data.unseen import unseen
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import load_run
 from hpc.commandline import run_main
-from hpc.errors import EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA
+from hpc.errors import EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, DataError
 from hpc.files import read_json
 from jobs import evaluate as evaluate_job
 from jobs import visualize as visualize_job
-from tests import tiny
+from tests import small_data, tiny
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -123,6 +125,19 @@ def run(
 needs_mpi = pytest.mark.requires("mpi")
 
 
+def test_other_trajectories_all_count_and_trained_ones_never(small_logs: Path) -> None:
+    data = load(small_data.SETTINGS, small_logs)
+    parts = split(data, small_data.SETTINGS)
+    left, told = unseen(data, data, parts)
+    assert set(left) == set(parts.test)
+    assert "left out" in told
+    nothing = dataclasses.replace(parts, train=parts.train[:0], validation=parts.train[:0])
+    assert len(unseen(data, data, nothing)[0]) == len(data)
+    everything = dataclasses.replace(parts, train=np.arange(len(data)))
+    with pytest.raises(DataError, match="nothing is left to test it on"):
+        unseen(data, data, everything)
+
+
 @needs_mpi
 def test_evaluate_counts_what_the_result_says(
     run: RunDir, capsys: pytest.CaptureFixture[str]
@@ -155,7 +170,11 @@ def test_evaluate_on_another_studys_data(
     words = [str(run.path), "--data", str(same), "--which", "latest", "--logs", str(root)]
     before = tiny.fingerprint(run.path)
     assert run_main(evaluate_job.main, words) == EXIT_COMPLETE
-    assert "optimal" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "optimal" not in shown
+    assert "left out: 17 trajectories of it that the run has learned from" in shown
+    tested = read_json(run.result)["final"]["test_accuracy"]
+    assert f"accuracy {tested:.3%}" in " ".join(shown.split())  # what is left is its own test part
     assert tiny.fingerprint(run.path) == before
     missing = tiny.tree(name="big", render={"pixels": 40})
     words[2] = str(tiny.write_study(tmp_path / "big.yaml", missing))
