@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from hpc.files import make_directory, storage_errors, write_atomic
 from hpc.stages import Meter, Stage, Task
 from hpc.yaml_files import read_yaml
 
-SHARED = ("simulation", "data", "render", "split", "model", "launch")
-"""sections in which --set also reaches the studies that are needed: a run that goes on from another
-sees the same data with the same network; how the other was trained is its own study's affair"""
+SHARED = ("simulation", "data", "render", "split", "model", "launch", "study.seeds")
+"""what --set also sets for the studies that are needed: a run that goes on from another has the
+same seed, data and network; how the other was trained is its own study's affair"""
+AFTER = "after."
+"""begins assignments that are for those studies alone"""
 SECTIONS = ("simulate", "aggregate")
 """stages that have a section of their own in a site profile; the rest of it is for training"""
 SHOWN = {"validation_accuracy": "accuracy {:.2%}", "validation_loss": "loss {:.3f}"}
@@ -41,6 +42,8 @@ class Pipeline:
     root: Path
     sets: tuple[str, ...]
     """the assignments that it was asked for with"""
+    notes: tuple[str, ...] = ()
+    """what people should know of where these reach"""
 
     @property
     def study(self) -> Study:
@@ -129,14 +132,39 @@ class Pipeline:
 
 def pipeline(config: str | Path, sets: Sequence[str], root: Path) -> Pipeline:
     """The pipeline of a study file, or of a study's name or directory; raises ConfigError."""
-    shared = [each for each in sets if re.split(r"[.=\s]", each)[0] in SHARED]
-    chain = [load_study(config, sets, root)]
+    own = [each for each in sets if not each.startswith(AFTER)]
+    shared = [each for each in own if _name(each).startswith(tuple(f"{s}." for s in SHARED))]
+    # Last, so that they lie over what both have.
+    needs = shared + [each.removeprefix(AFTER) for each in sets if each.startswith(AFTER)]
+    chain = [load_study(config, own, root)]
+    if len(own) < len(sets) and chain[0].section.after is None:
+        raise ConfigError(
+            f"{chain[0].source}: {AFTER}… sets something for the study that this one goes on from, "
+            "and it goes on from none (study.after); leave it out."
+        )
     while chain[0].section.after is not None:
-        needed = load_study(Path(chain[0].source).parent / chain[0].section.after, shared, root)
+        needed = load_study(Path(chain[0].source).parent / chain[0].section.after, needs, root)
         if needed.name in [each.name for each in chain]:
             raise ConfigError(f"{needed.source}: study.after goes round in a circle.")
         chain.insert(0, needed)
-    return Pipeline(tuple(chain), root, tuple(sets))
+    return Pipeline(tuple(chain), root, tuple(sets), _reach(chain, own, needs))
+
+
+def _name(assignment: str) -> str:
+    """The setting that `a.b=c` sets, with a dot behind it."""
+    return assignment.partition("=")[0].strip() + "."
+
+
+def _reach(chain: Sequence[Study], own: Sequence[str], needs: Sequence[str]) -> tuple[str, ...]:
+    """Say of what a training is made of that it was set for the last study alone."""
+    said = {_name(each) for each in needs}
+    alone = [name[:-1] for name in map(_name, own) if name.startswith("train.")]
+    return tuple(
+        f"{name} is set for {chain[-1].name} alone; for {chain[-2].name}, from which it goes on, "
+        f'say SET="{AFTER}{name}=…"'
+        for name in alone
+        if len(chain) > 1 and f"{name}." not in said
+    )
 
 
 def result_of(run: Run, place: RunDir) -> Result | None:

@@ -32,6 +32,7 @@ class Stream(enum.IntEnum):
     ORDER = 5  # seed: order of the samples; index: the epoch
     AUGMENTATION = 6  # seed: symmetries; counter: the sample
     ROUNDING = 7  # seed: the weight that a copy moves; index: the copy
+    BATCHES = 8  # seed: samples of batches that are drawn one by one; index: the shuffle
 
 
 class TrainingStream(enum.IntEnum):

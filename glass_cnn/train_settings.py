@@ -36,27 +36,49 @@ class Linear(Settings):
 
 
 class Level(Settings):
-    """One threshold of a threshold schedule."""
+    """One threshold of a threshold schedule: exactly one of at_least and above."""
 
-    above: Fraction
+    above: Fraction | None = None
     """validation accuracy that must be exceeded"""
+    at_least: Annotated[Fraction | None, Identity(since=2)] = None
+    """validation accuracy that must be reached"""
     rate: Positive
     """learning rate while it is"""
 
+    @property
+    def accuracy(self) -> float:
+        """Where the level begins, itself in it or not."""
+        found = self.above if self.at_least is None else self.at_least
+        assert found is not None, "one of the two is given"
+        return found
+
+    def holds(self, accuracy: float) -> bool:
+        """Whether a validation accuracy is in it."""
+        return accuracy > self.accuracy if self.at_least is None else accuracy >= self.accuracy
+
+    @pydantic.model_validator(mode="after")
+    def _one(self) -> Level:
+        if (self.above is None) == (self.at_least is None):
+            raise ValueError(
+                "give exactly one of at_least (an accuracy that is reached) and above (one that is "
+                "exceeded)"
+            )
+        return self
+
 
 class Threshold(Settings):
-    """Initial rate until the last validation accuracy exceeds a level, and back to it below."""
+    """Initial rate until the last validation accuracy is at a level, and back to it below."""
 
     kind: Literal["threshold"]
     """threshold"""
     initial: Positive
-    """learning rate while no level is exceeded"""
+    """learning rate below all levels"""
     levels: Annotated[tuple[Level, ...], pydantic.Field(min_length=1)]
-    """accuracies and their rates, in rising order of accuracy; the highest exceeded one counts"""
+    """accuracies and their rates, in rising order of accuracy; the highest that holds counts"""
 
     @pydantic.model_validator(mode="after")
     def _rising(self) -> Threshold:
-        marks = [level.above for level in self.levels]
+        marks = [level.accuracy for level in self.levels]
         if any(b <= a for a, b in itertools.pairwise(marks)):
             raise ValueError(f"levels must rise in accuracy; they are {marks}")
         return self
@@ -239,6 +261,9 @@ class Train(Settings):
     """coefficient of Σ ½‖W‖² over the four weight tensors, biases free (Keras' l2 is twice it)"""
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
     """share of the dense layer's units dropped at each training step"""
+    order: Annotated[Literal["epoch", "batch"], Identity(since=2, before="epoch")] = "epoch"
+    """epoch: every training image once before any comes again; batch: all are shuffled anew for
+    each batch, and its images are the first (as in the code that was published for the network)"""
     augmentation: Augmentation = Augmentation()
     """random symmetries of the training images"""
     evaluation_examples: Count | None = None

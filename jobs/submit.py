@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     whole = pipeline(args.config, assignments(args), logs_root(args.logs))
     place = whole.study.directory(whole.root)
-    notes = [note for study in whole.chain for note in study.notes]
+    notes = [*whole.notes, *(note for study in whole.chain for note in study.notes)]
     notes += [note for study in whole.chain if (note := check_study(study, whole.root))]
     for note in dict.fromkeys(notes):
         print(f"note: {note}")

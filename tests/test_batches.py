@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -59,9 +60,31 @@ def test_orders_differ_between_seeds_and_epochs() -> None:
     assert (first != batches.order(1, 1, 100, 100)).any()
 
 
+@given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**7), count=st.integers(1, 40))
+def test_shuffled_batches_hold_no_sample_twice_while_there_are_enough(
+    seed: int, step: int, count: int
+) -> None:
+    whole = batches.order(seed, step, count, count, "batch")
+    assert sorted(whole) == list(range(count))
+    part = batches.order(seed, step, -(-count // 2), count, "batch")
+    assert (part == whole[: len(part)]).all()
+    more = batches.order(seed, step, 2 * count + 1, count, "batch")
+    assert sorted(more[:count]) == sorted(more[count : 2 * count]) == list(range(count))
+
+
+def test_shuffled_batches_take_every_sample_as_often_and_know_nothing_of_each_other() -> None:
+    drawn = [batches.order(3, step, 5, 20, "batch") for step in range(4000)]
+    taken = np.bincount(np.concatenate(drawn), minlength=20)
+    assert abs(taken - 1000).max() < 5 * math.sqrt(1000)
+    again = np.mean([len(set(a) & set(b)) for a, b in itertools.pairwise(drawn)])
+    assert again == pytest.approx(5 * 5 / 20, abs=0.06)
+    assert len({tuple(one) for one in drawn}) > 3900
+
+
 def test_streams_never_change() -> None:
     """Runs that were stopped under another version must go on in the same order."""
     assert batches.order(7, 3, 6, 10).tolist() == [2, 8, 1, 0, 2, 7]
+    assert batches.order(7, 3, 6, 10, "batch").tolist() == [3, 8, 2, 0, 9, 7]
     rotation, flip, row, column = (choice.tolist() for choice in batches.augment(7, 3, 3))
     assert (rotation, flip) == ([0, 1, 0], [1, 1, 1])
     assert row == [1220886660, 2257623138, 1670817295]
@@ -147,13 +170,29 @@ def take(tiny: data.Dataset, count: int, **how: Any) -> list[tuple[np.ndarray, n
     return taken
 
 
-def test_batches_hold_what_order_and_augment_say(tiny: data.Dataset) -> None:
+@pytest.mark.parametrize("kind", ["epoch", "batch"])
+def test_batches_hold_what_order_and_augment_say(tiny: data.Dataset, kind: batches.Order) -> None:
     part = data.split(tiny, SETTINGS).train
-    for step, (images, labels) in enumerate(take(tiny, 30)):
-        chosen = part[batches.order(3, step, 25, len(part))]
+    for step, (images, labels) in enumerate(take(tiny, 30, kind=kind)):
+        chosen = part[batches.order(3, step, 25, len(part), kind)]
         assert (labels == tiny.labels[chosen]).all()
         drawn = batches.augment(3, step, 25)
         assert (images == batches.apply(tiny.images[chosen], drawn, Augmentation(flips=True))).all()
+
+
+@pytest.mark.parametrize("kind", ["epoch", "batch"])
+def test_a_run_reads_its_batches_in_the_order_of_its_settings(
+    tiny: data.Dataset, kind: batches.Order
+) -> None:
+    train = SETTINGS.train.model_copy(update={"order": kind})
+    settings = SETTINGS.model_copy(update={"train": train})
+    whole = batches.TrainingData(settings, tiny, data.split(tiny, settings))
+    reading = whole.batches(slice(None), 5)
+    _, labels = next(reading)
+    reading.close()
+    part = whole.parts.train
+    chosen = part[batches.order(settings.seed, 5, train.batch_size, len(part), kind)]
+    assert (labels == tiny.labels[chosen]).all()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -143,7 +143,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     [
         ("old/runs/base-s9-*", "nothing is there; exactly one run or checkpoint must be named"),
         ("old/runs/base-s{seed}-x", "Train it first, or name it more exactly ({seed} stands for"),
-        ("old/runs/*", "2 directories fit; exactly one"),
+        ("old/runs/*", "2 directories fit, base-s3-01234567, base-s4-01234567; exactly one"),
+        ("old/runs/*", "name the one that is meant, or move the others elsewhere"),
         ("old/empty", "has no latest checkpoint; train it first"),
     ],
 )

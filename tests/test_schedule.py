@@ -76,6 +76,15 @@ def test_threshold_follows_accuracy_up_and_back(accuracy: float | None, value: f
     assert rate(1234, accuracy, **THRESHOLD) == value
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "value"),
+    [(math.nextafter(0.9, 0), 1e-3), (0.9, 1e-4), (0.98, 1e-4), (0.99, 1e-5), (1.0, 1e-5)],
+)
+def test_a_level_at_least_so_high_is_reached_at_it(accuracy: float, value: float) -> None:
+    levels = [{"at_least": 0.9, "rate": 1e-4}, {"above": 0.98, "rate": 1e-5}]
+    assert rate(5, accuracy, **{**THRESHOLD, "levels": levels}) == value
+
+
 EXPONENTIAL: dict[str, Any] = {
     "kind": "exponential",
     "initial": 1e-3,

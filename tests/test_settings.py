@@ -69,6 +69,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "levels must rise in accuracy; they are [0.9, 0.9]",
     ),
+    (
+        {"train__learning_rate": {**THRESHOLD, "levels": [{"rate": 1}]}},
+        "levels.0: give exactly one of at_least (an accuracy that is reached) and above",
+    ),
+    (
+        {
+            "train__learning_rate": {
+                **THRESHOLD,
+                "levels": [{"above": 0.9, "at_least": 0.9, "rate": 1}],
+            }
+        },
+        "give exactly one of at_least",
+    ),
     ({"train__learning_rate": {"kind": "linear"}}, "train.learning_rate.initial is missing"),
     ({"train__learning_rate": {"inital": 1e-3}}, "did you mean 'initial'?"),
     ({"train__learning_rate": 1e-3}, "a mapping 'key: value' is needed"),

@@ -41,6 +41,7 @@ def test_streams_never_change() -> None:
         "ORDER": 5,
         "AUGMENTATION": 6,
         "ROUNDING": 7,
+        "BATCHES": 8,
     }
     assert [training_key(stream, 5) for stream in TrainingStream] == [5, 0x44524F55]
     assert permutation(philox(Stream.SPLIT, 7, 2), 8).tolist() == [5, 3, 1, 6, 4, 7, 2, 0]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,18 +22,30 @@ from glass_cnn.settings import RunSettings
 from glass_cnn.streams import Stream, permutation, philox
 from glass_cnn.train_settings import Augmentation
 
+Order = Literal["epoch", "batch"]
+"""see `Train.order`"""
+
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return permutation(philox(Stream.ORDER, seed, epoch), count)
 
 
-def order(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+def order(seed: int, step: int, batch_size: int, count: int, kind: Order = "epoch") -> np.ndarray:
     """Which of `count` samples make the batch of `step` (from 0): int64 [batch_size].
 
-    Batches follow each other without gaps through one permutation after another, so every epoch
-    visits each sample exactly once and batches run across the ends of epochs.
+    By `epoch` batches follow each other without gaps through one permutation after another, so
+    every epoch visits each sample exactly once and batches run across the ends of epochs. By
+    `batch` all samples are shuffled for each batch, which takes the first: none twice in a batch
+    (while there are enough), and some not for many epochs.
     """
+    if kind == "batch":
+        shuffles = -(-batch_size // count)
+        parts = [
+            permutation(philox(Stream.BATCHES, seed, step * shuffles + part), count)
+            for part in range(shuffles)
+        ]
+        return np.concatenate(parts)[:batch_size]
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), count)
     chosen = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -119,6 +131,7 @@ class TrainingData:
             augmentation=train.augmentation,
             rows=rows,
             first_step=first_step,
+            kind=train.order,
         )
 
 
@@ -136,6 +149,7 @@ def batches(
     augmentation: Augmentation,
     rows: slice = slice(None),
     first_step: int = 0,
+    kind: Order = "epoch",
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Images uint8 [n, pixels, pixels, 3] and labels uint8 [n] of one step after another, for ever.
 
@@ -144,7 +158,7 @@ def batches(
     ends the thread; an error in it is raised by the `next` that asks for its batch.
     """
     read: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(
-        _read, dataset, part, seed, batch_size, augmentation, rows
+        _read, dataset, part, kind, seed, batch_size, augmentation, rows
     )
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
         ahead = reader.submit(read, first_step)
@@ -156,13 +170,14 @@ def batches(
 def _read(
     dataset: Dataset,
     part: np.ndarray,
+    kind: Order,
     seed: int,
     batch_size: int,
     augmentation: Augmentation,
     rows: slice,
     step: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    chosen = part[order(seed, step, batch_size, len(part))[rows]]
+    chosen = part[order(seed, step, batch_size, len(part), kind)[rows]]
     images = dataset.images[chosen]
     if augmentation.rotations or augmentation.flips or augmentation.translations:
         drawn = Choices(*(choice[rows] for choice in augment(seed, step, batch_size)))
@@ -177,10 +192,10 @@ def first_batch(
 
     Also returns the augmentation: the run's own, or rotations and flips where it has none.
     """
-    own = settings.train.augmentation
+    train = settings.train
+    own, batch = train.augmentation, train.batch_size
     tried = own if any(own.model_dump().values()) else Augmentation(rotations=True, flips=True)
-    batch = settings.train.batch_size
-    first = order(settings.seed, 0, batch, len(parts.train))[:count]
+    first = order(settings.seed, 0, batch, len(parts.train), train.order)[:count]
     originals = dataset.images[parts.train[first]]
     versions = []
     for step in range(3):

@@ -47,8 +47,15 @@ def describe_rate(settings: RunSettings) -> str:
         return f"learning rate {number(rate['initial'])}"
     levels = rate.pop("levels", [])
     parts = [f"{key.replace('_', ' ')} {_word(value)}" for key, value in rate.items()]
-    parts += [f"{number(lv['rate'])} above {level(lv['above'])}" for lv in levels]
+    parts += [f"{number(lv['rate'])} {_from(lv)}" for lv in levels]
     return f"learning rate {kind.replace('_', ' ')} ({', '.join(parts)})"
+
+
+def _from(mark: Mapping[str, Any]) -> str:
+    """Where a level of a threshold schedule begins."""
+    if mark["at_least"] is None:
+        return f"above {level(mark['above'])}"
+    return f"at or above {level(mark['at_least'])}"
 
 
 def _word(value: Any) -> str:

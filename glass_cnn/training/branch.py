@@ -6,7 +6,7 @@ import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from glass_cnn.settings import RunSettings
 from glass_cnn.train_settings import RestartFrom
 from hpc import checkpoint, checkpoint_names
 from hpc.errors import ConfigError, DataError
+
+SHOWN = 5
+"""Directories that are named where a pattern fits several."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,7 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
     pattern = source.run.replace("{seed}", str(seed))
     places = [Path(p) for p in sorted(glob.glob(str(Path(glob.escape(str(root))) / pattern)))]
     if len(places) != 1:
-        what = "nothing is there" if not places else f"{len(places)} directories fit"
-        raise ConfigError(
-            f"train.restart_from.run {source.run!r} (from {root}): {what}; exactly one run or "
-            "checkpoint must be named. Train it first, or name it more exactly ({seed} stands for "
-            "this run's seed, * for anything)."
-        )
+        _refuse(source.run, root, places)
     place = places[0]
     if (place / checkpoint_names.MANIFEST).exists():
         return _read(place)
@@ -74,6 +72,22 @@ def _locate(source: RestartFrom, root: Path, seed: int) -> checkpoint.Checkpoint
             "first, or take which: best (checkpoint.after_end: best keeps no other)."
         )
     return newest
+
+
+def _refuse(pattern: str, root: Path, places: list[Path]) -> NoReturn:
+    what, remedy = "nothing is there", "Train it first, or name it more exactly"
+    if places:
+        more = ", …" if len(places) > SHOWN else ""
+        named = ", ".join(place.name for place in places[:SHOWN])
+        what = f"{len(places)} directories fit, {named}{more}"
+        remedy = (
+            "They have other settings (see config.yaml in each): name the one that is meant, or "
+            "move the others elsewhere"
+        )
+    raise ConfigError(
+        f"train.restart_from.run {pattern!r} (from {root}): {what}; exactly one run or checkpoint "
+        f"must be named. {remedy} ({{seed}} stands for this run's seed, * for anything)."
+    )
 
 
 def _read(path: Path) -> checkpoint.Checkpoint:

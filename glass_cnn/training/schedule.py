@@ -34,7 +34,7 @@ def learning_rate(
         case Threshold():
             rate = schedule.initial
             for level in schedule.levels:
-                if accuracy is not None and accuracy > level.above:
+                if accuracy is not None and level.holds(accuracy):
                     rate = level.rate
             return rate
         case Exponential():
