@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
@@ -166,6 +166,8 @@ class Render(Settings):
     """windows at random places of each configuration (all in that trajectory's split)"""
     dot_pixels: Annotated[int, pydantic.Field(ge=1, le=64)] = 9
     """pixels a dot of scatter2017 covers"""
+    background: Annotated[Literal["white", "black"], Identity(since=2, before="white")] = "white"
+    """colour of what no particle covers"""
     seed: Seed = 1
     """seed of the places of the windows"""
 
@@ -204,11 +206,38 @@ class Split(Settings):
         return self
 
 
+class Recipe(NamedTuple):
+    """What a recipe stands for, part by part."""
+
+    input: Literal["raw", "unit", "inverted", "dark", "centred"]
+    weights: Literal["sigma_0.1", "he"]
+    dense_rate: float
+
+
+RECIPES = {
+    "swanson2017": Recipe("raw", "sigma_0.1", 1.0),
+    "modern": Recipe("dark", "he", 1.0),
+}
+
+
 class Model(Settings):
     """The 2017 network: conv 10×10 3→6, conv 5×5 6→16 (VALID), dense 80, dropout, dense 2."""
 
     recipe: Literal["swanson2017", "modern"] = "swanson2017"
     """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
+    input: Annotated[Literal["raw", "unit", "dark", "centred"] | None, Identity(since=2)] = None
+    """what the network is fed: colours 0–255, 0–1, 0–1 with the background at 0, or 0–1 less each
+    picture's own mean; null: the recipe's"""
+    weights: Annotated[Literal["sigma_0.1", "he"] | None, Identity(since=2)] = None
+    """initial weights: truncated normal of σ 0.1, or He; null: the recipe's"""
+    dense_rate: Annotated[Positive | None, Identity(since=2)] = None
+    """factor on the learning rate of the dense layer's weights; null: the recipe's"""
+
+    @property
+    def parts(self) -> Recipe:
+        """The recipe with what is set beside it."""
+        given = {k: getattr(self, k) for k in Recipe._fields if getattr(self, k) is not None}
+        return RECIPES[self.recipe]._replace(**given)
 
 
 class Checkpointing(Settings):
@@ -340,6 +369,14 @@ class RunSettings(Settings):
                 f"{self.simulation.temperature(glass):.4g} and data.liquid frame {liquid} at "
                 f"{self.simulation.temperature(liquid):.4g}: the glass must be the colder one"
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The parts of the network's recipe, for pictures of this background."""
+        parts = self.model.parts
+        if parts.input != "dark":
+            return parts
+        return parts._replace(input="inverted" if self.render.background == "white" else "unit")
 
     def frame(self, side: Literal["liquid", "glass"]) -> int:
         """Index (0-based) of the frame that makes a class.

@@ -1,6 +1,6 @@
 """A configuration becomes an image. Pure functions: a configuration in, an array out.
 
-Both styles put orange A particles first and blue B particles over them, on white:
+Both styles put orange A particles first and blue B particles over them, on white or black:
 
 - `scatter2017`: what matplotlib's `scatter(s=1)` drew for the results log. Every dot is the same
   stamp of `dot_pixels` pixels (9 in the log: 3×3, fading towards the corners), moved to the pixel
@@ -23,10 +23,12 @@ from glass_cnn.mixture import SIGMA, TYPE_A, TYPE_B
 from glass_cnn.settings import Render
 from hpc.errors import DataError
 
-WHITE, ORANGE, BLUE = (
+ORANGE, BLUE = (
     np.array(colour, dtype=np.float32)
-    for colour in ((255, 255, 255), (255, 127, 14), (31, 119, 180))  # matplotlib's C1 and C0
+    for colour in ((255, 127, 14), (31, 119, 180))  # matplotlib's C1 and C0
 )
+BACKGROUNDS = {"white": 255.0, "black": 0.0}
+"""value of all three channels where no particle is"""
 RADII = np.array([0, *(SIGMA[kind, kind] / 2 for kind in (TYPE_A, TYPE_B))], dtype=np.float32)
 """radius by species, σ: half of σ_AA and of σ_BB, so that like neighbours touch at contact"""
 DOT_RADIUS = 1.4 / 3
@@ -57,7 +59,9 @@ def render(
     cleared = np.ones((2, *[settings.pixels + 2 * border] * 2), dtype=np.float32)
     draw(cleared, rows, columns, configuration.species[index], settings, scale)
     inside = slice(border, border + settings.pixels)
-    return _blend(cleared[0, inside, inside], cleared[1, inside, inside])
+    return _blend(
+        BACKGROUNDS[settings.background], cleared[0, inside, inside], cleared[1, inside, inside]
+    )
 
 
 def check_window(sides: np.ndarray, window: float | None) -> float:
@@ -173,11 +177,11 @@ def _discs(
         np.multiply.at(cleared[kind - TYPE_A].reshape(-1), flat.reshape(-1), left.reshape(-1))
 
 
-def _blend(clear_of_a: np.ndarray, clear_of_b: np.ndarray) -> Image:
-    """Paint orange where A covers the white, then blue where B covers that."""
+def _blend(background: float, clear_of_a: np.ndarray, clear_of_b: np.ndarray) -> Image:
+    """Paint orange where A covers the background, then blue where B covers that."""
     image = np.empty((*clear_of_a.shape, 3), dtype=np.uint8)
     for channel in range(3):
-        below = ORANGE[channel] + clear_of_a * (WHITE[channel] - ORANGE[channel])
+        below = ORANGE[channel] + clear_of_a * (background - ORANGE[channel])
         below -= BLUE[channel]
         below *= clear_of_b
         below += BLUE[channel] + np.float32(0.5)

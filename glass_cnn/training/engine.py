@@ -94,7 +94,7 @@ class Engine:
         self.world = world
         self.parallel = DataParallel(world)
         self.share = self.parallel.share(train.batch_size)
-        self.network = Network(settings.model.recipe, settings.render.pixels, settings.seed)
+        self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
         self.optimizer = Optimizer(train.optimizer, self.network)
         pixels = settings.render.pixels
         image = tf.TensorSpec((None, pixels, pixels, 3), tf.uint8)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from glass_cnn.streams import TrainingStream, training_key
+from glass_cnn.settings import Recipe
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Sgd
 
@@ -30,7 +31,7 @@ class Network(tf.Module):
         seed: seed of the initial weights.
     """
 
-    def __init__(self, recipe: str, pixels: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, pixels: int, seed: int) -> None:
         super().__init__(name="network")
         self.recipe = recipe
         side = pixels - 9 - 4
@@ -50,7 +51,7 @@ class Network(tf.Module):
             self._add(f"{layer}/biases", tf.fill(shape[-1:], 0.1))
 
     def _spread(self, shape: tuple[int, ...]) -> float:
-        if self.recipe == "swanson2017":
+        if self.recipe.weights == "sigma_0.1":
             return 0.1
         fan_in = math.prod(shape[:-1])
         truncation = 0.87962566103423978  # standard deviation of a normal cut at ±2σ
@@ -67,7 +68,14 @@ class Network(tf.Module):
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
         """uint8 images [n, pixels, pixels, 3] as the float32 input of this recipe."""
         values = tf.cast(images, tf.float32)
-        return values if self.recipe == "swanson2017" else (255.0 - values) / 255.0
+        if self.recipe.input == "raw":
+            return values
+        if self.recipe.input == "inverted":
+            return (255.0 - values) / 255.0
+        scaled = values / 255.0
+        if self.recipe.input == "centred":
+            return scaled - tf.reduce_mean(scaled, axis=(1, 2), keepdims=True)
+        return scaled
 
     def activations(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """ReLU outputs of the two convolutions and of the dense layer, before dropout."""
@@ -144,7 +152,10 @@ class Optimizer:
         if s.weight_decay:
             for weight in self.network.weights.values():
                 weight.assign_sub(rate * s.weight_decay * weight)
+        factor = self.network.recipe.dense_rate
+        slow = rate if factor == 1 else rate * factor
         for name, gradient in gradients.items():
+            rate_of = slow if name == "dense/weights" else rate
             variable = self.network.parameters[name]
             if isinstance(s, Adam):
                 tf.raw_ops.ResourceApplyAdam(
@@ -153,7 +164,7 @@ class Optimizer:
                     v=self.slots[f"v/{name}"].handle,
                     beta1_power=powers[0],
                     beta2_power=powers[1],
-                    lr=rate,
+                    lr=rate_of,
                     beta1=s.beta_1,
                     beta2=s.beta_2,
                     epsilon=s.epsilon,
@@ -163,7 +174,7 @@ class Optimizer:
                 tf.raw_ops.ResourceApplyKerasMomentum(
                     var=variable.handle,
                     accum=self.slots[f"momentum/{name}"].handle,
-                    lr=rate,
+                    lr=rate_of,
                     grad=gradient,
                     momentum=s.momentum,
                     use_nesterov=s.nesterov,

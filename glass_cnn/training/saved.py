@@ -24,7 +24,7 @@ class SavedModel:
 
     def __init__(self, run: RunDir, settings: RunSettings, saved: checkpoint.Checkpoint) -> None:
         self.run, self.settings, self.saved = run, settings, saved
-        self.network = Network(settings.model.recipe, settings.render.pixels, settings.seed)
+        self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
         for name, variable in self.network.parameters.items():
             variable.assign(saved.tensors[f"model/{name}"])
         pixels = settings.render.pixels
