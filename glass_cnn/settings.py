@@ -209,7 +209,7 @@ class Split(Settings):
 class Recipe(NamedTuple):
     """What a recipe stands for, part by part."""
 
-    input: Literal["raw", "unit", "inverted", "dark", "centred"]
+    input: Literal["raw", "unit", "inverted", "dark"]
     weights: Literal["sigma_0.1", "he"]
     dense_rate: float
 
@@ -225,9 +225,9 @@ class Model(Settings):
 
     recipe: Literal["swanson2017", "modern"] = "swanson2017"
     """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
-    input: Annotated[Literal["raw", "unit", "dark", "centred"] | None, Identity(since=2)] = None
-    """what the network is fed: colours 0–255, 0–1, 0–1 with the background at 0, or 0–1 less each
-    picture's own mean; null: the recipe's"""
+    input: Annotated[Literal["raw", "unit", "dark"] | None, Identity(since=2)] = None
+    """what the network is fed: colours 0–255, 0–1, or 0–1 with the background at 0; null: the
+    recipe's"""
     weights: Annotated[Literal["sigma_0.1", "he"] | None, Identity(since=2)] = None
     """initial weights: truncated normal of σ 0.1, or He; null: the recipe's"""
     dense_rate: Annotated[Positive | None, Identity(since=2)] = None

@@ -23,7 +23,7 @@ def untrained(root: Path, **sections: Any) -> RunDir:
     run = RunDir(root / "saved" / "runs" / f"base-s{settings.seed}-{settings.run_digest()[:8]}")
     run.path.mkdir(parents=True)
     run.config.write_text(to_yaml(settings))
-    network = Network(settings.model.recipe, settings.render.pixels, settings.seed)
+    network = Network(settings.recipe, settings.render.pixels, settings.seed)
     weights = {f"model/{name}": np.asarray(v) for name, v in network.parameters.items()}
     with Checkpoints(run.checkpoints, settings.run_digest(), 2, None, 1, print) as checkpoints:
         checkpoints.save_best(tiny.STEPS, weights, {})

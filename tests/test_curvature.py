@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glass_cnn.settings import build_run
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam
 from glass_cnn.training.diagnostics import Diagnostics
@@ -31,7 +32,7 @@ def measured() -> tuple[Diagnostics, np.ndarray]:
     gradients is not what second derivatives say.
     """
     rng = np.random.default_rng(3)
-    network = Network("modern", PIXELS, seed=5)
+    network = Network(build_run({"model": {"recipe": "modern"}}, "test").recipe, PIXELS, seed=5)
     for layer in ("conv1", "conv2", "dense"):
         network.parameters[f"{layer}/weights"].assign(network.parameters[f"{layer}/weights"] * 0.1)
         network.parameters[f"{layer}/biases"].assign(network.parameters[f"{layer}/biases"] * 10)

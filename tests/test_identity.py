@@ -190,10 +190,14 @@ def test_settings_added_to_kinds_and_lists_are_read_as_what_was_done_before() ->
         kind: Literal["lid"]
         """lid"""
 
+    class Lamp(Settings):
+        width: Annotated[int, Identity(since=2, before=80)] = 120
+        """cm"""
+
     class Kitchen(Settings):
         part: Annotated[Handle | Lid, pydantic.Field(discriminator="kind")] = Handle()
         """one of two kinds"""
-        models: tuple[LatestModel, ...] = ()
+        models: tuple[Lamp, ...] = ()
         """some"""
         free: dict[str, Any] = {}
         """anything"""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glass_cnn.settings import build_run
+from glass_cnn.settings import Recipe, build_run
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Sgd
 from glass_cnn.training.diagnostics import Diagnostics
@@ -22,6 +22,11 @@ Arrays = dict[str, np.ndarray]
 
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
+def recipe_of(name: str, **parts: Any) -> Recipe:
+    """A recipe by name, for pictures on white."""
+    return build_run({"model": {"recipe": name, **parts}}, "test").recipe
 
 
 def engine(pixels: int = PIXELS, recipe: str = "modern", **train: Any) -> Engine:
@@ -74,7 +79,7 @@ def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def test_the_network_of_2017_has_71_900_784_parameters_at_250_px() -> None:
     with tf.Graph().as_default():  # shapes alone: nothing is computed
-        network = Network("swanson2017", 250, seed=0)
+        network = Network(recipe_of("swanson2017"), 250, seed=0)
     shapes = {name: tuple(v.shape) for name, v in network.parameters.items()}
     assert shapes == {
         "conv1/weights": (10, 10, 3, 6),
@@ -91,7 +96,7 @@ def test_the_network_of_2017_has_71_900_784_parameters_at_250_px() -> None:
 
 @pytest.mark.parametrize("recipe", ["swanson2017", "modern"])
 def test_forward_pass(recipe: str) -> None:
-    network = Network(recipe, PIXELS, seed=3)
+    network = Network(recipe_of(recipe), PIXELS, seed=3)
     images, _ = pictures(5)
     found = network.logits(tf.constant(images)).numpy()
     wanted = forward(images, values(network), recipe)
@@ -105,17 +110,22 @@ def test_forward_pass(recipe: str) -> None:
 
 def test_inputs_of_the_recipes() -> None:
     images = tf.constant(np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1))
-    raw = Network("swanson2017", PIXELS, 0).prepare(images).numpy().ravel()
+    raw = Network(recipe_of("swanson2017"), PIXELS, 0).prepare(images).numpy().ravel()
     assert raw.tolist() == [0.0, 51.0, 255.0]
-    scaled = Network("modern", PIXELS, 0).prepare(images).numpy().ravel()
+    scaled = Network(recipe_of("modern"), PIXELS, 0).prepare(images).numpy().ravel()
     assert scaled == pytest.approx([1.0, 0.8, 0.0])
+    black = build_run({"model": {"recipe": "modern"}, "render": {"background": "black"}}, "test")
+    dark = Network(black.recipe, PIXELS, 0).prepare(images).numpy().ravel()
+    assert dark == pytest.approx([0.0, 0.2, 1.0])
+    unit = Network(recipe_of("modern", input="unit"), PIXELS, 0).prepare(images).numpy().ravel()
+    assert unit == pytest.approx([0.0, 0.2, 1.0])
 
 
 def test_initial_weights() -> None:
     """σ 0.1 cut at 2σ in 2017; He's √(2/fan-in) after the cut now; biases 0.1 in both."""
     cut = 0.87962566103423978
     for recipe in ("swanson2017", "modern"):
-        network = Network(recipe, 32, seed=5)
+        network = Network(recipe_of(recipe), 32, seed=5)
         for name, weights in network.weights.items():
             w = weights.numpy()
             fan_in = math.prod(w.shape[:-1])
@@ -131,7 +141,7 @@ def test_initial_weights() -> None:
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
-    first, same, other = (values(Network("modern", PIXELS, seed)) for seed in (1, 1, 2))
+    first, same, other = (values(Network(recipe_of("modern"), PIXELS, seed)) for seed in (1, 1, 2))
     assert all((first[name] == same[name]).all() for name in first)
     assert all((first[f"{k}/weights"] != other[f"{k}/weights"]).any() for k in ("conv1", "dense"))
     conv = first["conv1/weights"].ravel()
@@ -155,7 +165,7 @@ def test_dropout_masks_are_a_pure_function_of_seed_and_step() -> None:
 
 
 def test_l2_is_half_the_squares_of_the_four_weight_tensors() -> None:
-    network = Network("modern", PIXELS, seed=1)
+    network = Network(recipe_of("modern"), PIXELS, seed=1)
     p = values(network)
     names = ("conv1", "conv2", "dense", "output")
     assert set(network.weights) == {f"{n}/weights" for n in names}
@@ -255,7 +265,7 @@ RULES: list[tuple[Callable[..., np.ndarray], Any]] = [
 
 @pytest.mark.parametrize(("rule", "settings"), RULES, ids=lambda x: str(x)[:60])
 def test_updates_over_several_steps(rule: Callable[..., np.ndarray], settings: Any) -> None:
-    network = Network("modern", 16, seed=0)
+    network = Network(recipe_of("modern"), 16, seed=0)
     optimizer = Optimizer(settings, network)
     update = tf.function(optimizer.apply)
     before = values(network)
@@ -277,6 +287,28 @@ def test_updates_over_several_steps(rule: Callable[..., np.ndarray], settings: A
         s = settings if name.endswith("/weights") else free
         wanted = rule(before[name], [g[name].astype(np.float64) for g in gradients], rates, s)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("settings", [Adam(weight_decay=0.1), Sgd(kind="sgd", momentum=0.9)])
+def test_the_rate_of_the_dense_layer_may_have_a_factor(settings: Any) -> None:
+    """It is as if that one tensor were trained at a rate of its own; all others are as without."""
+
+    def after(factor: float, rate: float) -> Arrays:
+        network = Network(recipe_of("modern", dense_rate=factor), 16, seed=0)
+        optimizer = Optimizer(settings, network)
+        rng = np.random.default_rng(1)
+        gradients = {
+            k: tf.constant(rng.normal(size=v.shape).astype(np.float32))
+            for k, v in network.parameters.items()
+        }
+        optimizer.apply(gradients, tf.constant(rate, tf.float32), tf.constant(optimizer.powers()))
+        return values(network)
+
+    with_factor, slow, plain = after(0.25, 1e-2), after(1.0, 0.25e-2), after(1.0, 1e-2)
+    for name, found in with_factor.items():
+        wanted = slow if name == "dense/weights" else plain
+        np.testing.assert_array_equal(found, wanted[name], err_msg=name)
+    assert (slow["dense/weights"] != plain["dense/weights"]).any()
 
 
 def test_reset_forgets_everything() -> None:

@@ -111,6 +111,10 @@ def test_species_have_their_colours_and_b_lies_over_a(settings: Render) -> None:
     assert tuple(a[row, column]) == ORANGE
     assert tuple(b[row, column]) == BLUE
     assert tuple(a[0, 0]) == WHITE
+    on_black = settings.model_copy(update={"background": "black"})
+    night = draw(place, np.array([TYPE_A]), BOX, on_black)
+    assert tuple(night[row, column]) == ORANGE
+    assert tuple(night[0, 0]) == (0, 0, 0)
     for types in ([TYPE_A, TYPE_B], [TYPE_B, TYPE_A]):  # whatever the order of the particles
         both = draw(np.repeat(place, 2, axis=0), np.array(types), BOX, settings)
         assert tuple(both[row, column]) == BLUE

@@ -34,6 +34,13 @@ COLORS = (palette.BLUE, palette.VERMILION)
 """of liquid and glass, distinct with any colour vision"""
 SIGNED, UNSIGNED = "PuOr", "cividis"
 """colour maps for any colour vision: of signed values (0 is white), of values from 0 up"""
+INPUTS = {
+    "raw": "The input is the raw colour, 0–255.",
+    "unit": "The input is the colour, 0–1.",
+    "inverted": "The input is 1 − colour, so white is 0 and a positive weight answers to the "
+    "absence of that colour.",
+}
+"""what the first layer's weights act on"""
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", [COLORS[0], "white", COLORS[1]])
 """from evidence for liquid to evidence for glass"""
 EXAMPLES = 6
@@ -145,11 +152,7 @@ def filters(seen: Seen) -> Plate:
         part.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01, label="weight")
     top.suptitle("first convolution: 6 filters of 10 × 10 × 3", fontsize=9)
     bottom.suptitle("second convolution: 16 filters of 5 × 5 × 6", fontsize=9)
-    recipe = seen.settings.model.recipe
-    meaning = (
-        "The input is 1 − colour, so white is 0 and a positive weight answers to the absence of "
-        "that colour." if recipe == "modern" else "The input is the raw colour, 0–255."
-    )  # fmt: skip
+    meaning = INPUTS[seen.settings.recipe.input]
     caption = (
         "Columns are filters, rows their input channels; each convolution has its own scale. "
         f"{meaning}"

@@ -57,7 +57,8 @@ class Diagnostics:
         λ = gᵀĤg/‖g‖² of the loss without dropout, cross-entropy + l2 · Σ ½‖W‖², with Adam's
         preconditioned Hessian Ĥ = (1−β₁)/(1+β₁) · diag(c/(√v+ε)) H, c the correction of bias. With
         the factor of momentum steps are stable while λ < 2/η (Cohen et al., arXiv 2207.14484);
-        loss spikes follow λ > 2/η for several steps (Bai et al., arXiv 2506.04805).
+        loss spikes follow λ > 2/η for several steps (Bai et al., arXiv 2506.04805). A layer's own
+        factor on the rate is a part of its preconditioner.
 
         Args:
             labels: classes of the probe's images, int [n].
@@ -87,8 +88,9 @@ class Diagnostics:
         bent = outer.gradient(along, variables)  # H g
         epsilon = self.optimizer.settings.epsilon  # type: ignore[union-attr]
         roots = [tf.sqrt(self.optimizer.slots[f"v/{name}"]) + epsilon for name in names]
-        rows = zip(gradient, roots, bent, strict=True)
-        quotient = tf.add_n([tf.reduce_sum(g / root * h) for g, root, h in rows])
+        factors = [self.optimizer.factor(name) for name in names]
+        rows = zip(gradient, factors, roots, bent, strict=True)
+        quotient = tf.add_n([f * tf.reduce_sum(g / root * h) for g, f, root, h in rows])
         return quotient / tf.add_n([tf.reduce_sum(g * g) for g in gradient])
 
     def _all(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor) -> dict[str, Any]:
@@ -104,8 +106,9 @@ class Diagnostics:
             moments = {k: self._adam_moments(k, g) for k, g in gradients.items()}
             found["adam_rms"] = {k: v[0] for k, v in moments.items()}
             found["adam_ratio_max"] = {k: v[1] for k, v in moments.items()}
+            norms = found["weight_norm"]
             found["update_ratio"] = {
-                k: rate * v[2] / tf.maximum(found["weight_norm"][k], 1e-30)
+                k: rate * self.optimizer.factor(k) * v[2] / tf.maximum(norms[k], 1e-30)
                 for k, v in moments.items()
             }
         return found

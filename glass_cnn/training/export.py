@@ -267,7 +267,7 @@ def _write_safetensors(model: SavedModel, path: Path) -> None:
 
 def _read_safetensors(model: SavedModel, path: Path) -> Logits:
     settings = model.settings
-    network = Network(settings.model.recipe, settings.render.pixels, settings.seed)
+    network = Network(settings.recipe, settings.render.pixels, settings.seed)
     for name, value in tensorfile.load(path).items():
         network.parameters[name].assign(value)
     return lambda images: network.logits(tf.constant(images)).numpy()

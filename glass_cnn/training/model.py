@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.settings import Recipe
+from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Sgd
 
@@ -25,8 +25,8 @@ class Network(tf.Module):
     Convolutions are VALID with stride 1. The initial weights are a pure function of the seed.
 
     Args:
-        recipe: `swanson2017` (truncated normal σ 0.1, input raw 0–255) or `modern` (He, input
-            scaled to 0–1 with the white background at 0). Biases start at 0.1 in both.
+        recipe: input, spread of the initial weights and rate of the dense layer, for pictures of
+            one background (`RunSettings.recipe`). Biases start at 0.1 in all.
         pixels: side of the square image.
         seed: seed of the initial weights.
     """
@@ -70,12 +70,7 @@ class Network(tf.Module):
         values = tf.cast(images, tf.float32)
         if self.recipe.input == "raw":
             return values
-        if self.recipe.input == "inverted":
-            return (255.0 - values) / 255.0
-        scaled = values / 255.0
-        if self.recipe.input == "centred":
-            return scaled - tf.reduce_mean(scaled, axis=(1, 2), keepdims=True)
-        return scaled
+        return (255.0 - values if self.recipe.input == "inverted" else values) / 255.0
 
     def activations(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """ReLU outputs of the two convolutions and of the dense layer, before dropout."""
@@ -139,6 +134,10 @@ class Optimizer:
         for slot in self.slots.values():
             slot.assign(tf.zeros_like(slot))
 
+    def factor(self, name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return self.network.recipe.dense_rate if name == "dense/weights" else 1.0
+
     def powers(self) -> np.ndarray:
         """β₁ᵗ and β₂ᵗ of the coming update t = count + 1, float32 [2]; zeros for SGD."""
         if not isinstance(self.settings, Adam):
@@ -149,13 +148,11 @@ class Optimizer:
     def apply(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor, powers: tf.Tensor) -> None:
         """One update, inside a `tf.function`. `count` is advanced by the caller."""
         s = self.settings
+        rates = {name: rate * f if (f := self.factor(name)) != 1 else rate for name in gradients}
         if s.weight_decay:
-            for weight in self.network.weights.values():
-                weight.assign_sub(rate * s.weight_decay * weight)
-        factor = self.network.recipe.dense_rate
-        slow = rate if factor == 1 else rate * factor
+            for name, weight in self.network.weights.items():
+                weight.assign_sub(rates[name] * s.weight_decay * weight)
         for name, gradient in gradients.items():
-            rate_of = slow if name == "dense/weights" else rate
             variable = self.network.parameters[name]
             if isinstance(s, Adam):
                 tf.raw_ops.ResourceApplyAdam(
@@ -164,7 +161,7 @@ class Optimizer:
                     v=self.slots[f"v/{name}"].handle,
                     beta1_power=powers[0],
                     beta2_power=powers[1],
-                    lr=rate_of,
+                    lr=rates[name],
                     beta1=s.beta_1,
                     beta2=s.beta_2,
                     epsilon=s.epsilon,
@@ -174,7 +171,7 @@ class Optimizer:
                 tf.raw_ops.ResourceApplyKerasMomentum(
                     var=variable.handle,
                     accum=self.slots[f"momentum/{name}"].handle,
-                    lr=rate_of,
+                    lr=rates[name],
                     grad=gradient,
                     momentum=s.momentum,
                     use_nesterov=s.nesterov,
