@@ -49,22 +49,34 @@ MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 # `make test QUICK=1`: what needs none of these, in a minute.
 QUICK = os.environ.get("QUICK", "0") not in ("", "0")
 MARKS = ("slow", "slurm", "requires", "lasting")
+FAST, SLOW, CLUSTER = "fast", "slow", "on the cluster"
 FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 """those that start ranks, LAMMPS, TensorFlow or a browser"""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast tests first, then slow ones, those on the development cluster last."""
+    """Fast tests first, then slow ones, those on the development cluster last.
+
+    `make test` runs two processes at a time (pytest-xdist): a file's tests stay together, as do
+    all on the cluster. There the cluster, which mostly waits, is begun before the slow tests.
+    """
     if QUICK:
         left_out = [item for item in items if takes_long(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(
-        key=lambda item: (
-            bool(item.get_closest_marker("slurm")),
-            bool(item.get_closest_marker("slow")),
-        )
-    )
+    several = config.getoption("dist", "no") != "no"
+    order = [FAST, CLUSTER, SLOW] if several else [FAST, SLOW, CLUSTER]
+    items.sort(key=lambda item: order.index(kind(item)))
+    for item in items if several else []:
+        group = CLUSTER if kind(item) == CLUSTER else f"{item.path.name}, {kind(item)}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def kind(item: pytest.Item) -> str:
+    """What a test's marks make it: its place in the order."""
+    if item.get_closest_marker("slurm"):
+        return CLUSTER
+    return SLOW if item.get_closest_marker("slow") else FAST
 
 
 def takes_long(item: pytest.Item) -> bool:
