@@ -37,6 +37,8 @@ class Metrics:
 
     iteration: NDArray[np.int64]
     step: NDArray[np.int64]
+    epoch: Floats
+    """times that the training images were gone through; not-a-number where it was not recorded"""
     series: dict[str, Floats]
     examples: Floats
     glass: Floats
@@ -60,6 +62,12 @@ class Metrics:
             glass=self.glass,
             finite=self.finite,
         )
+
+    @property
+    def epochs_each(self) -> float | None:
+        """Epochs of one iteration; None where it was not recorded."""
+        value = float(self.epoch[-1] / self.iteration[-1]) if len(self) else np.nan
+        return value if np.isfinite(value) else None
 
     def missing(self) -> str:
         """Which iterations from 1 to the last have no evaluation, in words; "" if all have one."""
@@ -135,6 +143,7 @@ def _joined(parts: list[_Part], torn: int, path: Path, steps_each: int | None) -
     return Metrics(
         iteration=columns["iteration"].astype(np.int64),
         step=columns["step"].astype(np.int64),
+        epoch=columns["epoch"],
         series={name: columns[name] for name in SERIES},
         examples=columns["validation_examples"],
         glass=columns["validation_glass"],

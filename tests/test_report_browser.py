@@ -101,7 +101,7 @@ def test_a_click_on_a_curve_shows_that_run_alone(page: Page) -> None:
 
 @pytest.mark.requires("chromium")
 def test_controls_change_the_curves(page: Page) -> None:
-    for value in (*pagedata.QUANTITIES, "samples", "runs", "bands", "panels"):
+    for value in (*pagedata.QUANTITIES, "samples", "epochs", "runs", "bands", "panels"):
         page.click(f"#controls button[data-value={value}]")
         pressed = page.get_attribute(f"#controls button[data-value={value}]", "aria-pressed")
         assert pressed == "true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_the_results_log_has_dated_numbered_entries_with_figures(large: Aggregat
     for name in linked:
         assert ElementTree.parse(large.directory.path / name).getroot().tag == f"{SVG}svg"
     assert "| constant-1e-3 | 12/12 | 12/12 | 10/12 (83 %, 55–95 %) | 6 / 4 |" in log
-    assert "final 49.223 % (iteration 60; test" in log
+    assert "final 49.223 % (iteration 60, epoch 3.4; test" in log
 
 
 def drawn_run(
@@ -213,6 +214,16 @@ def test_the_figure_of_a_study_has_a_panel_for_every_run_in_the_colour_of_its_ou
     assert [figure.index(f">{arm}<") for arm in ARMS] == sorted(
         figure.index(f">{arm}<") for arm in ARMS
     )
+
+
+def test_the_axis_of_a_run_says_how_many_epochs_its_iterations_are(tmp_path: Path) -> None:
+    metrics, row = drawn_run(tmp_path)
+    end = int(metrics.iteration[-1])
+    assert f"iteration ({end} are {end * 800 / 14_000:.3g} epochs)" in curves.run_figure(
+        metrics, row
+    )
+    older = dataclasses.replace(metrics, epoch=np.full(len(metrics), np.nan))
+    assert "epochs" not in curves.run_figure(older, row)
 
 
 def test_names_in_drawings_stay_text(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class Row:
     """iteration of the last evaluation"""
     step: int | None = None
     """its optimizer updates"""
+    epoch: float | None = None
+    """times that the training images were gone through by then"""
     learned_iteration: int | None = None
     """iteration at which it had learned"""
     learned_step: int | None = None
@@ -293,6 +295,7 @@ def _read_last(row: Row, metrics: Metrics) -> None:
     if not len(metrics):
         return
     row.step, row.iteration = int(metrics.step[-1]), int(metrics.iteration[-1])
+    row.epoch = _finite(metrics.epoch[-1])
     for name, values in metrics.series.items():
         if f"final_{name}" in SCHEMA:
             setattr(row, f"final_{name}", _finite(values[-1]))

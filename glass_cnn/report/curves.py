@@ -190,7 +190,9 @@ def _panel(metrics: Metrics, kept: NDArray[np.intp], row: Row, what: str, left: 
     if what == "loss":
         parts.append(text(frame.right - 58, 11, "training", "training-text", "end"))
         parts.append(text(frame.right, 11, "validation", "validation-text", "end"))
-    parts.append(text((left + frame.right) / 2, 160, "iteration", "", "middle"))
+    each = metrics.epochs_each
+    epochs = "" if each is None else f" ({frame.end:g} are {each * frame.end:.3g} epochs)"
+    parts.append(text((left + frame.right) / 2, 160, f"iteration{epochs}", "", "middle"))
     return "".join(parts)
 
 

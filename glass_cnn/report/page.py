@@ -27,7 +27,6 @@ from glass_cnn.records import read_starts
 from glass_cnn.report import curves, dataset_section, figures, pagedata, palette, words
 from glass_cnn.report.dataset_section import Data
 from glass_cnn.report.pagedata import Drawn, Row
-from glass_cnn.study_file import StudySection
 from hpc.config import to_tree
 from hpc.files import make_directory, write_atomic
 from hpc.words import plural
@@ -116,7 +115,7 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "made": f"Written {datetime.datetime.now().astimezone():%d %B %Y, %H:%M %Z}.",
         "complete": estimates.complete,
         "wanted": estimates.wanted,
-        "seeds": _seeds(result.study.section),
+        "seeds": words.describe_seeds(result.study.section),
         "estimates": estimates,
         "answers": [*(("Warning:", told) for told in result.warnings), *words.answers(estimates)],
         "confidence": words.level(estimates.arms[0].analysis.confidence),
@@ -126,17 +125,6 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "drawn": len(drawn),
         "copies": bool(result.study.section.copied_seeds),
     }
-
-
-def _seeds(section: StudySection) -> str:
-    copies = f" ({section.copied.count} copies of {_row(section.copied_seeds)})"
-    return _row(section.seed_list) + (copies if section.copied_seeds else "")
-
-
-def _row(seeds: Sequence[int]) -> str:
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{seeds[0]}–{seeds[-1]}"
-    return ", ".join(map(str, seeds))
 
 
 SECTIONS = {
@@ -260,7 +248,7 @@ def _columns(result: Aggregation) -> list[tuple[str, str]]:
         ("Optimal test %", "n"),
         ("Final validation %", "n"),
         ("Final test %", "n"),
-        ("Iterations", "n"),
+        ("Iterations (epochs)", "n"),
         ("Restarts", "n"),
         ("Time (h:mm:ss)", "n"),
     ]
@@ -291,7 +279,7 @@ def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
         _percent_cell(row["optimal_test_accuracy"]),
         _percent_cell(row["final_validation_accuracy"]),
         _percent_cell(row["final_test_accuracy"]),
-        _cell_of(row["iteration"]),
+        _length_cell(row),
         _cell_of(row["restarts"]),
         _time_cell(row["wall_seconds"]),
     ]
@@ -300,6 +288,13 @@ def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
 
 def _cell_of(value: Any) -> tuple[str, Any, str]:
     return ("–", "", "n") if value is None else (words.plain(value), value, "n")
+
+
+def _length_cell(row: Row) -> tuple[str, Any, str]:
+    """Iterations, and how many epochs they are."""
+    text, key, kind = _cell_of(row["iteration"])
+    epochs = "" if row["epoch"] is None else f" ({row['epoch']:.3g})"
+    return text + epochs, key, kind
 
 
 def _percent_cell(value: float | None) -> tuple[str, Any, str]:

@@ -81,6 +81,7 @@ def _curve(run: Drawn, most: int, batch: int) -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.row["seed"],
         "batch": batch,
+        "epochs": run.metrics.epochs_each,
         "outcome": OUTCOME_WORDS[run.row["outcome"]],
         "onset": run.row["onset_iteration"],
         "iteration": run.metrics.iteration[kept].tolist(),
@@ -120,6 +121,7 @@ def _band(arm: int, runs: Sequence[Metrics], per: int, batch: int) -> dict[str, 
     return {
         "arm": arm,
         "runs": len(runs),
+        "epochs": runs[0].epochs_each,
         "iteration": at.tolist(),
         "samples": (at * per * batch).tolist(),
         "series": {

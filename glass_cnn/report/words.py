@@ -11,6 +11,7 @@ from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
 from glass_cnn.analysis.spread import Spread
 from glass_cnn.settings import RunSettings
+from glass_cnn.study_file import StudySection
 from hpc.config import to_tree
 from hpc.words import plural
 
@@ -114,11 +115,18 @@ def describe_accuracies(row: dict[str, Any]) -> str:
     """Optimal and final accuracies of a run, in words."""
     return (
         f"Optimal validation accuracy {percent(row['optimal_validation_accuracy'], 3)} "
-        f"(iteration {row['optimal_iteration'] or '–'}; "
+        f"({_at(row, row['optimal_iteration'])}; "
         f"test {percent(row['optimal_test_accuracy'], 3)}); "
         f"final {percent(row['final_validation_accuracy'], 3)} "
-        f"(iteration {row['iteration'] or '–'}; test {percent(row['final_test_accuracy'], 3)})."
+        f"({_at(row, row['iteration'])}; test {percent(row['final_test_accuracy'], 3)})."
     )
+
+
+def _at(row: dict[str, Any], iteration: int | None) -> str:
+    """An iteration of a run, and its epoch where that is known."""
+    if not iteration or row["epoch"] is None:
+        return f"iteration {iteration or '–'}"
+    return f"iteration {iteration}, epoch {row['epoch'] * iteration / row['iteration']:.1f}"
 
 
 def describe_outcome(row: dict[str, Any]) -> str:
@@ -127,13 +135,25 @@ def describe_outcome(row: dict[str, Any]) -> str:
         return f"Not counted: {row['reason']}."
     text = f"Outcome: {OUTCOME_WORDS[row['outcome']]}"
     if row["learned_iteration"] is not None:
-        text += f"; learned by iteration {row['learned_iteration']}"
+        text += f"; learned by {_at(row, row['learned_iteration'])}"
     if row["onset_before_step"] is not None:
         text += (
             f"; first collapse between steps {row['onset_after_step']} "
             f"and {row['onset_before_step']}"
         )
     return text + "."
+
+
+def describe_seeds(section: StudySection) -> str:
+    """The seeds of a study, and which of them have copies."""
+    copies = f" ({section.copied.count} copies of {_in_a_row(section.copied_seeds)})"
+    return _in_a_row(section.seed_list) + (copies if section.copied_seeds else "")
+
+
+def _in_a_row(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def describe_seed(row: dict[str, Any]) -> str:

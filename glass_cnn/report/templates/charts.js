@@ -66,8 +66,14 @@ const view = {
   isolated: null,
 };
 
-const placesOf = (run) =>
-  view.x === "iteration" ? run.iteration : run.step.map((step) => step * run.batch);
+const AXES = { iteration: "iteration", samples: "samples seen", epochs: "epochs" };
+const epochsOf = (curve) => curve.iteration.map((iteration) => iteration * curve.epochs);
+const hasEpochs = data.runs.every((run) => run.epochs !== null);
+
+const placesOf = (run) => {
+  if (view.x === "iteration") return run.iteration;
+  return view.x === "epochs" ? epochsOf(run) : run.step.map((step) => step * run.batch);
+};
 
 const opacityOf = (run) => {
   if (view.isolated === null) return 0.75;
@@ -104,7 +110,7 @@ const bandTraces = () =>
   data.bands.flatMap((band) => {
     const arm = data.arms[band.arm];
     const [low, middle, high] = band.series[view.quantity];
-    const x = view.x === "iteration" ? band.iteration : band.samples;
+    const x = view.x === "epochs" ? epochsOf(band) : band[view.x];
     const common = { x, mode: "lines", type: "scatter", legendgroup: arm.label };
     const edge = { ...common, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
     return [
@@ -176,7 +182,7 @@ const panels = (shape) => {
 const curveLayout = () => {
   const unit = /loss/.test(view.quantity) ? " (nats)" : "";
   const name = data.quantities[view.quantity] + unit;
-  const shape = layout(view.x === "iteration" ? "iteration" : "samples seen", name);
+  const shape = layout(AXES[view.x], name);
   if (/loss|rate/.test(view.quantity)) shape.yaxis.type = "log";
   shape.uirevision = view.x + view.quantity + view.mode;
   return view.mode === "panels" ? panels(shape) : shape;
@@ -238,7 +244,11 @@ const choice = (key, label, options) => {
 const controls = () =>
   byId("controls").replaceChildren(
     choice("quantity", "Quantity", data.quantities),
-    choice("x", "Against", { iteration: "Iterations", samples: "Samples" }),
+    choice("x", "Against", {
+      iteration: "Iterations",
+      samples: "Samples",
+      ...(hasEpochs ? { epochs: "Epochs" } : {}),
+    }),
     choice("mode", "Arrangement", {
       ...(canSplit ? { panels: "By arm" } : {}),
       runs: "Together",
