@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glass_cnn.analysis import arms, statistics
+from glass_cnn.analysis import arms, effects
 from glass_cnn.analysis.arms import Estimates, estimate
 from glass_cnn.analysis.table import aggregate
 from hpc.records import append_record
@@ -76,10 +76,12 @@ def test_arms_are_paired_by_seed(found: Estimates) -> None:
     assert (pair.a, pair.b, pair.pairs, pair.both_learned) == ("a", "b", 4, 3)
     assert (pair.only_a, pair.only_b, pair.both) == (1, 0, 1)
     assert pair.accuracy_difference < 0
-    ((a, b, p),) = found.log_ranks
+    ((a, b, p, hazard),) = found.paces
     assert (a, b) == ("a", "b")
-    times = {arm.label: (arm.times, arm.events) for arm in found.arms}
-    assert p == found.log_rank == statistics.log_rank(times)
+    lives = [[(arm.times, arm.events) for arm in found.arms]]
+    assert p == found.log_rank == effects.log_rank(lives)
+    assert hazard == effects.hazard_ratio(lives)
+    assert found.factors == [], "two arms are compared as a pair"
 
 
 def test_many_arms_are_not_compared_in_pairs(
@@ -91,6 +93,6 @@ def test_many_arms_are_not_compared_in_pairs(
     for run in study.runs:
         synthetic.write_run(place, run, "permanent_collapse" if run.seed else "survived")
     many = estimate(aggregate(study, place))
-    assert (many.pairs, many.log_ranks) == ([], [])
-    assert {test.b for test in many.comparisons} == {statistics.REST}
+    assert (many.comparisons, many.pairs, many.paces) == ([], [], [])
+    assert [each.factor.names for each in many.factors] == [("train.l2",)]
     assert many.log_rank is not None

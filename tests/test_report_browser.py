@@ -265,3 +265,25 @@ def test_tables_and_controls_work_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.dataset.value") == "bands"
     assert page.get_attribute("#curves-plot", "data-isolated") == ""
+
+
+@pytest.mark.requires("chromium")
+@pytest.mark.parametrize("width", [390, 1366])
+def test_a_grid_shows_its_map_and_a_panel_for_each_level_of_the_second_factor(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    axes = {"train.learning_rate.initial": [1e-4, 1e-3], "train.dropout": [0.0, 0.2, 0.5]}
+    study = synthetic.study("grid", 2, grid=axes)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run, "permanent_collapse" if run.seed else "survived")
+    pages(study, place)
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(place.report.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.locator(".heat .heatmaplayer").count() == 1
+    titles = page.locator("#survival-plot .annotation-text").all_text_contents()
+    assert titles == ["dropout 0", "dropout 0.2", "dropout 0.5"]
+    assert page.locator("#survival-plot .legendtext").all_text_contents() == ["0.0001", "0.001"]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()

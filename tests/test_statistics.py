@@ -11,7 +11,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lifelines import KaplanMeierFitter
-from lifelines.statistics import logrank_test
 from scipy import stats
 
 from glass_cnn.analysis import statistics as s
@@ -84,14 +83,6 @@ def test_arms_are_compared_pairwise_and_adjusted() -> None:
     stepped = [min(p * 3 / rank for p, rank in list(zip(order, (1, 2, 3), strict=True))[i:])
                for i in range(3)]  # fmt: skip
     assert sorted(t.adjusted for t in tests) == pytest.approx(stepped)
-
-
-def test_many_arms_are_compared_with_the_rest() -> None:
-    rates = {f"arm{i}": s.rate(i, 20) for i in range(20)}
-    tests = s.compare_arms(rates)
-    assert len(tests) == 20
-    others = s.rate(sum(range(1, 20)), 19 * 20)
-    assert tests[0].p == s.compare(s.rate(0, 20), others)
 
 
 def test_arms_without_runs_give_no_tests() -> None:
@@ -168,55 +159,6 @@ def test_a_run_that_learned_at_its_end_is_censored_at_once() -> None:
     assert curve.time.tolist() == [0, 20]
     assert curve.survival.tolist() == [1, 0]
     assert curve.at_risk.tolist() == [2, 1]
-
-
-@pytest.mark.lasting
-@given(lives, lives)
-def test_log_rank_of_two_is_lifelines(a: Any, b: Any) -> None:
-    assume(any(event for _, event in a + b))
-    arms: dict[str, tuple[list[float], list[bool]]] = {
-        name: ([time for time, _ in arm], [event for _, event in arm])
-        for name, arm in (("a", a), ("b", b))
-    }
-    (t1, e1), (t2, e2) = arms.values()
-    peer = logrank_test(t1, t2, e1, e2).p_value
-    found = s.log_rank(arms)
-    if found is None:
-        assert not math.isfinite(peer) or peer == 1
-    else:
-        assert found == pytest.approx(peer, rel=1e-6)
-
-
-def log_rank_by_hand(times: s.Times) -> float:
-    """χ² of observed less expected collapses, with the covariance of the hypergeometric law."""
-    arms = list(times.values())
-    k = len(arms)
-    gap, covariance = np.zeros(k), np.zeros((k, k))
-    moments = sorted({t for ts, es in arms for t, e in zip(ts, es, strict=True) if e})
-    for moment in moments:
-        risk = np.array([sum(t >= moment for t in ts) for ts, _ in arms], float)
-        dead = np.array([sum(e and t == moment for t, e in zip(*arm, strict=True)) for arm in arms])
-        n, d = risk.sum(), dead.sum()
-        gap += dead - d * risk / n
-        if n > 1:
-            factor = d * (n - d) / (n - 1)
-            covariance += factor * (np.diag(risk) / n - np.outer(risk, risk) / n**2)
-    value = gap[:-1] @ np.linalg.pinv(covariance[:-1, :-1]) @ gap[:-1]
-    return float(stats.chi2.sf(value, k - 1))
-
-
-def test_log_rank_of_three_arms_by_hand() -> None:
-    rng = np.random.default_rng(1)
-    arms = {
-        name: (rng.integers(1, 9, 12).astype(float).tolist(), (rng.random(12) < 0.7).tolist())
-        for name in "abc"
-    }
-    assert s.log_rank(arms) == pytest.approx(log_rank_by_hand(arms), rel=1e-6)
-
-
-def test_no_log_rank_without_collapses_or_arms() -> None:
-    assert s.log_rank({"a": ([1, 2], [False, False]), "b": ([3], [False])}) is None
-    assert s.log_rank({"a": ([1, 2], [True, False]), "b": ([], [])}) is None
 
 
 # --- pairs -----------------------------------------------------------------------------------

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
-from glass_cnn.analysis import spread, statistics
+from glass_cnn.analysis import effects, spread, statistics
+from glass_cnn.analysis.effects import Effect, Lives
+from glass_cnn.analysis.factors import FactorEffect, factor_effects, factors
 from glass_cnn.analysis.spread import Spread
 from glass_cnn.analysis.statistics import Comparison, Paired, Profile, Rate, Survival
 from glass_cnn.analysis.table import Aggregation
@@ -16,7 +19,7 @@ from glass_cnn.settings import Analysis
 from glass_cnn.study import Point
 
 PAIRWISE_UP_TO = 12
-"""Arms up to which every pair is compared."""
+"""Arms up to which every pair is compared; more, and all of a grid, are compared by factors."""
 
 MOST_SPREAD = 2000
 """Runs of an arm whose spread is looked at, every one against every other; of more the first."""
@@ -76,6 +79,11 @@ class Arm:
         return self.point.settings.analysis
 
     @property
+    def lives(self) -> Lives:
+        """Times and events."""
+        return self.times, self.events
+
+    @property
     def censored(self) -> tuple[list[float], list[float]]:
         """Times at which runs ended uncollapsed, and the survival estimate then."""
         times = [t for t, event in zip(self.times, self.events, strict=True) if not event]
@@ -85,6 +93,17 @@ class Arm:
         """Performance profile of the `final` or `optimal` validation accuracies."""
         values = [float("nan") if v is None else v for v in getattr(self, which)]
         return statistics.profile(values, TAU, self.analysis.confidence)
+
+
+class Pace(NamedTuple):
+    """Which of two arms collapses sooner."""
+
+    a: str
+    b: str
+    log_rank: float
+    """p-value that both collapse as soon"""
+    hazard: Effect | None
+    """ratio of the hazards of collapse, a over b"""
 
 
 @dataclass(frozen=True)
@@ -109,11 +128,14 @@ class Estimates:
 
     arms: list[Arm]
     comparisons: list[Comparison]
+    """pairs of arms, where these are few"""
     pairs: list[Paired]
     log_rank: float | None
     """all arms together"""
-    log_ranks: list[tuple[str, str, float]]
-    """pairs of arms"""
+    paces: list[Pace]
+    """pairs of arms, where these are few"""
+    factors: list[FactorEffect]
+    """of a study with several axes, or of one with many arms"""
 
     @property
     def complete(self) -> int:
@@ -134,15 +156,19 @@ def estimate(result: Aggregation) -> Estimates:
     wanted = len(section.seed_list)
     copies = len(section.replicates) - wanted
     arms = [_arm(p, groups.get((p.label,), nothing), wanted, copies) for p in result.study.points]
-    rates = {arm.label: arm.collapsed for arm in arms}
     confidence = arms[0].analysis.confidence
     few = arms if len(arms) <= PAIRWISE_UP_TO else []
+    axes = factors(result.study)
+    asked = axes if len(axes) > 1 or not few else []
     return Estimates(
         arms=arms,
-        comparisons=statistics.compare_arms(rates, confidence, PAIRWISE_UP_TO),
+        comparisons=statistics.compare_arms({a.label: a.collapsed for a in few}, confidence),
         pairs=_pairs(few),
-        log_rank=statistics.log_rank({a.label: (a.times, a.events) for a in arms}),
-        log_ranks=_log_ranks(few),
+        log_rank=effects.log_rank([[arm.lives for arm in arms]]),
+        paces=_paces(few),
+        factors=factor_effects(
+            asked, [a.collapsed for a in arms], [a.lives for a in arms], confidence
+        ),
     )
 
 
@@ -204,10 +230,11 @@ def _pairs(arms: Sequence[Arm]) -> list[Paired]:
     return [pair for pair in pairs if pair]
 
 
-def _log_ranks(arms: Sequence[Arm]) -> list[tuple[str, str, float]]:
-    tests = []
+def _paces(arms: Sequence[Arm]) -> list[Pace]:
+    paces = []
     for a, b in itertools.combinations(arms, 2):
-        p = statistics.log_rank({x.label: (x.times, x.events) for x in (a, b)})
+        p = effects.log_rank([[a.lives, b.lives]])
         if p is not None:
-            tests.append((a.label, b.label, p))
-    return tests
+            hazard = effects.hazard_ratio([[a.lives, b.lives]], a.analysis.confidence)
+            paces.append(Pace(a.label, b.label, p, hazard))
+    return paces

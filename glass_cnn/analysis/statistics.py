@@ -6,7 +6,7 @@ import bisect
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,9 +21,6 @@ ALPHA = 0.05
 
 POWER = 0.80
 """Probability with which a difference should be found before it is called detectable."""
-
-REST = "the rest"
-"""Stands for all other arms together where these are one side of a comparison."""
 
 ENOUGH = 1000
 """Runs an arm that tell 0 from 1 %, the finest that is asked; more are stated as if so many."""
@@ -79,30 +76,18 @@ def compare(a: Rate, b: Rate) -> float:
     return float(stats.fisher_exact([[a.k, a.n - a.k], [b.k, b.n - b.k]]).pvalue)
 
 
-def compare_arms(
-    rates: Mapping[str, Rate], confidence: float = 0.95, pairwise_up_to: int = 12
-) -> list[Comparison]:
-    """Exact tests between arms, adjusted for their number (Benjamini and Hochberg 1995).
+def compare_arms(rates: Mapping[str, Rate], confidence: float = 0.95) -> list[Comparison]:
+    """Exact tests of every pair, adjusted for their number (Benjamini and Hochberg 1995).
 
-    Every pair for few arms; of more arms each against all others together (named REST).
     Arms without runs are left out.
     """
-    counted = {arm: r for arm, r in rates.items() if r.n}
-    if len(counted) <= pairwise_up_to:
-        pairs = [(a, b, counted[a], counted[b]) for a, b in itertools.combinations(counted, 2)]
-    else:
-        pairs = [(arm, REST, r, _rest(counted, arm)) for arm, r in counted.items()]
-    values = [compare(x, y) for _, _, x, y in pairs]
+    pairs = list(itertools.combinations([(arm, r) for arm, r in rates.items() if r.n], 2))
+    values = [compare(x, y) for (_, x), (_, y) in pairs]
     adjusted = stats.false_discovery_control(values) if values else []
     return [
         Comparison(a, b, *difference(x, y, confidence), p, float(q))
-        for (a, b, x, y), p, q in zip(pairs, values, adjusted, strict=True)
+        for ((a, x), (b, y)), p, q in zip(pairs, values, adjusted, strict=True)
     ]
-
-
-def _rest(rates: Mapping[str, Rate], arm: str) -> Rate:
-    others = [r for name, r in rates.items() if name != arm]
-    return rate(sum(r.k for r in others), sum(r.n for r in others))
 
 
 # --- time to collapse ------------------------------------------------------------------------
@@ -157,32 +142,6 @@ def median_time(curve: Survival) -> float | None:
     """Earliest time by which half of the runs have collapsed; None if they never do."""
     reached = np.flatnonzero(curve.survival <= 0.5)
     return float(curve.time[reached[0]]) if len(reached) else None
-
-
-Times = Mapping[str, tuple[Sequence[float], Sequence[bool]]]
-"""Arm -> (times since learned, whether it collapsed then)."""
-
-
-def log_rank(times: Times) -> float | None:
-    """p-value that all arms collapse at the same rate; None where no test is possible.
-
-    Two arms: `scipy.stats.logrank`. More: the multivariate test of lifelines.
-    """
-    arms = {arm: pair for arm, pair in times.items() if len(pair[0])}
-    if len(arms) < 2 or not any(any(events) for _, events in arms.values()):
-        return None
-    if len(arms) == 2:
-        x, y = (stats.CensoredData.right_censored(t, ~np.asarray(e)) for t, e in arms.values())
-        with np.errstate(invalid="ignore"):  # 0/0 where all runs at risk collapse together
-            value = float(stats.logrank(x, y).pvalue)
-    else:
-        from lifelines.statistics import multivariate_logrank_test  # slow to import
-
-        durations = np.concatenate([np.asarray(t, float) for t, _ in arms.values()])
-        observed = np.concatenate([np.asarray(e, bool) for _, e in arms.values()])
-        groups = np.repeat(list(arms), [len(t) for t, _ in arms.values()])
-        value = float(multivariate_logrank_test(durations, groups, observed).p_value)
-    return value if math.isfinite(value) else None
 
 
 # --- arms that share seeds -------------------------------------------------------------------

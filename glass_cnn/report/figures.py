@@ -58,8 +58,11 @@ def rates_figure(estimates: Estimates) -> Figure:
     return figure
 
 
-def survival_figure(arms: Sequence[Arm]) -> Figure:
-    """Kaplan–Meier curves of all arms that have runs that learned."""
+def survival_figure(arms: Sequence[Arm], codes: Sequence[tuple[int, int]] = ()) -> Figure:
+    """Kaplan–Meier curves of all arms that have runs that learned.
+
+    `codes` are numbers of each arm's colour and dash; without them each arm has its own.
+    """
     with matplotlib.rc_context(STYLE):
         few = len(arms) <= len(palette.ARMS)
         figure = Figure(figsize=(7.2, 3.2 if few else 0.6 + 0.17 * len(arms)), layout="constrained")
@@ -68,8 +71,9 @@ def survival_figure(arms: Sequence[Arm]) -> Figure:
             curve = arm.survival
             if not len(curve.time):
                 continue
-            style = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[palette.dash(i)]
-            time, value, tone = curve.time, curve.survival, _color(i)
+            color, dash = codes[i] if codes else (i, i)
+            style = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[palette.dash(dash)]
+            time, value, tone = curve.time, curve.survival, _color(color)
             axes.step(time, value, where="post", color=tone, ls=style, label=arm.label)
             axes.fill_between(
                 time, curve.low, curve.high, step="post", color=tone, alpha=0.12, lw=0

@@ -22,12 +22,19 @@ from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.metrics import Metrics
-from glass_cnn.paths import DatasetDir, RunDir
-from glass_cnn.records import read_starts
-from glass_cnn.report import curves, dataset_section, figures, pagedata, palette, words
+from glass_cnn.paths import DatasetDir
+from glass_cnn.report import (
+    answers,
+    curves,
+    dataset_section,
+    figures,
+    pagedata,
+    palette,
+    tables,
+    words,
+)
 from glass_cnn.report.dataset_section import Data
 from glass_cnn.report.pagedata import Drawn, Row
-from hpc.config import to_tree
 from hpc.files import make_directory, write_atomic
 from hpc.words import plural
 
@@ -96,6 +103,8 @@ def _environment() -> jinja2.Environment:
         "points": words.points,
         "median": statistics.median,
         "median_time": words.median_time,
+        "ratio": words.ratio,
+        "factor_name": words.factor_name,
         "md": words.markdown,
         "network_auc": dataset_section.auc_of,
     }
@@ -117,7 +126,7 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "wanted": estimates.wanted,
         "seeds": words.describe_seeds(result.study.section),
         "estimates": estimates,
-        "answers": [*(("Warning:", told) for told in result.warnings), *words.answers(estimates)],
+        "answers": [*(("Warning:", told) for told in result.warnings), *answers.answers(estimates)],
         "confidence": words.level(estimates.arms[0].analysis.confidence),
         "any_learned": any(arm.times for arm in estimates.arms),
         "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),
@@ -128,11 +137,11 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
 
 
 SECTIONS = {
+    "grid": "Grid",
     "answers": "Answers",
     "curves": "Training curves",
     "survival": "Time to collapse",
     "profiles": "Performance profiles",
-    "grid": "Grid",
     "tests": "Between arms",
     "runs": "All runs",
     "gallery": "Run by run",
@@ -149,25 +158,33 @@ def _page(
     arms = estimates.arms
     heatmaps = pagedata.heatmaps(result, arms)
     rows = result.table.filter(pl.col("state").is_in(["complete", "unfinished"]))
-    lineage = _lineage(result)
+    lineage = tables.lineage(result)
     return {
         **common,
-        "sections": [(k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps],
+        "sections": [
+            (k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps or estimates.factors
+        ],
         "shown_arms": arms[: pagedata.MOST_ARMS],
-        "tones": {arm.label: f"var(--{palette.arm(i)})" for i, arm in enumerate(arms)},
+        "tones": {
+            arm.label: f"var(--{palette.arm(color)})"
+            for arm, (color, _) in zip(arms, pagedata.codes(estimates), strict=True)
+        },
         "changes": {a.label: _changes(a) if result.study.section.arms else "" for a in arms},
         "drawn_note": _drawn_note(result, drawn),
         "heatmaps": heatmaps,
-        "columns": _columns(result),
-        "rows": [_table_row(row, result) for row in rows.head(MOST_ROWS).iter_rows(named=True)],
+        "level_name": words.level_name,
+        "columns": tables.columns(result),
+        "rows": [
+            tables.table_row(row, result) for row in rows.head(MOST_ROWS).iter_rows(named=True)
+        ],
         "shown_runs": {run.row["run"] for run in drawn},
         "rows_left_out": max(0, len(rows) - MOST_ROWS),
         "lineage": lineage[: pagedata.MOST_CURVES],
         "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
-        "thresholds": _thresholds(arms),
+        "thresholds": tables.thresholds(arms),
         "risk": pagedata.at_risk(arms),
-        "seeds_show": words.seeds_show(estimates),
-        "provenance": _provenance(result),
+        "seeds_show": answers.seeds_show(estimates),
+        "provenance": tables.provenance(result),
         "study_yaml": result.study.to_yaml(),
         "css": _colors() + _asset("report.css") + _asset("print.css"),
         "scripts": [_asset("charts.js"), _asset("tables.js")],
@@ -233,149 +250,6 @@ def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
     return f"{note}. An iteration is {' or '.join(map(str, sorted(lengths)))} steps."
 
 
-def _columns(result: Aggregation) -> list[tuple[str, str]]:
-    swept = [(words.setting(name), "n") for name in _swept_columns(result)]
-    return [
-        ("Run", ""),
-        ("Seed", "n"),
-        *([("Copy", "n")] if result.study.section.copied_seeds else []),
-        *swept,
-        ("Outcome", ""),
-        ("Learned at iteration", "n"),
-        ("Onset (steps)", "n"),
-        ("Optimal validation %", "n"),
-        ("at iteration", "n"),
-        ("Optimal test %", "n"),
-        ("Final validation %", "n"),
-        ("Final test %", "n"),
-        ("Iterations (epochs)", "n"),
-        ("Restarts", "n"),
-        ("Time (h:mm:ss)", "n"),
-    ]
-
-
-def _swept_columns(result: Aggregation) -> list[str]:
-    """The axes of the grid, as far as there is room; arms are identified by name."""
-    section = result.study.section
-    axes = [*section.grid, *(name for group in section.paired for name in group)]
-    return [name for name in axes if name in result.table.columns][:4]
-
-
-def _table_row(row: Row, result: Aggregation) -> dict[str, Any]:
-    onset = row["onset_before_step"]
-    bracket = f"{row['onset_after_step']}–{onset}" if onset is not None else "–"
-    outcome = words.OUTCOME_WORDS[row["outcome"]]
-    if row["state"] != "complete":
-        outcome = row["state"]
-    cells = [
-        _cell_of(row["seed"]),
-        *([_cell_of(row["copy"])] if result.study.section.copied_seeds else []),
-        *(_cell_of(row[name]) for name in _swept_columns(result)),
-        (outcome, None, ""),
-        _cell_of(row["learned_iteration"]),
-        (bracket, "" if onset is None else onset, "n"),
-        _percent_cell(row["optimal_validation_accuracy"]),
-        _cell_of(row["optimal_iteration"]),
-        _percent_cell(row["optimal_test_accuracy"]),
-        _percent_cell(row["final_validation_accuracy"]),
-        _percent_cell(row["final_test_accuracy"]),
-        _length_cell(row),
-        _cell_of(row["restarts"]),
-        _time_cell(row["wall_seconds"]),
-    ]
-    return {"run": row["run"], "cells": cells}
-
-
-def _cell_of(value: Any) -> tuple[str, Any, str]:
-    return ("–", "", "n") if value is None else (words.plain(value), value, "n")
-
-
-def _length_cell(row: Row) -> tuple[str, Any, str]:
-    """Iterations, and how many epochs they are."""
-    text, key, kind = _cell_of(row["iteration"])
-    epochs = "" if row["epoch"] is None else f" ({row['epoch']:.3g})"
-    return text + epochs, key, kind
-
-
-def _percent_cell(value: float | None) -> tuple[str, Any, str]:
-    return words.percent(value, 2).removesuffix(" %"), "" if value is None else value, "n"
-
-
-def _time_cell(seconds: float | None) -> tuple[str, Any, str]:
-    if seconds is None:
-        return "–", "", "n"
-    return str(datetime.timedelta(seconds=round(seconds))), seconds, "n"
-
-
-def _lineage(result: Aggregation) -> list[dict[str, Any]]:
-    """Runs that started more than once, or from another run's weights."""
-    again = (pl.col("starts") > 1) | pl.col("lineage_run").is_not_null()
-    entries: list[dict[str, Any]] = []
-    for row in result.table.filter(again & pl.col("run").is_not_null()).iter_rows(named=True):
-        folder = RunDir(result.directory.runs / row["run"])
-        entries.append(
-            {
-                "run": row["run"],
-                "parent": row["lineage_run"] and Path(row["lineage_run"]).name,
-                "parent_step": row["lineage_step"],
-                "which": row["lineage_which"],
-                "starts": read_starts(folder.provenance)
-                if len(entries) < pagedata.MOST_CURVES
-                else [],
-            }
-        )
-    return entries
-
-
-def _thresholds(arms: Sequence[Arm]) -> list[tuple[str, Any]]:
-    """Thresholds, with the arms they hold for where these differ."""
-    groups: dict[str, list[Arm]] = {}
-    for arm in arms:
-        groups.setdefault(json.dumps(to_tree(arm.analysis)), []).append(arm)
-    alone = len(groups) == 1
-    return [
-        ("" if alone else ", ".join(a.label for a in g), g[0].analysis) for g in groups.values()
-    ]
-
-
-def _provenance(result: Aggregation) -> list[tuple[str, str]]:
-    runs = result.table.filter(pl.col("commit").is_not_null() | (pl.col("starts") > 0))
-    commits = runs.group_by("commit", "dirty").len().sort("len", descending=True)
-    shown = [
-        f"{(commit or 'unknown')[:12]}{' with uncommitted changes' if dirty else ''} ({count})"
-        for commit, dirty, count in commits.iter_rows()
-    ]
-    versions: dict[str, set[str]] = {}
-    for text in runs["versions"].drop_nulls().unique():
-        for key, value in json.loads(text).items():
-            versions.setdefault(key, set()).add(str(value))
-    hosts = sorted({h for text in runs["hosts"].drop_nulls() for h in text.split()})
-    ranks = sorted({str(r) for r in runs["ranks"].drop_nulls()})
-    return [
-        ("Commit (runs)", "; ".join(shown) or "–"),
-        (
-            "Versions",
-            ", ".join(f"{k} {' / '.join(sorted(v))}" for k, v in sorted(versions.items())) or "–",
-        ),
-        ("Hosts", f"{len(hosts)} (names in summary.csv)" if hosts else "–"),
-        ("MPI ranks", ", ".join(ranks) or "–"),
-        ("Exact runs", _exact(runs["numerics_changed"])),
-        ("Wall time", _time_cell(float(runs["wall_seconds"].fill_null(0).sum()))[0]),
-        ("Study file", Path(result.study.source).name),
-    ]
-
-
-def _exact(changes: pl.Series) -> str:
-    """How many runs kept their numerics from beginning to end, in words."""
-    same, unknown = int((changes == 0).sum()), changes.null_count()
-    counts = {
-        "under the same numerics from beginning to end": same,
-        "went on under others (numerics_change in summary.csv)": len(changes) - same - unknown,
-        "unknown (restarted by a version that did not record them)": unknown,
-    }
-    return "; ".join(f"{count} {what}" for what, count in counts.items() if count) or "–"
-
-
 # --- static figures and the results log ------------------------------------------------------
 
 
@@ -393,7 +267,9 @@ def _write_figures(
         )
     if estimates.complete and len(estimates.arms) <= pagedata.MOST_ARMS:
         files["study-rates.svg"] = figures.as_svg(figures.rates_figure(estimates))
-        files["study-survival.svg"] = figures.as_svg(figures.survival_figure(estimates.arms))
+        files["study-survival.svg"] = figures.as_svg(
+            figures.survival_figure(estimates.arms, pagedata.codes(estimates))
+        )
     folder = make_directory(result.directory.figures)
     for name, text in files.items():
         if _content(folder / name) != text:

@@ -17,8 +17,8 @@ from glass_cnn.analysis.table import Aggregation
 from glass_cnn.metrics import Metrics, read_metrics
 from glass_cnn.paths import RunDir
 from glass_cnn.records import SERIES
-from glass_cnn.report import curves, palette
-from glass_cnn.report.words import OUTCOME_WORDS, interval, plain, setting
+from glass_cnn.report import curves, palette, words
+from glass_cnn.report.words import OUTCOME_WORDS, interval, percent, plain, setting
 from hpc.errors import DataError
 
 MOST_CURVES = 300
@@ -27,6 +27,8 @@ MOST_COLLAPSED = 1_000
 """Runs that collapsed whose curves are drawn beside those."""
 MOST_POINTS = 60_000
 """Evaluations drawn altogether; longer runs are thinned, keeping their extremes."""
+MOST_PANELS = 24
+"""Panels of survival curves of a grid."""
 MOST_ARMS = 60
 """Arms in the table of answers."""
 
@@ -182,12 +184,46 @@ def _profile(index: int, arm: Arm) -> dict[str, Any]:
     }
 
 
+def codes(estimates: Estimates) -> list[tuple[int, int]]:
+    """Numbers of each arm's colour and dash: of a grid the levels of its first and second factor.
+
+    Elsewhere each arm has its own.
+    """
+    arms = range(len(estimates.arms))
+    if len(estimates.factors) < 2:
+        return [(i, i) for i in arms]
+    first, second = (effect.factor.level_of for effect in estimates.factors[:2])
+    return list(zip(first, second, strict=True))
+
+
+def _panels(estimates: Estimates) -> dict[str, Any] | None:
+    """Of a grid: a panel for each choice of all factors but the first, and what lines in it are."""
+    if len(estimates.factors) < 2:
+        return None
+    first, *others = (effect.factor for effect in estimates.factors)
+    choices = list(zip(*(factor.level_of for factor in others), strict=True))
+    panels = sorted(set(choices))
+    if len(panels) > MOST_PANELS:
+        return None
+    names = [
+        ", ".join(f"{words.factor_name(f)} {words.level_name(f, i)}" for f, i in pairs)
+        for pairs in (list(zip(others, choice, strict=True)) for choice in panels)
+    ]
+    return {
+        "titles": names,
+        "of": [panels.index(choice) for choice in choices],
+        "factor": words.factor_name(first),
+        "lines": [words.level_name(first, level) for level in first.level_of],
+    }
+
+
 def heatmaps(result: Aggregation, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """One map of collapse rates over the two longest axes of the grid for each choice of others."""
     grid = result.study.section.grid
     if len(grid) < 2:
         return []
     y_name, x_name = sorted(sorted(grid, key=lambda k: -len(grid[k]))[:2], key=list(grid).index)
+    highest = max((arm.collapsed.value for arm in arms if arm.collapsed.n), default=0.0)
     groups: dict[str, dict[tuple[str, str], Arm]] = {}
     for arm in arms:
         changes = dict(arm.point.changes)
@@ -204,6 +240,8 @@ def heatmaps(result: Aggregation, arms: Sequence[Arm]) -> list[dict[str, Any]]:
             "y": ys,
             "z": [[_value(cells[y, x].collapsed) for x in xs] for y in ys],
             "text": [[_cell(cells[y, x].collapsed) for x in xs] for y in ys],
+            "short": [[_short_cell(cells[y, x].collapsed) for x in xs] for y in ys],
+            "highest": max(0.05, highest),
         }
         for title, cells in groups.items()
     ]
@@ -219,6 +257,10 @@ def _cell(rate: Rate) -> str:
     return f"{rate.k}/{rate.n}<br>{interval(rate)}"
 
 
+def _short_cell(rate: Rate) -> str:
+    return percent(rate.value, 0) if rate.n else ""
+
+
 def figure_data(
     estimates: Estimates, drawn: Sequence[Drawn], heatmaps: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -229,9 +271,10 @@ def figure_data(
     return {
         "quantities": QUANTITIES,
         "arms": [
-            {"label": arm.label, "color": palette.arm(i), "dash": palette.dash(i)}
-            for i, arm in enumerate(arms)
+            {"label": arm.label, "color": palette.arm(color), "dash": palette.dash(dash)}
+            for arm, (color, dash) in zip(arms, codes(estimates), strict=True)
         ],
+        "panels": _panels(estimates),
         "runs": [_curve(run, most, batches[run.arm]) for run in drawn],
         "bands": _bands(drawn, arms),
         "survival": [_survival(i, arm) for i, arm in enumerate(arms[:MOST_ARMS]) if arm.times],

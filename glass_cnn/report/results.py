@@ -101,7 +101,7 @@ ESTIMATES: dict[str, tuple[Callable[[Arm], Any], str]] = {
 
 COMPARISONS = {
     "a": "an arm",
-    "b": "another one; `the rest` are all others together, where there are many",
+    "b": "another one",
     "difference": "collapse rate of a less that of b",
     "low": "lower end of its interval (Newcombe)",
     "high": "upper end of its interval",

@@ -1,4 +1,4 @@
-"""Numbers, settings, outcomes and estimates in words, for captions and headlines."""
+"""Numbers, settings and outcomes in words, for captions, tables and headlines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glass_cnn.analysis import statistics
-from glass_cnn.analysis.arms import Arm, Estimates
-from glass_cnn.analysis.spread import Spread
+from glass_cnn.analysis.effects import Effect
+from glass_cnn.analysis.factors import Factor
 from glass_cnn.settings import RunSettings
 from glass_cnn.study_file import StudySection
 from hpc.config import to_tree
-from hpc.words import plural
 
 
 def number(value: float) -> str:
@@ -189,162 +188,31 @@ def plain(value: Any) -> str:
     return number(value) if is_number else str(value)
 
 
-def answers(estimates: Estimates) -> list[tuple[str, str]]:
-    """The headline: what each arm did, what differs, and what the seeds can show."""
-    if not estimates.complete:
-        return [("", f"No run is complete yet; the study asks for {estimates.wanted}.")]
-    arms = [arm for arm in estimates.arms if arm.complete]
-    shown = arms if len(arms) <= 8 else _extremes(arms)
-    if len(estimates.arms) == 1:  # nothing to compare: what the runs reached comes first
-        (arm,) = arms
-        said = [(arm.label, f"{_learning_answer(arm)} {_medians(arm)}")]
-        said.append((arm.label, _collapse_answer(arm)))
-    else:
-        said = [(arm.label, f"{_collapse_answer(arm)} {_medians(arm)}") for arm in shown]
-    if len(shown) < len(arms):
-        said.append(("", f"These are the {len(shown)} extremes of {len(arms)} arms; all below."))
-    said += [(arm.label, rounding_answer(arm)) for arm in shown if arm.copies]
-    said += _difference_answers(estimates)
-    said.append(("", seeds_show(estimates)))
-    if estimates.complete < estimates.wanted:
-        missing = estimates.wanted - estimates.complete
-        are = "is" if missing == 1 else "are"
-        said.append(("", f"{missing} of {plural(estimates.wanted, 'run')} {are} not complete."))
-    return said
+def factor_name(factor: Factor) -> str:
+    """What people call an axis of a study."""
+    return " with ".join(setting(name) for name in factor.names)
 
 
-def seeds_show(estimates: Estimates) -> str:
-    """What the number of seeds can and cannot show, for the arm with the fewest that learned."""
-    counts = [arm.learned.k for arm in estimates.arms if arm.complete]
-    confidence = estimates.arms[0].analysis.confidence
-    return statistics.what_seeds_show(min(counts, default=0), confidence, len(estimates.arms))
+def level_name(factor: Factor, level: int) -> str:
+    """What people call a level of it."""
+    value = factor.levels[level]
+    return ", ".join(map(plain, value)) if len(factor.names) > 1 else plain(value)
 
 
-def _extremes(arms: Sequence[Arm]) -> list[Arm]:
-    """The three arms that collapse most and the three that collapse least."""
-    tried = sorted((a for a in arms if a.collapsed.n), key=lambda a: a.collapsed.value)
-    return [*reversed(tried[-3:]), *reversed(tried[:3])] if len(tried) >= 6 else tried[::-1]
+def ratio(effect: Effect | None) -> str:
+    """A ratio with its interval: 12 (8.1–18)."""
+    if effect is None:
+        return "–"
+    value, low, high = (_factor(end) for end in effect)
+    return f"{value} ({low}–{high})"
 
 
-def _learning_answer(arm: Arm) -> str:
-    rate, analysis = arm.learned, arm.analysis
-    text = f"learned in {rate.k or 'none'} of its {_runs(rate.n)}"
-    if rate.n == 1:
-        text = f"{'learned' if rate.k else 'did not learn'} in its only complete run"
-    return (
-        f"{text} (a validation accuracy of at least {level(analysis.learned_accuracy)} in "
-        f"{plural(analysis.learned_evaluations, 'evaluation')} in a row)."
-    )
-
-
-def _medians(arm: Arm) -> str:
-    optimal, final = (percent(statistics.median(v), 2) for v in (arm.optimal, arm.final))
-    return f"Median validation accuracy: optimal {optimal}, final {final}."
-
-
-def _collapse_answer(arm: Arm) -> str:
-    rate, count = arm.collapsed, arm.outcomes
-    if rate.n == 0:
-        return f"never learned in any of its {_runs(arm.complete)}; nothing could collapse."
-    of = f"{plural(rate.n, 'run')} that learned"
-    did = f"collapsed in {rate.k or 'none'} of the {of}"
-    if rate.n == 1:
-        did = f"{'collapsed' if rate.k else 'did not collapse'} in the only run that learned"
-    text = (
-        f"{did} ({percent(rate.value, 0)}, "
-        f"{level(arm.analysis.confidence)} interval {interval(rate)})"
-    )
-    if rate.k:
-        permanent, transient = (
-            count.get("permanent_collapse", 0),
-            count.get("transient_collapse", 0),
-        )
-        text += f": {permanent} permanently, {transient} transiently"
-    others = [
-        (count.get("never_learned", 0), "never learned"),
-        (count.get("non_finite", 0), "ended with a loss that is not finite"),
-    ]
-    text += "".join(f"; {plural(n, 'run')} {what}" for n, what in others if n)
-    if arm.rollbacks:
-        text += f"; runs were rolled back {plural(arm.rollbacks, 'time')}, which hides collapses"
-    return f"{text}."
-
-
-def rounding_answer(arm: Arm) -> str:
-    """How much of the spread of an arm's runs is rounding's and how much the seed's."""
-    copies = arm.copies
-    assert copies is not None, "asked of arms with copies"
-    told = (
-        f"{copies.complete} of {plural(copies.wanted, 'copy')} are complete, which differ from the "
-        "run of their seed by rounding alone"
-    )
-    if math.isnan(copies.outcome.within):
-        return f"{told}: too few to tell the seed's part from rounding's."
-    outcome, accuracy = copies.outcome, copies.accuracy
-    said = (
-        f"{told}. Of two copies of a seed {percent(outcome.within, 0)} end with different "
-        f"outcomes, of two runs of different seeds {percent(outcome.total, 0)}: "
-        f"{_share(outcome, arm)}. Final validation accuracy: standard deviation "
-        f"{points(math.sqrt(accuracy.within)).lstrip('+')} points among copies of a seed, "
-        f"{points(math.sqrt(accuracy.total)).lstrip('+')} over seeds and copies: "
-        f"{_share(accuracy, arm)}."
-    )
-    if copies.courses < copies.curves:
-        same = plural(copies.curves - copies.courses, "copy")
-        said += f" {same} took the course of another run bit for bit: the weight had no part in it."
-    if outcome.copied == 1:
-        said += " One seed has copies; how much rounding does to others is not known."
-    return said
-
-
-def _share(spread: Spread, arm: Arm) -> str:
-    """Parts of a spread in words."""
-    if math.isnan(spread.share):
-        return "there is no spread to divide"
-    ends = f"{100 * spread.low:.0f}–{100 * spread.high:.0f} %"
-    return (
-        f"{percent(spread.share, 0)} of the spread is rounding's "
-        f"({level(arm.analysis.confidence)} interval {ends}), the rest the seed's"
-    )
-
-
-def _runs(count: int) -> str:
-    return plural(count, "complete run")
-
-
-def _difference_answers(estimates: Estimates) -> list[tuple[str, str]]:
-    tests = sorted(estimates.comparisons, key=lambda t: t.p)
-    found = [t for t in tests if t.adjusted <= statistics.ALPHA]
-    if not tests:
-        return []
-    if not found:
-        least = p_is(min(t.adjusted for t in tests))
-        text = "No two arms differ significantly in how often they collapse"
-        if tests[0].b == statistics.REST:
-            text = "No arm collapses significantly more or less often than all others together"
-        return [("", f"{text} (smallest adjusted {least}).")]
-    said = [_difference_answer(test) for test in found[:4]]
-    if len(found) > 4:
-        are = "is" if len(found) == 5 else "are"
-        more = plural(len(found) - 4, "further difference")
-        said.append(("", f"{more} {are} significant; see below."))
-    return said
-
-
-def _difference_answer(test: statistics.Comparison) -> tuple[str, str]:
-    """The arm that collapses more often is the subject; all others together never are."""
-    sign = -1 if test.difference < 0 else 1
-    subject, other, how = test.a, test.b, "more"
-    if test.b == statistics.REST:
-        other, how = "all others together", "less" if sign < 0 else "more"
-    elif sign < 0:
-        subject, other = other, subject
-    ends = sorted((sign * test.low, sign * test.high))
-    span = " to ".join(f"{100 * end:.0f}" for end in ends).replace("-", "−")
-    return subject, (
-        f"collapses {how} often than {other}: by {100 * abs(test.difference):.0f} percentage "
-        f"points ({span}; Fisher's exact test, adjusted {p_is(test.adjusted)})."
-    )
+def _factor(value: float) -> str:
+    if math.isinf(value):
+        return "∞"
+    if not 0.005 <= value < 1000:
+        return "0" if value == 0 else number(float(f"{value:.1e}"))
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def p_value(value: float | None) -> str:

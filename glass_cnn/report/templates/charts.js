@@ -22,6 +22,8 @@ const config = {
   toImageButtonOptions: { format: "svg" },
 };
 
+const LEGEND_ABOVE = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+
 const layout = (x, y) => {
   const axis = {
     gridcolor: color("grid"),
@@ -30,7 +32,6 @@ const layout = (x, y) => {
     ticks: "outside",
     zeroline: false,
   };
-  const above = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
   return {
     margin: { l: isNarrow() ? 48 : 62, r: isNarrow() ? 8 : 24, t: 12, b: 48 },
     font: { family: "system-ui, 'DejaVu Sans', sans-serif", size: 12, color: color("ink") },
@@ -41,7 +42,7 @@ const layout = (x, y) => {
     yaxis: { ...axis, title: { text: y } },
     legend: {
       traceorder: "normal",
-      ...(data.arms.length <= MANY ? above : { font: { size: 9 } }),
+      ...(data.arms.length <= MANY ? LEGEND_ABOVE : { font: { size: 9 } }),
     },
   };
 };
@@ -127,23 +128,25 @@ const bandTraces = () =>
     ];
   });
 
-// One panel for each arm, side by side or in rows, with the same axes.
-const across = () => {
-  const most = chart.clientWidth < 480 ? 2 : chart.clientWidth < 800 ? 3 : 4;
-  return Math.min(drawnArms.length, most);
+// Panels side by side or in rows, with the same axes; each has a title in a colour.
+const across = (element, count) => {
+  const most = element.clientWidth < 480 ? 2 : element.clientWidth < 800 ? 3 : 4;
+  return Math.min(count, most);
 };
+const rowsOf = (element, count) => Math.ceil(count / across(element, count));
 const axesOf = (i) => ({ xaxis: i ? `x${i + 1}` : "x", yaxis: i ? `y${i + 1}` : "y" });
 const fitting = (text, most) =>
   text.length <= most ? text : `${text.slice(0, most / 2)}…${text.slice(1 - most / 2)}`;
 
-const panels = (shape) => {
-  const columns = across();
-  const rows = Math.ceil(drawnArms.length / columns);
-  const gap = 24 / Math.min(chart.clientWidth, PAPER);
-  const width = (chart.clientWidth - 100) / columns;
+const panels = (shape, element, titles) => {
+  const count = titles.length;
+  const columns = across(element, count);
+  const rows = Math.ceil(count / columns);
+  const gap = 24 / Math.min(element.clientWidth, PAPER);
+  const width = (element.clientWidth - 100) / columns;
   const { xaxis, yaxis } = shape;
   shape.annotations = [];
-  drawnArms.forEach((arm, i) => {
+  titles.forEach((title, i) => {
     const column = i % columns;
     const row = rows - 1 - Math.floor(i / columns);
     const left = column / columns + (column ? gap / 2 : 0);
@@ -157,16 +160,16 @@ const panels = (shape) => {
     if (i) Object.assign(y, { matches: "y" });
     if (rows > 1 && i !== columns * Math.floor(rows / 2)) y.title = undefined;
     if (column) Object.assign(y, { title: undefined, showticklabels: false, ticks: "" });
-    if (i + columns < drawnArms.length) {
+    if (i + columns < count) {
       Object.assign(x, { title: undefined, showticklabels: false });
     }
     shape[`xaxis${key}`] = x;
     shape[`yaxis${key}`] = y;
-    const label = fitting(data.arms[arm].label, width / 5);
+    const label = fitting(title.text, width / 5);
     const size = Math.min(rows > 1 ? 11 : 12.5, width / (0.7 * label.length));
     shape.annotations.push({
       text: `<b>${safe(label)}</b>`,
-      font: { color: tone(arm), size },
+      font: { color: title.color, size },
       showarrow: false,
       xref: "paper",
       yref: "paper",
@@ -185,7 +188,9 @@ const curveLayout = () => {
   const shape = layout(AXES[view.x], name);
   if (/loss|rate/.test(view.quantity)) shape.yaxis.type = "log";
   shape.uirevision = view.x + view.quantity + view.mode;
-  return view.mode === "panels" ? panels(shape) : shape;
+  if (view.mode !== "panels") return shape;
+  const titles = drawnArms.map((arm) => ({ text: data.arms[arm].label, color: tone(arm) }));
+  return panels(shape, chart, titles);
 };
 
 const curves = () => ({
@@ -194,7 +199,7 @@ const curves = () => ({
 });
 
 const redraw = () => {
-  const rows = view.mode === "panels" ? Math.ceil(drawnArms.length / across()) : 1;
+  const rows = view.mode === "panels" ? rowsOf(chart, drawnArms.length) : 1;
   chart.style.height = `${Math.max(460, 150 * rows)}px`;
   chart.dataset.isolated = view.isolated ?? "";
   byId("isolated").textContent = hint();
@@ -278,26 +283,39 @@ const bandOf = (x, low, high, arm, shape) => {
   return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faint(arm) }];
 };
 
+// Of a grid a panel for each choice of all factors but the first, which the colours tell.
 const survival = () => {
+  const grid = data.panels;
+  const seen = new Set();
   const traces = data.survival.flatMap((s) => {
     const { label, dash } = data.arms[s.arm];
+    const place = grid ? axesOf(grid.of[s.arm]) : {};
+    const name = grid ? grid.lines[s.arm] : label;
+    const showlegend = !seen.has(name);
+    seen.add(name);
+    const band = grid ? [] : bandOf(s.time, s.low, s.high, s.arm, "hv");
     return [
-      ...bandOf(s.time, s.low, s.high, s.arm, "hv"),
+      ...band,
       {
+        ...place,
         x: s.time,
         y: s.survival,
         customdata: s.risk.map((count, i) => [count, s.low[i], s.high[i]]),
         mode: "lines",
-        name: safe(label),
+        name: safe(name),
+        legendgroup: name,
+        showlegend,
         line: { color: tone(s.arm), dash, width: 2, shape: "hv" },
         hovertemplate: `<b>${safe(label)}</b><br>%{y:.0%} (%{customdata[1]:.0%}–` +
           "%{customdata[2]:.0%}) not collapsed after %{x} steps<br>" +
           "%{customdata[0]} at risk<extra></extra>",
       },
       {
+        ...place,
         x: s.censored,
         y: s.censored_at,
         mode: "markers",
+        legendgroup: name,
         marker: { symbol: "line-ns-open", size: 9, color: tone(s.arm) },
         hoverinfo: "skip",
         showlegend: false,
@@ -306,7 +324,11 @@ const survival = () => {
   });
   const shape = layout("steps since learned", "share not collapsed");
   Object.assign(shape.yaxis, { range: [0, 1.04], tickformat: ".0%", ticks: "" });
-  return { traces, shape };
+  if (!grid) return { traces, shape };
+  shape.legend = { ...shape.legend, ...LEGEND_ABOVE, title: { text: grid.factor } };
+  shape.margin.t = 56;
+  const titles = grid.titles.map((text) => ({ text, color: color("ink") }));
+  return { traces, shape: panels(shape, byId("survival-plot"), titles) };
 };
 
 const profiles = () => {
@@ -341,9 +363,10 @@ const heatmap = (map) => () => {
     y: map.y,
     z: map.z,
     text: map.text,
-    texttemplate: "%{text}",
+    customdata: map.short,
+    texttemplate: isNarrow() ? "%{customdata}" : "%{text}",
     zmin: 0,
-    zmax: 1,
+    zmax: map.highest,
     xgap: 2,
     ygap: 2,
     colorscale: [[0, color("map-low")], [0.5, color("map-middle")], [1, color("map-high")]],
@@ -357,7 +380,11 @@ const heatmap = (map) => () => {
 };
 
 const showEstimates = () => {
-  if (byId("survival-plot")) add(byId("survival-plot"), survival);
+  const plot = byId("survival-plot");
+  if (plot && data.panels) {
+    plot.style.height = `${Math.max(380, 190 * rowsOf(plot, data.panels.titles.length))}px`;
+  }
+  if (plot) add(plot, survival);
   if (byId("profiles-plot")) add(byId("profiles-plot"), profiles);
   for (const element of document.querySelectorAll("[data-map]")) {
     const map = data.heatmaps[Number(element.dataset.map)];
