@@ -164,7 +164,7 @@ class Numerics(msgspec.Struct, kw_only=True):
     """CPU threads of each rank"""
     ranks: int
     horovod: str | None = None
-    """version; null on one rank, where it has no part"""
+    """version; null where it has no part: on one rank, or where ranks add through MPI itself"""
     mpi: str | None = None
     """library and version; null on one rank"""
     environment: dict[str, str] = {}

@@ -269,6 +269,9 @@ class Launch(Settings):
     """MPI ranks of each training"""
     threads_per_rank: Count = 1
     """CPU threads of each rank"""
+    collectives: Literal["horovod", "mpi"] | None = None
+    """how ranks add their gradients: through Horovod, or MPI's own calls on the host's memory, for
+    environments without it; null: Horovod where it is installed; other rounding at most"""
     onednn: bool = True
     """whether TensorFlow computes with oneDNN, several times faster; other bits"""
     max_cpu_isa: Literal["sse41", "avx", "avx2", "avx512_core"] | None = None

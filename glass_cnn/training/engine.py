@@ -13,16 +13,17 @@ from glass_cnn import numerics
 from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, tf
-from glass_cnn.training.division import DataParallel
+from glass_cnn.training.division import DataParallel, Way, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc.errors import ConfigError
 from hpc.world import World
 
 
-def set_up_tensorflow(threads: int, world: World) -> Numerics:
+def set_up_tensorflow(threads: int, world: World, collectives: Way | None = None) -> Numerics:
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
-    Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started.
+    Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started,
+    ConfigError for a way to add over ranks that is not there.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -41,7 +42,7 @@ def set_up_tensorflow(threads: int, world: World) -> Numerics:
         gpus=_by_rank(world, _kind(mine[0])) if mine else [],
         threads=threads,
         ranks=world.size,
-        horovod=metadata.version("horovod") if several else None,
+        horovod=metadata.version("horovod") if several and way(collectives) == "horovod" else None,
         mpi=world.library if several else None,
         environment=numerics.variables(),
     )
@@ -92,7 +93,7 @@ class Engine:
             )
         self.settings = settings
         self.world = world
-        self.parallel = DataParallel(world)
+        self.parallel = DataParallel(world, settings.launch.collectives)
         self.share = self.parallel.share(train.batch_size)
         self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
         self.optimizer = Optimizer(train.optimizer, self.network)

@@ -60,7 +60,8 @@ def train(
     Raises:
         UserError on every rank: data missing, disk full, settings that do not fit the run.
     """
-    numerics = set_up_tensorflow(settings.launch.threads_per_rank, world)
+    launch = settings.launch
+    numerics = set_up_tensorflow(launch.threads_per_rank, world, launch.collectives)
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)
         state, recorder, train = job.state, job.recorder, settings.train
