@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     for study, directory in found:
         result = aggregate(study, directory)
         write(result)
-        console.print(arms_table(study.name, estimate(result)))
+        console.print(arms_table(study.name, estimate(result), console.width))
         console.print(summary(result), soft_wrap=True, highlight=False, markup=False)
         console.print(directory.summary, directory.summary_csv, sep="\n", soft_wrap=True)
         results.append(result)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     # Results that came since are not in it; jobs.submit sees that they are newer.
     os.utime(directory.report, (began, began))
     console = Console()
-    console.print(arms_table(study.name, estimates))
+    console.print(arms_table(study.name, estimates, console.width))
     console.print(summary(result), soft_wrap=True, highlight=False, markup=False)
     console.print(directory.summary, *pages, sep="\n", soft_wrap=True)
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -36,7 +37,11 @@ ALIVE = 30.0
 """a run whose rank 0 has written its heartbeat within so many seconds is running"""
 WIDTH = 1000
 """columns of a table that goes into a file or a pipe: nothing is cut there"""
-ORDER = ("running", "ending", "requeued", "pending", "failed", "stopped", "damaged", "complete")
+NAME = 16
+"""columns that the name of a run has at least"""
+MOST_ARMS = 12
+"""lines of arms; of more there are none"""
+ORDER = ("running", "ending", "failed", "damaged", "requeued", "pending", "stopped", "complete")
 """states in the order they are shown; others come last"""
 COLOURS = {
     "running": "green", "complete": "dim", "failed": "red", "damaged": "red", "stopped": "yellow",
@@ -111,13 +116,13 @@ def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> 
     """Headline and table of one study."""
     runs = sorted(states(study, place, rows), key=lambda run: run.order)  # else as in the study
     counts = Counter(run.state for run in runs)
-    order = {state: number for number, state in enumerate(ORDER)}
-    words = [
-        f"{n} {state}" for state, n in sorted(counts.items(), key=lambda x: order.get(x[0], 9))
-    ]
+    words = [f"{counts[state]} {state}" for state in sorted(counts, key=place_of)]
     head = Text.assemble((study.name, "bold"), f"  {plural(len(runs), 'run')}: {', '.join(words)}")
+    if (eta := study_left(runs)) is not None:
+        head.append(f"; about {duration(eta)} left at this pace")
+    arms = arm_lines(study, runs)
     others = waiting(place, rows or [])
-    shown = runs if lines is None else runs[:lines]
+    shown = runs if lines is None else runs[: max(min(4, lines), lines - len(arms))]
     left = len(runs) - len(shown)
     more = [f"… and {left} more; python -m jobs.status --all shows them"] if left else []
     if counts["damaged"]:
@@ -125,7 +130,49 @@ def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> 
             "damaged: make submit mends a result.json; where that is not enough, remove the "
             "directory of such a run, and make submit trains it again"
         ]
-    return Group(head, *map(Text, others), table(shown), *more, "")
+    return Group(head, *map(Text, others), *map(Text, arms), RunTable(shown), *more, "")
+
+
+def study_left(runs: Sequence[RunLine]) -> float | None:
+    """Seconds until all runs that run, or will, are through, if as many go on side by side.
+
+    None while none runs long enough to tell.
+    """
+    paced = [run for run in runs if run.left is not None]
+    if not paced:
+        return None
+    each = sum(duration_of(run.facts) for run in paced) / len(paced)
+    coming = sum(run.state in ("pending", "requeued", "waiting") for run in runs)
+    return (sum(run.left or 0 for run in paced) + coming * each) / len(paced)
+
+
+def duration_of(facts: dict[str, Any]) -> float:
+    """Seconds that a whole run takes at its present pace."""
+    return float(facts["seconds_per_iteration"] * facts["train.iterations"])
+
+
+def arm_lines(study: Study, runs: Sequence[RunLine]) -> list[str]:
+    """One line an arm: how many of its runs are in which state, and how many collapsed.
+
+    None for a single arm, and for too many.
+    """
+    labels = [point.label for point in study.points]
+    if not 1 < len(labels) <= MOST_ARMS:
+        return []
+    lines = []
+    for label in labels:
+        mine = [run for run in runs if run.facts["label"] == label]
+        counts = Counter(run.state for run in mine)
+        words = [f"{counts[state]} {state}" for state in sorted(counts, key=place_of)]
+        collapsed = sum(bool(run.facts["collapsed"]) for run in mine)
+        fate = f"; {collapsed} collapsed" if counts["complete"] else ""
+        lines.append(f"  {label}: {', '.join(words)}{fate}")
+    return lines
+
+
+def place_of(state: str) -> int:
+    """Where runs of this state stand among the others."""
+    return ORDER.index(state) if state in ORDER else len(ORDER)
 
 
 def waiting(place: StudyDir, rows: list[slurm.Queued]) -> list[str]:
@@ -158,7 +205,7 @@ class RunLine:
     @property
     def order(self) -> int:
         """Running ones first."""
-        return ORDER.index(self.state) if self.state in ORDER else len(ORDER)
+        return place_of(self.state)
 
 
 def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
@@ -224,20 +271,72 @@ LEFT = {"run", "state", "where or why"}
 """columns of words; those of numbers are aligned to the right"""
 
 
-def table(runs: list[RunLine]) -> Text:
-    """One line per run. Put together here: rich's own table takes 10 s for 3,000 runs."""
-    rows = [cells(run) for run in runs]
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-    text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(line(HEADINGS, widths), "bold")
-    for run, row in zip(runs, rows, strict=True):
-        text.append("\n" + line(row, widths), COLOURS.get(run.state))
-    return text
+@dataclass(frozen=True)
+class RunTable:
+    """One line per run. Put together here: rich's own table takes 10 s for 3,000 runs.
+
+    Where it is too wide for the terminal, names are shortened in their middle and columns that
+    say nothing are left out; why a run waits or failed then stands below it, whole.
+    """
+
+    runs: Sequence[RunLine]
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield self.text(options.max_width)
+
+    def text(self, width: int) -> Text:
+        """The table, at most so wide where a word is not wider."""
+        headings: Sequence[str] = HEADINGS
+        rows = [cells(run) for run in self.runs]
+        if rows and sum(widths_of(headings, rows)) + 2 * (len(headings) - 1) > width:
+            headings, rows = narrowed(rows, width)
+        widths = widths_of(headings, rows)
+        widths[-1] = min(widths[-1], len(headings[-1]))
+        text = Text(no_wrap=True, overflow="ellipsis")
+        head = line(headings, headings, widths)
+        if len(head) > width:
+            head = line(headings, [*headings[:-1], ""], widths)
+        text.append(head, "bold")
+        for run, row in zip(self.runs, rows, strict=True):
+            told = line(headings, row, widths)
+            if len(told) > width and row[-1]:
+                told = line(headings, [*row[:-1], ""], widths)
+                told = "\n".join([told, *textwrap.wrap(row[-1], width - 4, **BELOW)])
+            text.append("\n" + told, COLOURS.get(run.state))
+        return text
 
 
-def line(words: Sequence[str], widths: list[int]) -> str:
+BELOW: Any = {"initial_indent": "    ", "subsequent_indent": "    "}
+"""how what does not fit stands under its line"""
+
+
+def widths_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Width of each column."""
+    return [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+
+def narrowed(rows: list[list[str]], width: int) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings and rows without columns that are empty, names as long as there is room."""
+    last = len(HEADINGS) - 1
+    kept = [i for i in range(len(HEADINGS)) if i == last or any(row[i] for row in rows)]
+    headings = tuple(HEADINGS[i] for i in kept)
+    rows = [[row[i] for i in kept] for row in rows]
+    others = sum(widths_of(headings, rows)[1:-1]) + 2 * (len(headings) - 2)
+    room = max(NAME, width - others)
+    return headings, [[shortened(row[0], room), *row[1:]] for row in rows]
+
+
+def shortened(name: str, most: int) -> str:
+    """A name without its middle, where it is too long; its seed stands at its end."""
+    if len(name) <= most:
+        return name
+    end = min(14, most - 4)
+    return f"{name[: most - end - 1]}…{name[-end:]}"
+
+
+def line(headings: Sequence[str], words: Sequence[str], widths: Sequence[int]) -> str:
     """Words in columns."""
-    columns = zip(HEADINGS, words, widths, strict=True)
+    columns = zip(headings, words, widths, strict=True)
     padded = (word.ljust(n) if name in LEFT else word.rjust(n) for name, word, n in columns)
     return "  ".join(padded).rstrip()
 

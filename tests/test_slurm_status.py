@@ -19,6 +19,7 @@ from rich.console import Console
 from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_evaluations
+from glass_cnn.report import terminal
 from glass_cnn.study import Study
 from hpc.batch import job_text
 from hpc.environment import BATCH_JOB
@@ -144,6 +145,52 @@ def test_table_is_readable_and_long_ones_are_cut(
     text = console.export_text()
     assert "4 more" in text
     assert [run.name in text for run in study.runs] == [False, True, False, False, True, False]
+
+
+REASON = "exit code 65: the data set endpoint-0123abcd is damaged; remove it and submit again"
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_a_narrow_terminal_cuts_no_reason(tmp_path: Path, width: int) -> None:
+    long = {f"a-very-long-name-of-an-arm-number-{i}": {"train.dropout": 0.1 * i} for i in (1, 2)}
+    study = synthetic.study(seeds=2, arms=long)
+    place = synthetic.directory(study, tmp_path)
+    synthetic.write_run(place, study.runs[0])
+    synthetic.write_run(place, study.runs[1], count=30, done=False)
+    append_record(
+        place.runs / study.runs[1].name / "events.jsonl",
+        {"event": "no_requeue", "status": 65, "reason": REASON},
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(status.study_part(study, place, [], None))
+    text = console.export_text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert REASON in " ".join(text.split())
+    table = next(i for i, shown in enumerate(lines) if shown.startswith("run "))
+    above = [shown.split(":")[0].strip() for shown in lines[:table]]
+    assert [name for name in above if name in long] == list(long)
+    assert "1 failed, 1 complete; 0 collapsed" in " ".join(text.split())
+    failed = next(i for i, shown in enumerate(lines) if i > table and "failed" in shown)
+    complete = next(i for i, shown in enumerate(lines) if i > table and "complete" in shown)
+    assert failed < complete
+    seeds = [shown for shown in lines[table:] if f"-s1-{study.runs[1].digest[:8]}" in shown]
+    assert len(seeds) == 1, "the end of a name says which seed it is"
+
+
+def test_the_time_left_of_a_study_counts_what_waits(study: Study, place: StudyDir) -> None:
+    facts = {"seconds_per_iteration": 2.0, "train.iterations": 60}
+    running = status.RunLine("running", "", facts, 40.0)
+    waits = status.RunLine("waiting", "", {"seconds_per_iteration": None})
+    assert status.study_left([running, running]) == 40
+    assert status.study_left([running, running, waits, waits]) == (80 + 2 * 120) / 2
+    assert status.study_left([waits]) is None
+
+
+def test_names_of_arms_are_folded_between_words() -> None:
+    assert terminal.folded("with-augmentation-and_more", 20) == "with-augmentation-\nand_more"
+    assert terminal.folded("short", 20) == "short"
+    assert terminal.folded("x" * 25, 10) == "x" * 10 + "\n" + "x" * 10 + "\n" + "x" * 5
 
 
 def test_runs_of_one_state_stand_in_the_order_of_the_study(tmp_path: Path) -> None:

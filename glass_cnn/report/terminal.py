@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 from rich.table import Table
 
@@ -15,15 +17,32 @@ MOST_DAMAGED = 20
 """Damaged runs that are named; all are in the tables."""
 
 
-def arms_table(name: str, estimates: Estimates) -> Table:
-    """One line per arm."""
+HEADINGS = ("runs", "learned", "collapsed", "interval", "perm/trans", "optimal", "final")
+
+
+def arms_table(name: str, estimates: Estimates, width: int = 80) -> Table:
+    """One line per arm, or more where its name is too long for a terminal of this width."""
     table = Table(title=name, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("arm", overflow="fold")
-    for heading in ("runs", "learned", "collapsed", "interval", "perm/trans", "optimal", "final"):
+    rows = [_cells(arm) for arm in estimates.arms]
+    columns = zip(HEADINGS, *(row[1:] for row in rows), strict=True)
+    room = max(12, width - sum(max(map(len, column)) + 1 for column in columns) - 1)
+    table.add_column("arm", no_wrap=True)
+    for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    for arm in estimates.arms:
-        table.add_row(*_cells(arm))
+    for row in rows:
+        table.add_row(folded(row[0], room), *row[1:])
     return table
+
+
+def folded(name: str, room: int) -> str:
+    """A name on several lines, each ending with one of its hyphens or underscores."""
+    lines = [""]
+    for part in re.findall(r"[^-_]*[-_]|[^-_]+", name):
+        for piece in (part[i : i + room] for i in range(0, len(part), room)):
+            if len(lines[-1]) + len(piece) > room:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(lines)
 
 
 def _cells(arm: Arm) -> list[str]:
