@@ -87,6 +87,13 @@ PINNED_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "cosine": ({"kind": "cosine", "initial": 1e-3, "schedule_length": 9}, "4b05c23dc95e179c"),
     "branch": ({"run": "other/runs/base-s{seed}-*", "which": "best"}, "1a6a77cf6ace010b"),
 }  # fmt: skip
+LATER: dict[str, tuple[dict[str, Any], str]] = {
+    # settings that were added since, and the digest of the run
+    "order": ({"train": {"order": "batch"}}, "1cd60dcc273c22f3"),
+    "at_least": ({"train": {"learning_rate": {**THRESHOLD, "levels": [
+        {"at_least": 0.9, "rate": 1e-4}]}}}, "98c3f2eaa0d85f9d"),
+    "copy": ({"rounding": {"copy": 2, "step": 5}}, "bcf3e5e0c474e285"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", PINNED)
@@ -102,6 +109,12 @@ def test_runs_of_every_kind_have_the_names_of_the_first_version(case: str) -> No
     part, wanted = PINNED_RUNS[case]
     train = {"restart_from" if case == "branch" else "learning_rate": part}
     assert build_run({"train": train}, case).run_digest()[:16] == wanted
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_settings_that_were_added_since_have_names_of_their_own(case: str) -> None:
+    changes, wanted = LATER[case]
+    assert build_run(changes, case).run_digest()[:16] == wanted
 
 
 @pytest.mark.parametrize(
