@@ -12,7 +12,7 @@ from glass_cnn.analysis.arms import Copies, Estimates, estimate
 from glass_cnn.analysis.rows import read_run
 from glass_cnn.analysis.table import Aggregation, aggregate, combine
 from glass_cnn.paths import RUN_NAME, RunDir, StudyDir
-from glass_cnn.report.words import rounding_answer
+from glass_cnn.report.answers import rounding_answer
 from glass_cnn.settings import build_run, load_run
 from glass_cnn.study import Study, build_study
 from hpc.config import to_tree
