@@ -16,7 +16,7 @@ from typing import Any
 from glass_cnn import records
 from glass_cnn.paths import DatasetDir, RunDir, dataset_dir
 from glass_cnn.records import Result
-from glass_cnn.study import Run, Study, load_study
+from glass_cnn.study import AFTER, Run, Study, load_study
 from hpc.errors import ConfigError, DataError
 from hpc.files import make_directory, storage_errors, write_atomic
 from hpc.stages import Meter, Stage, Task
@@ -25,8 +25,6 @@ from hpc.yaml_files import read_yaml
 SHARED = ("simulation", "data", "render", "split", "model", "launch", "study.seeds")
 """what --set also sets for the studies that are needed: a run that goes on from another has the
 same seed, data and network; how the other was trained is its own study's affair"""
-AFTER = "after."
-"""begins assignments that are for those studies alone"""
 SECTIONS = ("simulate", "aggregate")
 """stages that have a section of their own in a site profile; the rest of it is for training"""
 SHOWN = {"validation_accuracy": "accuracy {:.2%}", "validation_loss": "loss {:.3f}"}
@@ -136,12 +134,7 @@ def pipeline(config: str | Path, sets: Sequence[str], root: Path) -> Pipeline:
     shared = [each for each in own if _name(each).startswith(tuple(f"{s}." for s in SHARED))]
     # Last, so that they lie over what both have.
     needs = shared + [each.removeprefix(AFTER) for each in sets if each.startswith(AFTER)]
-    chain = [load_study(config, own, root)]
-    if len(own) < len(sets) and chain[0].section.after is None:
-        raise ConfigError(
-            f"{chain[0].source}: {AFTER}… sets something for the study that this one goes on from, "
-            "and it goes on from none (study.after); leave it out."
-        )
+    chain = [load_study(config, sets, root)]
     while chain[0].section.after is not None:
         needed = load_study(Path(chain[0].source).parent / chain[0].section.after, needs, root)
         if needed.name in [each.name for each in chain]:

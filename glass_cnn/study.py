@@ -31,6 +31,8 @@ from hpc.errors import ConfigError
 from hpc.words import shown
 from hpc.yaml_files import read_tree, unflatten, union
 
+AFTER = "after."
+"""begins assignments of --set that are for the studies that a study goes on from alone"""
 MAX_NAME = 200
 """longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
 
@@ -277,17 +279,25 @@ def _file(path: Path, root: Path | None) -> Path:
 def load_study(config: str | Path, sets: Iterable[str] = (), root: Path | None = None) -> Study:
     """Read a study file, or the resolved study of a study's directory or name under `root`.
 
-    Raises ConfigError.
+    Assignments behind AFTER are left to whoever reads the studies that it needs. Raises
+    ConfigError, also for such ones where it needs none.
     """
     path = _file(Path(config), root)
     dropped: list[str] = []
+    given = list(sets)
+    own = [each for each in given if not each.startswith(AFTER)]
 
     def told(note: str) -> None:
         dropped.append(f"{path}: {note}")
 
-    tree = read_tree(path, sets, functools.partial(lay, told=told))
+    tree = read_tree(path, own, functools.partial(lay, told=told))
     study = build_study(tree, str(path), tuple(dropped))
     if study.section.after is None:
+        if len(own) < len(given):
+            raise ConfigError(
+                f"{path}: {AFTER}… sets something for the study that this one goes on from, and it "
+                "goes on from none (study.after); leave it out."
+            )
         return study
     # Kept as a whole path: the resolved study lies elsewhere than the file it comes from.
     after = str(path.parent.absolute() / study.section.after)
