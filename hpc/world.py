@@ -21,7 +21,7 @@ T = TypeVar("T")
 class World:
     """A communicator and the few collective operations this project needs on the host.
 
-    Gradients do not pass here; `glass_cnn.training.division` gives those to Horovod.
+    What a training adds at every step may have faster ways than these.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -78,7 +78,11 @@ class World:
         return self.comm.bcast(value, root=root)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Element-wise sum over ranks of a float64 or int64 array, on every rank."""
+        """Element-wise sum over ranks of an array of numbers, on every rank.
+
+        In an order that depends on nothing but the number of ranks and the array's size, as MPI
+        advises its implementations.
+        """
         if self.size == 1:
             return values.copy()
         total = np.empty_like(values)

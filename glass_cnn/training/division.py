@@ -19,9 +19,6 @@ import importlib.util
 import os
 from typing import Literal, Protocol
 
-import numpy as np
-from mpi4py import MPI
-
 from glass_cnn.tensorflow import tf
 from hpc.errors import ConfigError
 from hpc.world import World
@@ -73,29 +70,23 @@ class HostMpi:
     """MPI's own collectives on buffers of the host: nothing to compile, a copy of every sum."""
 
     def __init__(self, world: World) -> None:
-        self._comm = world.comm
+        self._world = world
 
     def sum(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """See `Collectives`. One operation for all: MPI needs the same order on every rank."""
-        sums = tf.numpy_function(self._sum, tensors, [tensor.dtype for tensor in tensors])
+        sums = tf.numpy_function(
+            lambda *arrays: [self._world.sum(array) for array in arrays],
+            tensors,
+            [tensor.dtype for tensor in tensors],
+        )
         for total, tensor in zip(sums, tensors, strict=True):
             total.set_shape(tensor.shape)
         return sums
 
-    def _sum(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        totals = []
-        for array in arrays:
-            total = np.empty_like(array)
-            self._comm.Allreduce(np.ascontiguousarray(array), total, op=MPI.SUM)
-            totals.append(total)
-        return totals
-
     def broadcast(self, variables: list[tf.Variable]) -> None:
         """See `Collectives`."""
         for variable in variables:
-            value = variable.numpy()
-            self._comm.Bcast(value, root=0)
-            variable.assign(value)
+            variable.assign(self._world.broadcast(variable.numpy()))
 
 
 WAYS: dict[Way, type[Horovod | HostMpi]] = {"horovod": Horovod, "mpi": HostMpi}

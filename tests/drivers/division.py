@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ SHAPES = [(3, 5), (600_001,), (1,), (7, 64, 1024), (2,)]
 AGAIN = 5
 
 
-def compiled(division: DataParallel) -> Any:
-    return tf.function(division.sum, autograph=False)
+Sum = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
-def sums(division: DataParallel, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    found = compiled(division)([tf.constant(a) for a in arrays])
-    return [each.numpy() for each in found]
+def compiled(division: DataParallel) -> Sum:
+    """Its sum inside a `tf.function`, as a step has it, from arrays to arrays."""
+    add = tf.function(division.sum, autograph=False)
+    return lambda arrays: [total.numpy() for total in add([tf.constant(a) for a in arrays])]
 
 
-def drawn(ranks: World, rank: int) -> list[np.ndarray]:
+def drawn(rank: int) -> list[np.ndarray]:
     """What a rank adds: numbers of very different sizes, so that the order of additions shows."""
     rng = np.random.default_rng(rank)
     return [
@@ -52,15 +53,16 @@ def same_on_all(ranks: World, arrays: list[np.ndarray]) -> str:
 def examine(name: Way, ranks: World) -> dict[str, Any]:
     """Every promise but the last."""
     division = DataParallel(ranks, name)
+    add = compiled(division)
     whole = [np.full(s, 2**ranks.rank, np.float32) for s in SHAPES]
-    exact = all((total == 2**ranks.size - 1).all() for total in sums(division, whole))
-    mine = drawn(ranks, ranks.rank)
-    first = sums(division, mine)
+    exact = all((total == 2**ranks.size - 1).all() for total in add(whole))
+    mine = drawn(ranks.rank)
+    first = add(mine)
     digests = [same_on_all(ranks, first)]
     for _ in range(AGAIN):
-        sums(division, whole)
-        digests.append(same_on_all(ranks, sums(division, mine)))
-    all_drawn = [drawn(ranks, rank) for rank in range(ranks.size)]
+        add(whole)
+        digests.append(same_on_all(ranks, add(mine)))
+    all_drawn = [drawn(rank) for rank in range(ranks.size)]
     error = 0.0
     for number, total in enumerate(first):
         terms = np.stack([each[number].astype(np.float64) for each in all_drawn])
@@ -69,7 +71,7 @@ def examine(name: Way, ranks: World) -> dict[str, Any]:
     broken = [a.copy() for a in whole]
     if ranks.rank == ranks.size - 1:
         broken[0][1, 2], broken[1][77] = np.nan, np.inf
-    told = sums(division, broken)
+    told = add(broken)
     return {
         "exact": exact,
         "digests": digests,
@@ -115,11 +117,11 @@ def trained(name: Way, ranks: World) -> dict[str, Any]:
 
 def die(name: Way, ranks: World) -> None:
     """The last rank ends while the others add."""
-    division = DataParallel(ranks, name)
-    sums(division, drawn(ranks, ranks.rank))
+    add = compiled(DataParallel(ranks, name))
+    add(drawn(ranks.rank))
     if ranks.rank == ranks.size - 1:
         os._exit(3)
-    sums(division, drawn(ranks, ranks.rank))
+    add(drawn(ranks.rank))
     print("went on alone", flush=True)
 
 
