@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
+INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH TRAJECTORY FRAMES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -16,7 +16,7 @@ SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize predict \
-        export import schema reference test check bench torture slurm-up slurm-down help clean
+        export export-frames verify import schema reference test check bench torture slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -61,6 +61,13 @@ predict: setup ## a saved model on images or frames without labels: RUN=... SOUR
 export: setup ## a saved model for other programs: RUN=... FORMAT=keras|savedmodel|onnx|safetensors [WHICH=best|latest]
 	@$(JOB).export $${RUN:+"$$RUN"} $${FORMAT:+--format "$$FORMAT"} $${WHICH:+--which "$$WHICH"}
 
+export-frames: setup ## data for OVITO: CONFIG=... [FORMAT=gsd|xyz] or one cooling anew [TRAJECTORY=number FRAMES=50]
+	@$(JOB).export_frames $(STUDY) $${FORMAT:+--format "$$FORMAT"} $${TRAJECTORY:+--trajectory "$$TRAJECTORY"} \
+	    $${FRAMES:+--frames "$$FRAMES"} $(SETS)
+
+verify: setup ## audit a run by replay: RUN=... [RANKS=as many as it had COUNT=parts trained again]
+	@$(IN_VENV) $${RANKS:+mpiexec -n "$$RANKS"} .venv/bin/python -m jobs.verify $${RUN:+"$$RUN"} $${COUNT:+--count "$$COUNT"}
+
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
 
@@ -96,13 +103,13 @@ clean: ## remove the environment and tool caches, never results
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ': [^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': [^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 # Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer. First
 # what the commands were given is looked at: set-up can take minutes.
 STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
-STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict export,$(MAKECMDGOALS))
+STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict export export-frames verify,$(MAKECMDGOALS))
 .venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
 	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}

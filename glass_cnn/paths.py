@@ -76,6 +76,11 @@ class RunDir:
         return self.path / EVENTS
 
     @property
+    def digests(self) -> Path:
+        """One record per checkpoint: the digest of its state."""
+        return self.path / "digests.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints; `best/` holds the optimal model."""
         return self.path / "checkpoints"
@@ -175,6 +180,11 @@ class StudyDir:
     def report_log(self) -> Path:
         """What the job prints that makes the report."""
         return self.path / "report.log"
+
+    @property
+    def frames(self) -> Path:
+        """Configurations of its data as files of other programs."""
+        return self.path / "frames"
 
     @property
     def results_log(self) -> Path:

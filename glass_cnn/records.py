@@ -134,6 +134,8 @@ class Result(msgspec.Struct):
     """iterations at which the run went back"""
     data: DataIdentity | None = None
     """what it was trained on; runs of older versions do not say"""
+    chain: str | None = None
+    """head of the chain of digests of its states; see `glass_cnn.lineage`"""
 
 
 class Lineage(msgspec.Struct):
@@ -202,6 +204,8 @@ class Start(msgspec.Struct, kw_only=True):
     lineage: Lineage | None = None
     data: DataIdentity | None = None
     """what it is trained on; runs of older versions do not say"""
+    chain: str | None = None
+    """head of the chain of digests up to the step that this start began at"""
     data_verified: float | None = None
     """seconds that comparing every byte of them with its checksum took; null: not done"""
 

@@ -62,7 +62,9 @@ class Checkpoints:
 
     `identity` names the settings a checkpoint is valid for. The newest `keep` (at least 1) are
     kept, and those whose step `milestone` approves. `on_event` gets an Event for
-    everything out of the ordinary, always in the caller's thread. Waits up to `patience` seconds
+    everything out of the ordinary, `on_saved` the step and the digest of each state that has
+    become durable, both always in the caller's thread. `accept` raises InvalidCheckpoint for one
+    that is whole and still not to be gone on from. Waits up to `patience` seconds
     for a process that is about to end, then raises DirectoryInUse; raises StorageError when the
     directory cannot be written.
     """
@@ -76,16 +78,18 @@ class Checkpoints:
         ranks: int,
         on_event: Callable[[Event], None],
         patience: float = 10.0,
+        on_saved: Callable[[int, str], None] | None = None,
+        accept: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one checkpoint has to be kept")
         self.directory = make_directory(directory)
         self.identity, self.keep, self.ranks = identity, keep, ranks
-        self.on_event = on_event
+        self.on_event, self.on_saved, self.accept = on_event, on_saved, accept
         self._state_memory, self._best_memory = _Memory(), _Memory()
         self._best: int | None = None  # step of the optimal model up to now
         self._held: tuple[tensorfile.Snapshot, Content] | None = None  # it, while not on disk
-        self._pending: Future[None] | None = None
+        self._pending: Future[tuple[int, str] | None] | None = None
         self._folder = Folder(directory, identity, milestone or (lambda _: False))
         self._lock = ExitStack()
         self._lock.enter_context(self._sole_writer(patience))
@@ -157,9 +161,7 @@ class Checkpoints:
         """
         self.flush()
         remedy = "Remove that directory, or pass --start-over, to begin again from step 0."
-        found = newest_of(
-            self.directory, self._folder.read_with_best, self._refuse, at_most, remedy
-        )
+        found = newest_of(self.directory, self._read, self._refuse, at_most, remedy)
         if found is not None:
             self._best, self._held = found.best, None
             with storage_errors(self.directory):
@@ -201,6 +203,13 @@ class Checkpoints:
         with storage_errors(self.directory):
             self._folder.prune(1 if after_end == "last" else 0)
 
+    def _read(self, path: Path) -> Checkpoint:
+        """One that can be gone on from; raises InvalidCheckpoint."""
+        found = self._folder.read_with_best(path)
+        if self.accept is not None:
+            self.accept(found)
+        return found
+
     def _reserve(self, tensors: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray]) -> None:
         self._state_memory.reserve(tensorfile.lay_out(tensors))
         if best:
@@ -212,7 +221,9 @@ class Checkpoints:
             return
         wait_for([self._pending])  # an interrupt here must leave the snapshot to the writer
         pending, self._pending = self._pending, None
-        pending.result()
+        saved = pending.result()
+        if saved is not None and self.on_saved is not None:
+            self.on_saved(*saved)
 
     def _content(self, step: int, meta: Mapping[str, Any]) -> Content:
         return {
@@ -224,8 +235,11 @@ class Checkpoints:
             "meta": json.loads(json.dumps(dict(meta))),
         }
 
-    def _commit(self, snapshot: tensorfile.Snapshot, content: Content) -> None:
-        """The writer's work: the optimal model, then the checkpoint that counts on it."""
+    def _commit(self, snapshot: tensorfile.Snapshot, content: Content) -> tuple[int, str] | None:
+        """The writer's work: the optimal model, then the checkpoint that counts on it.
+
+        Returns its step and digest where somebody wants to know.
+        """
         with storage_errors(self.directory):
             if self._held is not None:
                 self._folder.write_best(*self._held)
@@ -233,6 +247,9 @@ class Checkpoints:
             self._folder.write_step(snapshot, content)
             self._folder.show_best(content["best"])
             self._folder.prune(self.keep)
+        if self.on_saved is None:
+            return None
+        return content["step"], tensorfile.digest_tensors(snapshot.tensors)
 
     def _refuse(self, refused: InvalidCheckpoint) -> None:
         path, reason = str(refused.path), refused.reason

@@ -133,6 +133,11 @@ class Snapshot:
         self.memory[: len(layout.header)] = layout.header
         self._views = {name: place.view(self.memory) for name, place in layout.places.items()}
 
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """Views of the arrays that it holds."""
+        return self._views
+
     def fill(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Copy arrays of exactly this layout's names, dtypes and shapes."""
         for name, view in self._views.items():

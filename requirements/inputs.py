@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 NEEDED = {
-    **dict.fromkeys(("submit", "cancel", "aggregate", "report", "baselines"), ("CONFIG",)),
-    **dict.fromkeys(("evaluate", "visualize", "export"), ("RUN",)),
+    **dict.fromkeys(
+        ("submit", "cancel", "aggregate", "report", "baselines", "export-frames"), ("CONFIG",)
+    ),
+    **dict.fromkeys(("evaluate", "visualize", "export", "verify"), ("RUN",)),
     "import": ("SOURCE", "CONFIG"),
     "data-report": ("DATA",),
     "predict": ("RUN", "SOURCE"),

@@ -133,6 +133,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
         (["evaluate", "RUN=r", "DATA=d"], ["jobs.evaluate", "r", "--data", "d"]),
         (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
+        (["verify", "RUN=r", "COUNT=3"], ["jobs.verify", "r", "--count", "3"]),
         (["export", "RUN=r", "FORMAT=onnx"], ["jobs.export", "r", "--format", "onnx"]),
         (
             ["predict", "RUN=r", "SOURCE=a b", "FIT=crop", "TEMPERATURES=2:1"],

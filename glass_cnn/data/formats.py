@@ -157,7 +157,7 @@ def _gsd_temperature(log: Mapping[str, Any]) -> float | None:
     """The temperature that a frame's log holds, by whatever computed it; the set one first."""
     names = sorted((name for name in log if name.endswith("temperature")), key=len)
     value = np.asarray(log[names[0]], float).ravel() if names else np.empty(0)
-    return float(value[0]) if len(value) == 1 else None
+    return float(value[0]) if len(value) == 1 and np.isfinite(value[0]) else None
 
 
 # --- What a configuration must be ---------------------------------------------------------------

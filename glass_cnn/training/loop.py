@@ -17,7 +17,7 @@ from glass_cnn.records import Numerics, Start, result_of
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch
 from glass_cnn.training.diagnostics import Diagnostics
-from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
+from glass_cnn.training.engine import COUNTS, Engine, StepResult, portions, set_up_tensorflow
 from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.resume import restore
@@ -87,14 +87,7 @@ def train(
             if state.progress.step >= train.steps:
                 return finish(job)
             # All ranks: this rank's rows of the global batch, gradients summed, one update.
-            reached("step", job.engine)
-            job.heart.beat(f"before step {state.progress.step + 1}")
-            images, labels = job.feed.batch(state.sample_step)
-            rate = state.rate(state.progress.step)
-            if told := move_if_due(job.engine, state.progress.step):
-                recorder.say(told)
-            result = job.engine.train_step(images, labels, state.sample_step, rate)
-            state.take_step(result)
+            result, rate = take_step(job)
             recorder.check()
             if world.is_root and state.evaluation_due:
                 # Now, not at the evaluation: a restart in between has no gradients any more.
@@ -102,9 +95,9 @@ def train(
             del result  # lets the old gradients go before new ones are made
 
 
-@dataclass
-class TrainingJob:
-    """What one run is trained with, on this rank."""
+@dataclass(kw_only=True)
+class Work:
+    """What steps and evaluations are made with, on this rank."""
 
     settings: RunSettings
     world: World
@@ -113,12 +106,20 @@ class TrainingJob:
     engine: Engine
     state: State
     feed: Feed
+    heart: Heartbeat
+    say: Callable[[str], object]
+    """tells people what happens, on rank 0"""
+
+
+@dataclass(kw_only=True)
+class TrainingJob(Work):
+    """What one run is trained and recorded with, on this rank."""
+
     recorder: Recorder
     rollbacks: Rollbacks
     diagnostics: Diagnostics
     probe_labels: np.ndarray
     """classes of the images that the diagnostics look at"""
-    heart: Heartbeat
 
 
 def _open(
@@ -153,6 +154,7 @@ def _open(
         diagnostics=Diagnostics(engine.network, engine.optimizer, examples.images[probe]),
         probe_labels=parts.labels[probe],
         heart=heart,
+        say=recorder.say,
     )
 
 
@@ -221,7 +223,21 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
     job.world.check(job.stop.error)
 
 
-def evaluate(job: TrainingJob, part: np.ndarray) -> np.ndarray | None:
+def take_step(job: Work) -> tuple[StepResult, float]:
+    """One update on all ranks; returns what it gave, and the rate that it was made with."""
+    state = job.state
+    reached("step", job.engine)
+    job.heart.beat(f"before step {state.progress.step + 1}")
+    images, labels = job.feed.batch(state.sample_step)
+    rate = state.rate(state.progress.step)
+    if told := move_if_due(job.engine, state.progress.step):
+        job.say(told)
+    result = job.engine.train_step(images, labels, state.sample_step, rate)
+    state.take_step(result)
+    return result, rate
+
+
+def evaluate(job: Work, part: np.ndarray) -> np.ndarray | None:
     """Sums of COUNTS over the examples of `part` (indices), each counted once on one rank.
 
     Returns None on every rank as soon as any rank was asked to stop.
@@ -311,6 +327,6 @@ def start_over(run: RunDir) -> None:
     with Checkpoints(run.checkpoints, "", 1, None, 1, on_event=print) as checkpoints:
         checkpoints.clear()
         with storage_errors(run.path):
-            for file in (run.result, run.metrics):
+            for file in (run.result, run.metrics, run.digests):
                 with contextlib.suppress(FileNotFoundError):
                     file.unlink()

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
+from glass_cnn import lineage
 from glass_cnn.paths import RunDir
 from glass_cnn.records import (
     Evaluation,
@@ -29,6 +30,7 @@ from glass_cnn.train_settings import Train
 from glass_cnn.training.engine import COUNTS
 from glass_cnn.training.state import State
 from glass_cnn.training.tensorboard import EventFiles
+from hpc.checkpoint import Checkpoint, InvalidCheckpoint
 from hpc.checkpoint_writer import Checkpoints
 from hpc.config import to_yaml
 from hpc.errors import ConfigError, UserError
@@ -43,6 +45,7 @@ from hpc.records import (
     read_events,
     read_records,
 )
+from hpc.tensorfile import digest_tensors
 from hpc.words import duration, plural
 from hpc.world import World
 
@@ -98,7 +101,26 @@ class Recorder:
             milestone=self._stays,
             ranks=self.world.size,
             on_event=self._tell,
+            on_saved=self._saved_state,
+            accept=self._same_lineage,
         )
+
+    def _saved_state(self, step: int, digest: str) -> None:
+        lineage.add_digest(self.run.digests, self.settings, step, digest)
+
+    def _same_lineage(self, found: Checkpoint) -> None:
+        """Raise InvalidCheckpoint for a state that is not the one this run went through."""
+        recorded = lineage.digest_at(self.run.digests, found.step)
+        if recorded is not None and recorded != digest_tensors(found.tensors):
+            raise InvalidCheckpoint(
+                found.path,
+                f"of another lineage: its state is not the one that {self.run.digests.name} has "
+                f"of step {found.step}",
+            )
+
+    def _chain(self, state: State) -> str:
+        digests = lineage.read_digests(self.run.digests)
+        return lineage.head(self.settings, state.data, digests)
 
     def _stays(self, step: int) -> bool:
         newest = self._saved[1] if self._saved else 0
@@ -130,15 +152,20 @@ class Recorder:
 
     @rank_0
     def started(
-        self, state: State, start: Start, lineage: Lineage | None, reason: str, data: str
+        self, state: State, start: Start, branched: Lineage | None, reason: str, data: str
     ) -> None:
         """Cut the records back to where the run stands and head this start's log with `data`."""
         done, step = state.progress.evaluated, state.progress.step
         keep_evaluations(self.run.metrics, done)
-        start.time, start.resumed_step, start.reason, start.lineage = now(), step, reason, lineage
+        lineage.cut_back(self.run.digests, step + 1)
+        if step and lineage.digest_at(self.run.digests, step) is None:
+            # The run ended right after the checkpoint, or was begun by a version without digests.
+            self._saved_state(step, digest_tensors(state.tensors()))
+        start.chain = self._chain(state)
+        start.time, start.resumed_step, start.reason, start.lineage = now(), step, reason, branched
         start.numerics, start.numerics_changes = state.numerics, state.numerics_changes
         record = as_dict(start)
-        if lineage is None:
+        if branched is None:
             del record["lineage"]
         append_record(self.run.provenance, record)
         slurm = "".join(f", {k} {v}" for k, v in (start.slurm or {}).items())
@@ -207,6 +234,7 @@ class Recorder:
         )
         self.checkpoints.drop_after(step)
         keep_evaluations(self.run.metrics, done)
+        lineage.cut_back(self.run.digests, step)
         self._curves.begin(read_evaluations(self.run.metrics))
         self._saved = None
         self._save(state)
@@ -240,6 +268,7 @@ class Recorder:
         `optimal` and `final` are the sums over the test set of the two models, in the order of
         COUNTS; `optimal` is None where the best model was not kept.
         """
+        self.checkpoints.flush()
         progress = state.progress
         best_test = None if optimal is None else _accuracy(optimal)
         result = Result(
@@ -253,6 +282,7 @@ class Recorder:
             examples=examples,
             rollbacks=progress.rollbacks,
             data=state.data,
+            chain=self._chain(state),
         )
         write_json(self.run.result, as_dict(result))
         self._ended = True
