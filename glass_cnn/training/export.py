@@ -99,7 +99,7 @@ def describe(model: SavedModel, which: str) -> dict[str, Any]:
             "name": "image",
             "type": "uint8",
             "shape": [None, pixels, pixels, 3],
-            "meaning": "RGB, row 0 at the top; A particles orange, B blue, on white",
+            "meaning": "RGB, row 0 at the top; drawn as render says",
         },
         "preparation": {
             "formula": "scale * image + offset, in float32",
