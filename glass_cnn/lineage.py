@@ -43,7 +43,8 @@ def read_digests(path: Path) -> list[StateDigest]:
 def add_digest(path: Path, settings: RunSettings, step: int, sha256: str) -> None:
     """Record a state unless it is recorded already; raises StorageError."""
     train, every = settings.train, settings.checkpoint.every_iterations
-    regular = step % (every * train.batches_per_iteration) == 0 or step == train.steps
+    due = step % (every * train.batches_per_iteration) == 0 or step == train.steps
+    regular = due and step > 0  # one of step 0 is left only by a run that was stopped at once
     found = StateDigest(step, sha256, regular)
     if found not in read_digests(path):
         append_record(path, found)

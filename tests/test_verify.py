@@ -49,6 +49,16 @@ def test_the_head_follows_from_settings_data_and_every_regular_digest() -> None:
     assert len({head, *others}) == 6
 
 
+def test_a_stop_at_once_leaves_the_chain_as_it_was(tmp_path: Path) -> None:
+    settings, path = tiny.settings(checkpoint={"every_iterations": 2}), tmp_path / "digests.jsonl"
+    for step in (0, 3, 6, 12, 12):
+        lineage.add_digest(path, settings, step, f"digest of {step}")
+    found = lineage.read_digests(path)
+    assert [(each.step, each.regular) for each in found] == [
+        (0, False), (3, False), (6, True), (12, True),
+    ]  # fmt: skip
+
+
 def test_the_starts_of_a_stretch_are_those_whose_steps_remained() -> None:
     first, second, third = (Start(resumed_step=step) for step in (0, 8, 6))
     starts = [first, second, third]
