@@ -10,9 +10,12 @@ import matplotlib
 import polars as pl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from glass_cnn.analysis.arms import Arm, Estimates
+from glass_cnn.outcomes import OUTCOMES
 from glass_cnn.report import palette
+from glass_cnn.report.words import OUTCOME_WORDS
 
 STYLE = {
     "svg.fonttype": "none",
@@ -111,6 +114,14 @@ def accuracy_figure(curves: pl.DataFrame) -> Figure:
             for (_, outcome), run in evaluations.group_by("run", "outcome", maintain_order=True):
                 color = palette.LIGHT[str(outcome)]
                 axes.plot(run["iteration"], run["validation_accuracy"], color=color, lw=0.7)
+        there = set(curves["outcome"].to_list())
+        keys = [
+            Line2D([], [], color=palette.LIGHT[outcome], label=OUTCOME_WORDS[outcome])
+            for outcome in OUTCOMES
+            if outcome in there
+        ]
+        if keys:
+            figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), fontsize=8)
         figure.supxlabel("iteration", fontsize=9)
         figure.supylabel("validation accuracy", fontsize=9)
     return figure
