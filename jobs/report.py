@@ -64,7 +64,10 @@ def data_of(result: Aggregation) -> tuple[list[Data], list[str]]:
     for settings in study.datasets[:MOST_DATA]:
         place = directory(settings, root)
         if not place.is_done():
-            without.append(f"{place.name} is not here: no data set is shown, nor what others tell.")
+            without.append(
+                f"The data set {place.name} is not here: its pictures are not shown, and no simple "
+                "measures stand beside the network."
+            )
             continue
         labels = [p.label for p in study.points if directory(p.settings, root) == place]
         try:

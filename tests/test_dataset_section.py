@@ -146,8 +146,8 @@ def test_data_that_are_not_here_are_told_on_the_page(tmp_path: Path) -> None:
     assert shown == []
     page.write_report(result, estimate(result), shown, without)
     told = text_of(place.report.read_text())
-    assert re.search(r"The data endpoint-[0-9a-f]{8} is not here: no data set is shown", told)
-    damaged = tmp_path / "datasets" / without[0].split(" ")[0]
+    assert re.search(r"The data set endpoint-[0-9a-f]{8} is not here: its pictures", told)
+    damaged = tmp_path / "datasets" / without[0].split(" ")[3]
     damaged.mkdir(parents=True)
     (damaged / "dataset.json").write_text("{}")
     shown, (told,) = data_of(result)

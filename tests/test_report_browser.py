@@ -6,11 +6,12 @@ import itertools
 import re
 import shutil
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.report import pagedata, palette
@@ -286,4 +287,23 @@ def test_a_grid_shows_its_map_and_a_panel_for_each_level_of_the_second_factor(
     assert titles == ["dropout 0", "dropout 0.2", "dropout 0.5"]
     assert page.locator("#survival-plot .legendtext").all_text_contents() == ["0.0001", "0.001"]
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()
+
+
+@pytest.mark.requires("chromium")
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "light"), (390, "dark"), (1366, "light"), (1366, "dark")]
+)
+def test_axe_finds_nothing_that_keeps_anybody_out(
+    browser: Browser, large: Aggregation, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    viewport: ViewportSize = {"width": width, "height": 844}
+    page = opened(browser, large, viewport=viewport, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    found = page.evaluate(
+        """axe.run(document, { resultTypes: ["violations"] }).then((result) =>
+            result.violations.map((each) => [each.id, ...each.nodes.map((node) => node.html)]))"""
+    )
+    assert found == []
     page.close()

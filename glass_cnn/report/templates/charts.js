@@ -362,16 +362,16 @@ const heatmap = (map) => () => {
     x: map.x,
     y: map.y,
     z: map.z,
-    text: map.text,
-    customdata: map.short,
-    texttemplate: isNarrow() ? "%{customdata}" : "%{text}",
+    text: isNarrow() ? map.short : map.text,
+    hovertext: map.text,
+    texttemplate: "%{text}",
     zmin: 0,
     zmax: map.highest,
     xgap: 2,
     ygap: 2,
     colorscale: [[0, color("map-low")], [0.5, color("map-middle")], [1, color("map-high")]],
     colorbar: { tickformat: ".0%", thickness: 12, outlinewidth: 0 },
-    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>%{text}<extra></extra>`,
+    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>%{hovertext}<extra></extra>`,
   };
   const shape = layout(map.x_name, map.y_name);
   Object.assign(shape.xaxis, { type: "category", showgrid: false });
