@@ -261,6 +261,29 @@ def test_the_page_names_no_host_and_no_place_of_this_machine(large: Aggregation)
     assert str(large.directory.path.parent) not in page
 
 
+def test_what_a_study_comes_after_is_named_without_its_place(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=1, after=str(tmp_path / "elsewhere" / "first.yaml"))
+    page, _ = pages(study, synthetic.directory(study, tmp_path))
+    assert "after: first.yaml" in text_of(page)
+    assert str(tmp_path) not in page
+
+
+def test_runs_lead_to_their_files(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=2)
+    place = synthetic.directory(study, tmp_path)
+    first, second = (synthetic.write_run(place, run) for run in study.runs)
+    first.pictures.write_text("")
+    page, _ = pages(study, place)
+    found = re.findall(r'<a href="([^"#]+)"', page)
+    for address in found:
+        assert (place.path / address).exists(), address
+    assert f"runs/{first.name}/visualize.html" in found
+    assert f"runs/{second.name}/visualize.html" not in found
+    assert f"runs/{second.name}/metrics.jsonl" in found
+    assert "summary.csv" in found
+    assert "tensorboard --logdir runs" in text_of(page)
+
+
 # --- awkward studies -------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import re
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from glass_cnn.analysis import statistics
 from glass_cnn.analysis.arms import Arm, Estimates
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.metrics import Metrics
-from glass_cnn.paths import DatasetDir
+from glass_cnn.paths import DatasetDir, RunDir, StudyDir
 from glass_cnn.report import (
     answers,
     curves,
@@ -63,7 +64,7 @@ def write_report(
     page |= {"without_data": without_data}
     if data or without_data:
         page["sections"] = [("dataset", "The data"), *page["sections"]]
-    page["gallery"] = _gallery(estimates.arms, drawn, drawings)
+    page["gallery"] = _gallery(result.directory, estimates.arms, drawn, drawings)
     text = _environment().get_template("report.html.j2").render(page)
     write_atomic(result.directory.report, text)
     _write_figures(result, estimates, drawn, drawings)
@@ -185,7 +186,7 @@ def _page(
         "risk": pagedata.at_risk(arms),
         "seeds_show": answers.seeds_show(estimates),
         "provenance": tables.provenance(result),
-        "study_yaml": result.study.to_yaml(),
+        "study_yaml": _study_yaml(result),
         "css": _colors() + _asset("report.css") + _asset("print.css"),
         "scripts": [_asset("charts.js"), _asset("tables.js")],
         "plotly": _plotly(),
@@ -194,12 +195,39 @@ def _page(
 
 
 def _gallery(
-    arms: Sequence[Arm], drawn: Sequence[Drawn], drawings: Sequence[str]
+    place: StudyDir, arms: Sequence[Arm], drawn: Sequence[Drawn], drawings: Sequence[str]
 ) -> list[dict[str, Any]]:
     return [
-        {"run": run.row["run"], "caption": _caption(run, arms), "drawing": Markup(drawing)}
+        {
+            "run": run.row["run"],
+            "caption": _caption(run, arms),
+            "drawing": Markup(drawing),
+            "files": _files(place, RunDir(place.runs / run.row["run"])),
+        }
         for run, drawing in zip(drawn, drawings, strict=True)
     ]
+
+
+def _files(place: StudyDir, run: RunDir) -> list[tuple[str, str]]:
+    """What there is of a run beside the page: title and address, relative to the page."""
+    files = (
+        ("what its model sees", run.pictures),
+        ("evaluations", run.metrics),
+        ("settings", run.config),
+        ("log", run.log),
+    )
+    return [
+        (title, urllib.parse.quote(str(path.relative_to(place.path))))
+        for title, path in files
+        if path.exists()
+    ]
+
+
+def _study_yaml(result: Aggregation) -> str:
+    """The resolved study, without places of this machine: pages are sent around."""
+    needed = result.study.needed
+    text = result.study.to_yaml(Path(needed.name) if needed else None)
+    return text.replace(f"{result.directory.path.parent}/", "")
 
 
 def _colors() -> Markup:

@@ -371,7 +371,8 @@ const heatmap = (map) => () => {
     ygap: 2,
     colorscale: [[0, color("map-low")], [0.5, color("map-middle")], [1, color("map-high")]],
     colorbar: { tickformat: ".0%", thickness: 12, outlinewidth: 0 },
-    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>%{hovertext}<extra></extra>`,
+    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>` +
+      "%{hovertext}<extra></extra>",
   };
   const shape = layout(map.x_name, map.y_name);
   Object.assign(shape.xaxis, { type: "category", showgrid: false });
