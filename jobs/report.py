@@ -1,5 +1,7 @@
 """The table and pages of one study: summary, report.html, results_log.md and figures.
 
+Of several studies also one page, report.html in the directory of all outputs.
+
 Exit codes: 0 complete, 78 bad configuration, 70 files cannot be written.
 """
 
@@ -13,16 +15,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from glass_cnn.analysis.arms import estimate
+from glass_cnn.analysis.arms import Estimates, estimate
 from glass_cnn.analysis.best import best
 from glass_cnn.analysis.dataset_summary import DatasetSummary, summarize
 from glass_cnn.analysis.table import Aggregation, aggregate, find_study, write
 from glass_cnn.data.dataset import PARTS, directory, load, split
-from glass_cnn.paths import logs_root
+from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.report.dataset_section import Data
-from glass_cnn.report.page import write_report
+from glass_cnn.report.page import write_report, write_studies
 from glass_cnn.report.terminal import arms_table, summary
 from glass_cnn.settings import RunSettings
+from glass_cnn.study import Study
 from hpc.commandline import Parser, run_main
 from hpc.errors import DataError
 from hpc.words import plural
@@ -34,16 +37,29 @@ MOST_DATA = 4
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = Parser("report", __doc__)
-    parser.add_study()
+    parser.add_study(nargs="+")
     parser.add_settings()
     parser.add_logs()
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
-    """Aggregate what is there, and write the pages."""
+    """Aggregate what is there, and write the pages of each study, and one of all."""
     args = parse(argv)
-    study, directory = find_study(args.config, args.set, logs_root(args.logs))
+    root = logs_root(args.logs)
+    found = [find_study(each, args.set, root) for config in args.config for each in named(config)]
+    made = [report(study, directory) for study, directory in found]
+    if len(made) > 1:
+        Console().print(write_studies(root, made), soft_wrap=True)
+
+
+def named(config: str) -> list[str]:
+    """The studies of CONFIG: one, or several with spaces between."""
+    return [config] if Path(config).exists() or " " not in config else config.split()
+
+
+def report(study: Study, directory: StudyDir) -> tuple[Aggregation, Estimates]:
+    """Write the pages of one study, and say what stands in them."""
     began = time.time()
     result = aggregate(study, directory)
     write(result)
@@ -55,6 +71,7 @@ def main(argv: list[str]) -> None:
     console.print(arms_table(study.name, estimates, console.width))
     console.print(summary(result), soft_wrap=True, highlight=False, markup=False)
     console.print(directory.summary, *pages, sep="\n", soft_wrap=True)
+    return result, estimates
 
 
 def data_of(result: Aggregation) -> tuple[list[Data], list[str]]:

@@ -58,8 +58,10 @@ def check_target(target: str) -> None:
         if not given[name]:
             raise InputError(f"make {target}: {name} is not given; {MEANT[name]}.")
     for name, value in given.items():
-        if value:
-            checks[name](Path(value))
+        several = target == "report" and name == "CONFIG" and not Path(value).exists()
+        for each in value.split() if several else [value]:
+            if each:
+                checks[name](Path(each))
 
 
 def check_config(config: Path) -> None:

@@ -33,6 +33,7 @@ NASTY = "a b;$(touch pwned)`touch pwned`$(shell touch pwned)$$(touch pwned)&'\"#
         (["import", "CONFIG=jobs/one.yaml"], 78, "make import: SOURCE is not given"),
         (["import", "SOURCE=.", "CONFIG="], 78, "make import: CONFIG is not given"),
         (["import", "SOURCE=x", "CONFIG=jobs/one.yaml"], 65, "x: is no directory; SOURCE names"),
+        (["report", "CONFIG=jobs/one.yaml jobs/oen.yaml"], 78, "jobs/oen.yaml: no such file."),
         (["data-report"], 78, "make data-report: DATA is not given; name one of logs/datasets/"),
         (["data-report", "DATA=nothing"], 78, "is neither a study file nor the name of a study in"),
         (["evaluate", "RUN=jobs"], 78, "RUN=jobs: is no run's directory"),

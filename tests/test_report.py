@@ -284,6 +284,25 @@ def test_runs_lead_to_their_files(tmp_path: Path) -> None:
     assert "tensorboard --logdir runs" in text_of(page)
 
 
+def test_several_studies_stand_on_one_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        study = synthetic.study(name, 2, description=f"{name}? {EVIL}")
+        place = synthetic.directory(study, tmp_path)
+        for run in study.runs:
+            synthetic.write_run(place, run, "permanent_collapse" if run.seed else "survived")
+    main(["one two", "--logs", str(tmp_path)])
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert text_of(page).count("collapsed in 1 of the 2 runs that learned") == 2
+    for name in ("one", "two"):
+        assert f'<a href="{name}/report.html">' in page
+        assert (tmp_path / name / "report.html").exists()
+    assert EVIL not in page
+    assert page.count("<table") == 2
+
+
 # --- awkward studies -------------------------------------------------------------------------
 
 

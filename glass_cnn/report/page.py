@@ -8,6 +8,7 @@ import functools
 import gzip
 import itertools
 import json
+import os
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -72,6 +73,26 @@ def write_report(
     text = _environment().get_template("results_log.md.j2").render(log)
     write_atomic(result.directory.results_log, re.sub(r"\n{3,}", "\n\n", text))
     return [result.directory.report, result.directory.results_log]
+
+
+def write_studies(root: Path, found: Sequence[tuple[Aggregation, Estimates]]) -> Path:
+    """Write one page about several studies, under the directory of all outputs; returns it.
+
+    It leads to the report of each. Raises StorageError.
+    """
+    place = StudyDir(root).report
+    studies = [
+        {
+            **_common(result, estimates, ()),
+            **_arms(result, estimates),
+            "address": urllib.parse.quote(os.path.relpath(result.directory.report, root)),
+        }
+        for result, estimates in found
+    ]
+    css = _colors() + _asset("report.css") + _asset("print.css")
+    template = _environment().get_template("studies.html.j2")
+    write_atomic(place, template.render(studies=studies, css=css, made=studies[0]["made"]))
+    return place
 
 
 def write_data_report(place: DatasetDir, data: Data) -> Path:
@@ -165,12 +186,7 @@ def _page(
         "sections": [
             (k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps or estimates.factors
         ],
-        "shown_arms": arms[: pagedata.MOST_ARMS],
-        "tones": {
-            arm.label: f"var(--{palette.arm(color)})"
-            for arm, (color, _) in zip(arms, pagedata.codes(estimates), strict=True)
-        },
-        "changes": {a.label: _changes(a) if result.study.section.arms else "" for a in arms},
+        **_arms(result, estimates),
         "drawn_note": _drawn_note(result, drawn),
         "heatmaps": heatmaps,
         "level_name": words.level_name,
@@ -191,6 +207,20 @@ def _page(
         "scripts": [_asset("charts.js"), _asset("tables.js")],
         "plotly": _plotly(),
         "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps)),
+    }
+
+
+def _arms(result: Aggregation, estimates: Estimates) -> dict[str, Any]:
+    """What the table of arms shows."""
+    arms = estimates.arms
+    codes = pagedata.codes(estimates)
+    return {
+        "shown_arms": arms[: pagedata.MOST_ARMS],
+        "tones": {
+            arm.label: f"var(--{palette.arm(color)})"
+            for arm, (color, _) in zip(arms, codes, strict=True)
+        },
+        "changes": {a.label: _changes(a) if result.study.section.arms else "" for a in arms},
     }
 
 
