@@ -125,7 +125,7 @@ def peer(
 def savez(path: Path, state: Tensors) -> None:
     """Uncompressed .npz."""
     with path.open("wb") as file:
-        np.savez(file, **state)
+        np.savez(file, allow_pickle=False, **state)
 
 
 def pickle_dump(path: Path, state: Tensors) -> None:

@@ -8,14 +8,40 @@ says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import tempfile
+from collections.abc import Iterator
 
 from glass_cnn.numerics import SWITCH
 
-os.environ.setdefault(SWITCH, "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+NOTICE = re.compile(rb"^(I0000 |WARNING: All log messages before absl::InitializeLog).*\n", re.M)
+"""what TensorFlow says at every start, that oneDNN is on, before it heeds LOG_LEVEL"""
 
-import tensorflow as tf
+os.environ.setdefault(SWITCH, "1")
+os.environ.setdefault(LOG_LEVEL, "2")
+
+
+@contextlib.contextmanager
+def without_notice() -> Iterator[None]:
+    """Hold back what is written to stderr meanwhile, by C++ too; then say it without NOTICE."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            said = held.read()
+            os.write(2, said if os.environ[LOG_LEVEL] == "0" else NOTICE.sub(b"", said))
+
+
+with without_notice():
+    import tensorflow as tf
 
 __all__ = ["onednn_is_on", "tf"]
 

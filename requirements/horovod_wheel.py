@@ -14,10 +14,10 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from requirements import steps
+from requirements import cuda, steps
 from requirements.steps import PYTHON, REQUIREMENTS, VENV, SetupError, pip, say
 
 INSTALLED = VENV / ".horovod"  # which kept wheel is
@@ -29,27 +29,25 @@ CHOICES = {
     "HOROVOD_WITHOUT_PYTORCH": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
     # A kept wheel serves other clones: it looks for its libraries beside itself first, as seen
-    # from .venv/lib/python3.x/site-packages/horovod/tensorflow: libmpi in .venv/lib.
-    "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..'",
-}
-GPU_CHOICES = {
-    **CHOICES,
-    "HOROVOD_GPU_OPERATIONS": "NCCL",
-    "HOROVOD_NCCL_LINK": "SHARED",
+    # from .venv/lib/python3.x/site-packages/horovod/tensorflow: libmpi in .venv/lib, and NCCL.
     "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'",
+    "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # parts of Horovod ask for a CMake that is too old
 }
+# It serves XLA alone, which is not used here, and asks for what TensorFlow has no more.
+LEFT_OUT = "horovod/tensorflow/xla_mpi_ops.cc"
+LISTED = "horovod/tensorflow/CMakeLists.txt", f'"${{PROJECT_SOURCE_DIR}}/{LEFT_OUT}"'
 
 
-def install_horovod(gpu: bool, mpicc: str) -> None:
+def install_horovod(toolkit: cuda.Toolkit | None, mpicc: str) -> None:
     """Install the kept wheel for exactly this environment, compiled first if there is none."""
-    key = horovod_key(gpu, mpicc)
+    key = horovod_key(toolkit, mpicc)
     home = cache_root() / "wheels" / key_name(key)
     if INSTALLED.exists() and INSTALLED.read_text() == home.name:
         return
     try:
         home.mkdir(parents=True, exist_ok=True)
         with steps.locked(home / "lock", "another set-up compiles the same Horovod"):
-            wheel = kept_wheel(home) or compile_horovod(home, key)
+            wheel = kept_wheel(home) or compile_horovod(home, key, toolkit)
     except OSError as error:
         text = f"the cache {home} cannot be used ({error}); set GLASS_CACHE=dir"
         raise SetupError(text) from None
@@ -67,58 +65,67 @@ def kept_wheel(home: Path) -> Path | None:
     return wheel
 
 
-def compile_horovod(home: Path, key: Mapping[str, str]) -> Path:
+def compile_horovod(home: Path, key: Mapping[str, str], toolkit: cuda.Toolkit | None) -> Path:
     """Compile into a directory aside, then move the wheel to its place."""
     what = f"Horovod {steps.pinned('horovod')}: compiling for {key['tensorflow']} and {key['mpi']}"
-    say(f"{what} (about three minutes)")
+    say(f"{what} ({'about ten' if toolkit else 'about three'} minutes on two cores)")
     jobs = os.environ.get("JOBS") or str(len(os.sched_getaffinity(0)))
-    variables = {**json.loads(key["options"]), "MAKEFLAGS": f"-j{jobs}"}
-    with tempfile.TemporaryDirectory(dir=home, prefix="build-") as aside:
+    options = ("--no-deps", "--no-build-isolation", "--no-cache-dir")
+    with tempfile.TemporaryDirectory(dir=home, prefix="build-") as name:
+        aside = Path(name)
+        variables = {**CHOICES, "MAKEFLAGS": f"-j{jobs}"}
+        if toolkit:
+            variables |= cuda.variables(toolkit, aside)
+        source = sources(aside, options)
         pip(
-            *(
-                "wheel",
-                "--no-deps",
-                "--no-build-isolation",
-                "--no-cache-dir",
-                f"--wheel-dir={aside}",
-            ),
-            *("--require-hashes", f"--requirement={REQUIREMENTS / 'horovod.txt'}"),
+            *("wheel", *options, f"--wheel-dir={aside}", str(source)),
             step="compiling Horovod",
-            env=variables | (nccl_variables() if "cuda" in key else {}),
+            env=variables,
         )
-        made = next(Path(aside).glob("horovod-*.whl"))
+        made = next(aside.glob("horovod-*.whl"))
         (home / "key.json").write_text(json.dumps(key, indent=1) + "\n")
         return made.replace(home / made.name)
 
 
-def nccl_variables() -> dict[str, str]:
-    """Point Horovod's build at the NCCL that TensorFlow brings, so that both load the same one."""
-    home = next(VENV.glob("lib/python3.*/site-packages/nvidia/nccl"))
-    link = VENV / "lib" / "nccl" / "libnccl.so"  # the linker's name, which the wheel leaves out
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(home / "lib" / "libnccl.so.2")
-    return {"HOROVOD_NCCL_INCLUDE": str(home / "include"), "HOROVOD_NCCL_LIB": str(link.parent)}
+def sources(aside: Path, options: Sequence[str]) -> Path:
+    """Horovod's sources as they are published, less the one file that is left out.
+
+    Raises SetupError where its list of sources is not the one that is known.
+    """
+    pin = f"--requirement={REQUIREMENTS / 'horovod.txt'}"
+    pip(
+        *("download", *options, "--no-binary=horovod", f"--dest={aside}", "--require-hashes", pin),
+        step="downloading Horovod",
+    )
+    shutil.unpack_archive(next(aside.glob("horovod-*.tar.gz")), aside)
+    source = next(path for path in aside.glob("horovod-*") if path.is_dir())
+    leave_out(source / LISTED[0], LISTED[1])
+    return source
 
 
-def horovod_key(gpu: bool, mpicc: str) -> dict[str, str]:
+def leave_out(file: Path, words: str) -> None:
+    """Take words out of a file; raises SetupError unless they stand there once."""
+    text = file.read_text()
+    if text.count(words) != 1:
+        raise SetupError(f"{file} does not name {words} once, but {text.count(words)} times")
+    file.write_text(text.replace(words, ""))
+
+
+def horovod_key(toolkit: cuda.Toolkit | None, mpicc: str) -> dict[str, str]:
     """Everything that a compiled Horovod depends on."""
     tag = "import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())"
-    tensorflow = "tensorflow" if gpu else "tensorflow-cpu"
+    tensorflow = "tensorflow" if toolkit else "tensorflow-cpu"
     key = {
-        "horovod": steps.pinned("horovod"),
+        "horovod": f"{steps.pinned('horovod')} without {LEFT_OUT}",
         "python": steps.output_of([str(PYTHON), "-c", tag]),
         "tensorflow": f"{tensorflow} {steps.pinned(tensorflow)}",
         "mpi": mpicc or f"mpich {steps.pinned('mpich')}",
         "machine": f"{platform.machine()} {' '.join(vector_instructions())}",
         "system": " ".join(platform.libc_ver()),
         "compiler": steps.output_of([compiler("CXX", "c++") or "c++", "--version"]).splitlines()[0],
-        "options": json.dumps(GPU_CHOICES if gpu else CHOICES, sort_keys=True),
+        "options": json.dumps(CHOICES, sort_keys=True),
     }
-    if gpu:
-        nccl = steps.pinned("nvidia-nccl-cu12")
-        key["cuda"] = f"{steps.output_of(['nvcc', '--version'])} nccl {nccl}"
-    return key
+    return {**key, "cuda": str(toolkit)} if toolkit else key
 
 
 def key_name(key: Mapping[str, str]) -> str:

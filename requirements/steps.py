@@ -48,7 +48,8 @@ CAUSES = {
         "mpicc does not work: load your site's MPI module, then `make setup MPI=site`"
     ),
     r"Could NOT find CUDA|Failed to find nvcc": (
-        "the CUDA toolkit is incomplete: load your site's CUDA 12 module, then `make setup GPU=1`"
+        "the CUDA toolkit is incomplete: unset CUDA_HOME and `module unload` it, then `make setup "
+        "GPU=1` takes one from PyPI"
     ),
 }
 
@@ -133,11 +134,12 @@ def explain(step: str, status: int, log: str) -> str:
     )
 
 
-def output_of(command: list[str]) -> str:
-    """What a command prints; nothing if there is no such command."""
+def output_of(command: list[str], errors: bool = False) -> str:
+    """What a command prints, or says of errors; nothing if there is no such command."""
     if shutil.which(command[0]) is None:
         return ""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (answer.stderr if errors else answer.stdout).strip()
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def test_make_looks_closer_only_with_a_reason(
 
 def test_a_changed_pin_changes_the_digest(install: ModuleType, clone: Path) -> None:
     before = install.pins_digest()
-    (clone / "requirements/cpu.txt").write_text("tensorflow-cpu==2.18.0\n")
+    (clone / "requirements/cpu.txt").write_text("tensorflow-cpu==2.20.0\n")
     assert install.pins_digest() != before
 
 
@@ -288,8 +288,7 @@ def test_missing_tools_are_named_with_their_commands(
     version = f"python3.{sys.version_info.minor}"
     for command in ("g++", "gcc", "make", f"{version}-dev"):
         assert f"sudo apt-get install {command}`" in text
-    for program in ("mpicc in PATH (MPI=site)", "nvcc in PATH (GPU=1)"):
-        assert program in text
+    assert "mpicc in PATH (MPI=site)" in text
 
 
 def test_python_of_an_environment_is_passed_over(clone: Path, tmp_path: Path) -> None:
@@ -344,7 +343,7 @@ def test_a_python_that_does_not_run_is_passed_over(clone: Path, tmp_path: Path) 
         "/bin/sh", "requirements/python.sh", cwd=clone, env={"PATH": str(broken), "PYTHON": ""}
     )
     assert none.returncode == 70
-    assert "no Python 3.11 or 3.12 in PATH" in none.stderr
+    assert "no Python 3.11, 3.12 or 3.13 in PATH" in none.stderr
     wrong = {"PATH": path, "PYTHON": str(broken / "python3")}
     refused = run("/bin/sh", "requirements/python.sh", cwd=clone, env=wrong)
     assert refused.returncode == 78
@@ -354,9 +353,9 @@ def test_a_python_that_does_not_run_is_passed_over(clone: Path, tmp_path: Path) 
 # --- the kept wheel -------------------------------------------------------------------------------
 
 KEY = {
-    "horovod": "0.28.1",
+    "horovod": "0.28.1 without horovod/tensorflow/xla_mpi_ops.cc",
     "python": "cpython-311 linux-x86_64",
-    "tensorflow": "tensorflow-cpu 2.18.1",
+    "tensorflow": "tensorflow-cpu 2.21.0",
     "mpi": "mpich 5.0.2",
     "machine": "x86_64 avx f16c fma",
     "system": "glibc 2.36",
@@ -369,12 +368,15 @@ def test_key_says_all_that_horovod_depends_on(
     horovod_wheel: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(horovod_wheel, "PYTHON", Path(sys.executable))
-    key = horovod_wheel.horovod_key(gpu=False, mpicc="")
+    key = horovod_wheel.horovod_key(None, mpicc="")
     assert key.keys() == KEY.keys()
     assert all(key.values())
-    with_gpu = horovod_wheel.horovod_key(gpu=True, mpicc="")
+    with_gpu = horovod_wheel.horovod_key(horovod_wheel.cuda.Toolkit("12.5.82"), mpicc="")
     assert with_gpu.keys() == {*KEY, "cuda"}
-    assert "NCCL" in with_gpu["options"]
+    assert re.search(r"CUDA 12\.5\.82, NCCL [\d.]+, .* 75,80,90,", with_gpu["cuda"])
+    monkeypatch.setenv("HOROVOD_BUILD_CUDA_CC_LIST", "70")
+    other = horovod_wheel.horovod_key(horovod_wheel.cuda.Toolkit("12.5.82"), mpicc="")
+    assert "capabilities 70," in other["cuda"]
 
 
 @pytest.mark.parametrize("part", KEY)
@@ -392,3 +394,130 @@ def test_a_half_written_wheel_is_not_used(horovod_wheel: ModuleType, tmp_path: P
     assert horovod_wheel.kept_wheel(tmp_path) == wheel
     wheel.write_bytes(wheel.read_bytes()[:-30])
     assert horovod_wheel.kept_wheel(tmp_path) is None
+
+
+# --- Horovod's sources and the CUDA toolkit -------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_horovod_that_is_built_otherwise_is_refused(
+    horovod_wheel: ModuleType, tmp_path: Path, times: int
+) -> None:
+    _, words = horovod_wheel.LISTED
+    file = tmp_path / "CMakeLists.txt"
+    file.write_text(
+        "list(APPEND TF_SOURCES mpi_ops.cc)\n" + f"list(APPEND TF_SOURCES {words})\n" * times
+    )
+    if times == 1:
+        horovod_wheel.leave_out(file, words)
+        assert file.read_text() == "list(APPEND TF_SOURCES mpi_ops.cc)\nlist(APPEND TF_SOURCES )\n"
+    else:
+        with pytest.raises(horovod_wheel.SetupError, match=rf"xla_mpi_ops.cc\" once, but {times}"):
+            horovod_wheel.leave_out(file, words)
+
+
+@pytest.fixture
+def cuda(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The search for a toolkit, on a machine without one."""
+    for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "HOROVOD_BUILD_CUDA_CC_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    return install.cuda
+
+
+def make_toolkit(cuda: ModuleType, home: Path, version: str = "12.5.82") -> Path:
+    """A tree with all that is looked for, whose `nvcc` says where it lies and its version."""
+    for name in cuda.NEEDED:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    say = f'echo "release x, V{version}"; echo "#\\$ TOP={home}/bin/.." >&2'
+    (home / "bin/nvcc").write_text(f"#!/bin/sh\n{say}\n")
+    (home / "bin/nvcc").chmod(0o755)
+    return home
+
+
+def test_cuda_comes_from_pypi_where_there_is_none(cuda: ModuleType) -> None:
+    found = cuda.toolkit()
+    assert (found.version, found.home) == (cuda.steps.pinned("nvidia-cuda-nvcc"), None)
+    assert str(found).endswith("compute capabilities 75,80,90, NVIDIA driver 580 or newer")
+
+
+@pytest.mark.parametrize("where", ["HOROVOD_CUDA_HOME", "CUDA_HOME", "PATH", "a script in PATH"])
+def test_the_site_s_toolkit_is_found_where_it_really_lies(
+    cuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    home = make_toolkit(cuda, tmp_path / "cuda")
+    if where == "a script in PATH":
+        (tmp_path / "nvcc").write_text(f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
+        (tmp_path / "nvcc").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv(where, str(home / "bin" if where == "PATH" else home))
+    assert cuda.toolkit() == cuda.Toolkit("12.5.82", home)
+    assert "driver 525 or newer" in str(cuda.toolkit())
+
+
+@pytest.mark.parametrize(
+    ("lacks", "version", "message"),
+    [
+        ("bin/nvcc", "12.5.82", "has no bin/nvcc"),
+        ("include/cuda_runtime.h", "12.5.82", "has no include/cuda_runtime.h"),
+        ("lib64/libcudart_static.a", "12.5.82", "has no lib64/libcudart_static.a"),
+        ("", "11.8.89", "is not CUDA 12 or 13"),
+        ("", "", "is not CUDA 12 or 13"),
+    ],
+)
+def test_a_toolkit_that_cannot_serve_is_refused_if_named_and_else_passed_over(
+    cuda: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lacks: str,
+    version: str,
+    message: str,
+) -> None:
+    home = make_toolkit(cuda, tmp_path / "cuda", version)
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    if lacks:
+        (home / lacks).unlink()
+    assert cuda.toolkit().home is None
+    if lacks != "bin/nvcc":
+        assert f"{home} {message}, so it comes from PyPI" in capsys.readouterr().out
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    with pytest.raises(cuda.SetupError, match=f"CUDA_HOME={home} {message}; without it"):
+        cuda.toolkit()
+
+
+def test_a_toolkit_that_cannot_serve_is_told_before_anything_is_downloaded(
+    clone: Path, tmp_path: Path
+) -> None:
+    offline = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "HOROVOD_CUDA_HOME": str(tmp_path)}
+    answer = run(sys.executable, "-m", "requirements.install", "--gpu", "1", cwd=clone, env=offline)
+    assert answer.returncode == 70
+    assert f"make setup: HOROVOD_CUDA_HOME={tmp_path} has no bin/nvcc" in answer.stderr
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("lacks", ["", "nccl", "mpi"])
+def test_a_horovod_without_what_was_asked_for_is_refused(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """With GPU=1 one without NCCL would sum in the memory of the host, and nobody would know."""
+    built = "".join(
+        f"def {part}_built(): return {part != lacks}\n" for part in ("mpi", "nccl", "cuda")
+    )
+    for name in ("mpi4py/MPI", "tensorflow", "horovod/tensorflow", "lammps"):
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(f"{built}lammps = dict\n")
+    monkeypatch.setattr(install, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(install.steps, "ROOT", tmp_path)  # what it imports first
+    install.VENV.mkdir()
+    if not lacks:
+        install.check_imports(install.Options(gpu=True))
+        return
+    with pytest.raises(
+        install.SetupError, match=f"error: Horovod was built without ..{lacks.upper()}"
+    ):
+        install.check_imports(install.Options(gpu=True))
+    if lacks == "nccl":
+        install.check_imports(install.Options(gpu=False))

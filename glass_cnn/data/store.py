@@ -332,7 +332,7 @@ def image_columns(configurations: Arrays, settings: Render) -> Arrays:
     """One row for each window of each configuration, the windows at places fixed by the seed."""
     per = settings.windows_per_configuration
     index = np.repeat(np.arange(len(configurations["label"])), per)
-    corner = np.zeros((len(index), 2))
+    corner: np.ndarray = np.zeros((len(index), 2))
     if settings.window is not None:
         words = philox(Stream.WINDOWS, settings.seed).random_raw(2 * len(index))
         corner = (words >> np.uint64(11)).reshape(-1, 2) * 2.0**-53 * configurations["box"][index]

@@ -92,7 +92,7 @@ def write_part(path: Path, trajectory: Trajectory) -> None:
     values = {name: getattr(trajectory, name) for name in COLUMNS}
     columns = {n: np.asarray(v, COLUMNS[n].dtype) for n, v in values.items() if v is not None}
     buffer = io.BytesIO()
-    np.savez(buffer, **columns)
+    np.savez(buffer, allow_pickle=False, **columns)
     write_atomic(path, buffer.getvalue())
 
 

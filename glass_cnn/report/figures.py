@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import polars as pl
@@ -17,7 +18,7 @@ from glass_cnn.outcomes import OUTCOMES
 from glass_cnn.report import palette
 from glass_cnn.report.words import OUTCOME_WORDS
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "glass-cnn",
     "font.size": 9,

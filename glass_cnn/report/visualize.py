@@ -135,7 +135,7 @@ def filters(seen: Seen) -> Plate:
     """Weights of both convolutions."""
     first, second = (seen.weights[f"conv{k}/weights"] for k in (1, 2))
     figure = _figure(WIDTH, 8.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.15])
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.15])[:, 0]
     for part, weights, kinds in (
         (top, first, ["red", "green", "blue"]),
         (bottom, second, [f"from {k}" for k in range(1, 7)]),
@@ -165,7 +165,8 @@ def channels(seen: Seen) -> Plate:
     probe, chosen = seen.probe, seen.probe.typical()
     conv1, conv2 = seen.typical_maps
     figure = _figure(WIDTH, 7.4)
-    for k, (index, part) in enumerate(zip(chosen, figure.subfigures(2, 1), strict=True)):
+    halves = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    for k, (index, part) in enumerate(zip(chosen, halves, strict=True)):
         grid = part.add_gridspec(3, 10)
         picture = part.add_subplot(grid[:, :2])
         picture.imshow(probe.images[index])
