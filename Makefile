@@ -16,7 +16,7 @@ SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize predict \
-        export export-frames verify import schema reference test check bench torture slurm-up slurm-down help clean
+        export export-frames verify import schema reference test check bench torture horizon slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -91,6 +91,9 @@ bench: .venv/.ready-dev ## benchmarks, each against a peer measured in the same 
 
 torture: setup ## faults injected into real runs until COUNT of them are survived
 	@$(IN_VENV) .venv/bin/python -m tests.torture $${COUNT:+--count "$$COUNT"}
+
+horizon: ## what breaks with the newest TensorFlow and the newest of everything else, in a copy of this clone
+	@sh requirements/horizon.sh
 
 slurm-up: ## a real Slurm of several nodes on this machine
 	@bash slurm/cluster.sh up

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Renew the *.txt beside this file, which `make setup` installs, from the lists in pyproject.toml: one exact version of each
 # Renew the *.txt beside this file, which `make setup` installs, from the lists in pyproject.toml: one version of each with
 # the hashes of all its files, for every supported Python, and no address to download them from. Needs uv (on PyPI).
+#
 #     sh requirements/lock.sh                          a version in pyproject.toml has changed; others stay
 #     sh requirements/lock.sh --upgrade-package NAME   a newer one of what others bring along; --upgrade: of all
 set -eu
