@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 NEEDED = {
     **dict.fromkeys(
@@ -31,32 +32,26 @@ EXIT_DATA = 65
 EXIT_CONFIG = 78
 
 
-class InputError(Exception):
-    """What is wrong, for people, and the exit code."""
-
-    def __init__(self, text: str, exit_code: int = EXIT_CONFIG) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
 def main(targets: list[str]) -> int:
-    """Check what the targets are given; the exit code."""
-    try:
-        for target in targets:
-            check_target(target)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    """Check what the targets are given; ends the process at the first thing that is wrong."""
+    for target in targets:
+        check_target(target)
     return 0
 
 
+def refuse(text: str, exit_code: int = EXIT_CONFIG) -> NoReturn:
+    """End the process with one message for people."""
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
 def check_target(target: str) -> None:
-    """Raise InputError if the target lacks what it needs, or is given what cannot be right."""
+    """Refuse a target that lacks what it needs, or is given what cannot be right."""
     checks = CHECKS | ({"SOURCE": check_any_source} if target == "predict" else {})
     given = {name: os.environ.get(name, "") for name in checks}
     for name in NEEDED.get(target, ()):
         if not given[name]:
-            raise InputError(f"make {target}: {name} is not given; {MEANT[name]}.")
+            refuse(f"make {target}: {name} is not given; {MEANT[name]}.")
     for name, value in given.items():
         several = target == "report" and name == "CONFIG" and not Path(value).exists()
         for each in value.split() if several else [value]:
@@ -65,7 +60,7 @@ def check_target(target: str) -> None:
 
 
 def check_config(config: Path) -> None:
-    """Raise InputError if CONFIG is no study file and no directory or name of a study."""
+    """Refuse what is no study file and no directory or name of a study."""
     logs = Path(os.environ.get("GLASS_LOGS") or "logs").expanduser().absolute()
     if config.is_dir():
         file = config / "study.yaml"
@@ -77,23 +72,23 @@ def check_config(config: Path) -> None:
         file = logs / config / "study.yaml"
         wrong = f"CONFIG={config}: is neither a study file nor the name of a study in {logs}."
     if not file.exists():
-        raise InputError(wrong)
+        refuse(wrong)
     check_study(file)
 
 
 def check_study(file: Path) -> None:
-    """Raise InputError for a file whose text is not that of a study."""
+    """Refuse a file whose text is not that of a study."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{file}: is not a text file (UTF-8); name a YAML file.") from None
+        refuse(f"{file}: is not a text file (UTF-8); name a YAML file.")
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}.") from None
+        refuse(f"{file}: cannot be read: {error.strerror}.")
     if tab := re.search(r"^\t", text, re.M):
         line = text.count("\n", 0, tab.start()) + 1
-        raise InputError(f"{file}, line {line}: begins with a tab; YAML is indented with spaces.")
+        refuse(f"{file}, line {line}: begins with a tab; YAML is indented with spaces.")
     if not re.search(r"\b(study|extends)\b[\"']?\s*:", text):
-        raise InputError(
+        refuse(
             f"{file}: has no 'study:' section; add one with at least a name, for example "
             "'study: {name: my_study, seeds: 2}'."
         )
@@ -107,23 +102,21 @@ def nearest(path: Path) -> str:
 
 
 def check_source(source: Path) -> None:
-    """Raise InputError if SOURCE is no directory."""
+    """Refuse what is no directory."""
     if not source.is_dir():
-        text = f"{source}: is no directory; SOURCE names the directory to import."
-        raise InputError(text, EXIT_DATA)
+        refuse(f"{source}: is no directory; SOURCE names the directory to import.", EXIT_DATA)
 
 
 def check_any_source(source: Path) -> None:
     """Raise InputError if SOURCE does not exist."""
     if not source.exists():
-        raise InputError(f"{source}: no such file or directory.", EXIT_DATA)
+        refuse(f"{source}: no such file or directory.", EXIT_DATA)
 
 
 def check_run(run: Path) -> None:
-    """Raise InputError if RUN is no run's directory."""
+    """Refuse what is no run's directory."""
     if not (run / "config.yaml").exists():
-        text = "is no run's directory (it has no config.yaml)"
-        raise InputError(f"RUN={run}: {text}; {MEANT['RUN']}.")
+        refuse(f"RUN={run}: is no run's directory (it has no config.yaml); {MEANT['RUN']}.")
 
 
 def check_data(data: Path) -> None:

@@ -38,7 +38,10 @@ class Collectives(Protocol):
 
 
 class Horovod:
-    """Horovod's collectives: on GPUs through NCCL, and beside the rest of the step."""
+    """Horovod's collectives: on GPUs through NCCL, and beside the rest of the step.
+
+    Raises ConfigError on GPUs where it was built without NCCL.
+    """
 
     def __init__(self, world: World) -> None:
         # Horovod fuses whatever tensors are ready at the moment. With three or more ranks
@@ -51,6 +54,12 @@ class Horovod:
             raise RuntimeError(
                 f"Horovod sees rank {hvd.rank()} of {hvd.size()}, MPI rank {world.rank} of "
                 f"{world.size}: it was built for another MPI; run 'make setup' again"
+            )
+        if tf.config.list_physical_devices("GPU") and not hvd.nccl_built():
+            raise ConfigError(
+                f"{world.size} ranks see GPUs, but this Horovod was built without NCCL and would "
+                "sum in the memory of the hosts: 'make setup GPU=1', or take "
+                "launch.collectives: mpi."
             )
         self._hvd = hvd
 

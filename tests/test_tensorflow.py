@@ -1,0 +1,64 @@
+"""How TensorFlow and Horovod are loaded: what is held back, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from glass_cnn import tensorflow
+from glass_cnn.training.division import Horovod
+from hpc.errors import ConfigError
+from hpc.world import World
+
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
+NOTICE = (
+    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+    "I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.\n"
+)
+WARNING = "W0000 00:00:1.2 3 x.cc:1] something is wrong\nTraceback\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_tensorflow_says_at_every_start_is_held_back_and_nothing_else(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setenv(tensorflow.LOG_LEVEL, "2")
+    with contextlib.suppress(ImportError), tensorflow.without_notice():
+        os.write(2, f"{NOTICE}{WARNING}".encode())
+        if fails:
+            raise ImportError
+    assert capfd.readouterr().err == WARNING
+
+
+def test_who_asks_for_all_that_tensorflow_says_gets_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(tensorflow.LOG_LEVEL, "0")
+    with tensorflow.without_notice():
+        os.write(2, NOTICE.encode())
+    assert capfd.readouterr().err == NOTICE
+
+
+@pytest.mark.parametrize(("gpus", "nccl"), [(1, False), (1, True), (0, False)])
+def test_ranks_on_gpus_refuse_a_horovod_without_nccl(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, nccl: bool
+) -> None:
+    facts = {"init": None, "rank": 1, "size": 2, "nccl_built": nccl}
+    horovod: Any = SimpleNamespace(
+        **{name: lambda answer=answer: answer for name, answer in facts.items()}
+    )
+    monkeypatch.setitem(sys.modules, "horovod", SimpleNamespace(tensorflow=horovod))
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", horovod)
+    monkeypatch.setattr(tensorflow.tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
+    ranks = cast(World, SimpleNamespace(rank=1, size=2))
+    if gpus and not nccl:
+        with pytest.raises(ConfigError, match=r"2 ranks see GPUs.* without NCCL.*GPU=1"):
+            Horovod(ranks)
+    else:
+        Horovod(ranks)
