@@ -94,7 +94,7 @@ def test_weights_alone_come_with_what_is_to_be_done(run: RunDir, logs: Path) -> 
     x = prepared + told["preparation"]["offset"]
     for name in ("conv1", "conv2"):
         kernel = weights[f"{name}/weights"]
-        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))  # type: ignore[call-overload]
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
         x = np.einsum("nrcixy,xyio->nrco", windows, kernel, optimize=True)
         x = np.maximum(x + weights[f"{name}/biases"], 0)
     x = x.reshape(len(x), -1) @ weights["dense/weights"] + weights["dense/biases"]
