@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -521,3 +523,32 @@ def test_a_horovod_without_what_was_asked_for_is_refused(
         install.check_imports(install.Options(gpu=True))
     if lacks == "nccl":
         install.check_imports(install.Options(gpu=False))
+
+
+def test_the_horizon_is_looked_at_in_a_copy_with_pins_resolved_anew(
+    clone: Path, root: Path, tmp_path: Path
+) -> None:
+    shutil.copy(root / "pyproject.toml", clone)
+    for command in (["init", "-q"], ["add", "-A"]):
+        run("git", *command, cwd=clone)
+    before = {path: path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    resolve = (
+        f'cp pyproject.toml {tmp_path}/asked; while [ "$1" != -o ]; do shift; done\n'
+        'echo "numpy==9.9 ; marker" >>"$2"'
+    )
+    for name, text in (("uv", resolve), ("make", f'echo "make $*"; pwd >{tmp_path}/place')):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    path = {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    answer = run("sh", "requirements/horizon.sh", cwd=clone, env=path)
+    assert answer.returncode == 0, answer.stderr
+    head, *rest = answer.stdout.splitlines()
+    assert "newer than the pins" in head
+    assert rest == ["  numpy==9.9", "make --no-print-directory setup doctor"]
+    asked = tomllib.loads((tmp_path / "asked").read_text())
+    groups = [asked["project"]["dependencies"], *asked["dependency-groups"].values()]
+    assert [name for group in groups for name in group if "==" in name] == []
+    assert {path: path.read_bytes() for path in clone.rglob("*") if path.is_file()} == before
+    assert not Path((tmp_path / "place").read_text().strip()).exists()
