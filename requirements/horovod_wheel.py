@@ -33,9 +33,15 @@ CHOICES = {
     "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'",
     "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # parts of Horovod ask for a CMake that is too old
 }
-# It serves XLA alone, which is not used here, and asks for what TensorFlow has no more.
-LEFT_OUT = "horovod/tensorflow/xla_mpi_ops.cc"
-LISTED = "horovod/tensorflow/CMakeLists.txt", f'"${{PROJECT_SOURCE_DIR}}/{LEFT_OUT}"'
+# What TensorFlow has no more since Horovod was published: file, its words, others for them.
+LEFT_OUT = "horovod/tensorflow/xla_mpi_ops.cc"  # serves XLA alone, which is not used here
+XLA = "horovod/tensorflow/CMakeLists.txt", f'"${{PROJECT_SOURCE_DIR}}/{LEFT_OUT}"', ""
+STREAM = (  # a function that gave a stream's handle; now the stream does
+    "horovod/tensorflow/mpi_ops.cc",
+    "GpuStreamHandle AsGpuStreamValue(Stream* stream);",
+    "template <class S> GpuStreamHandle AsGpuStreamValue(S* stream) {\n"
+    "  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\n}",
+)
 
 
 def install_horovod(toolkit: cuda.Toolkit | None, mpicc: str) -> None:
@@ -76,7 +82,7 @@ def compile_horovod(home: Path, key: Mapping[str, str], toolkit: cuda.Toolkit | 
         variables = {**CHOICES, "MAKEFLAGS": f"-j{jobs}"}
         if toolkit:
             variables |= cuda.variables(toolkit, aside)
-        source = sources(aside, options)
+        source = sources(aside, options, (XLA, STREAM) if toolkit else (XLA,))
         pip(
             *("wheel", *options, f"--wheel-dir={aside}", str(source)),
             step="compiling Horovod",
@@ -87,10 +93,10 @@ def compile_horovod(home: Path, key: Mapping[str, str], toolkit: cuda.Toolkit | 
         return made.replace(home / made.name)
 
 
-def sources(aside: Path, options: Sequence[str]) -> Path:
-    """Horovod's sources as they are published, less the one file that is left out.
+def sources(aside: Path, options: Sequence[str], edits: Sequence[tuple[str, str, str]]) -> Path:
+    """Horovod's sources as they are published, but for `edits`.
 
-    Raises SetupError where its list of sources is not the one that is known.
+    Raises SetupError where they are not those that the edits are for.
     """
     pin = f"--requirement={REQUIREMENTS / 'horovod.txt'}"
     pip(
@@ -99,16 +105,17 @@ def sources(aside: Path, options: Sequence[str]) -> Path:
     )
     shutil.unpack_archive(next(aside.glob("horovod-*.tar.gz")), aside)
     source = next(path for path in aside.glob("horovod-*") if path.is_dir())
-    leave_out(source / LISTED[0], LISTED[1])
+    for name, words, others in edits:
+        replace(source / name, words, others)
     return source
 
 
-def leave_out(file: Path, words: str) -> None:
-    """Take words out of a file; raises SetupError unless they stand there once."""
+def replace(file: Path, words: str, others: str) -> None:
+    """Put others for words of a file; raises SetupError unless they stand there once."""
     text = file.read_text()
     if text.count(words) != 1:
         raise SetupError(f"{file} does not name {words} once, but {text.count(words)} times")
-    file.write_text(text.replace(words, ""))
+    file.write_text(text.replace(words, others))
 
 
 def horovod_key(toolkit: cuda.Toolkit | None, mpicc: str) -> dict[str, str]:
@@ -125,7 +132,7 @@ def horovod_key(toolkit: cuda.Toolkit | None, mpicc: str) -> dict[str, str]:
         "compiler": steps.output_of([compiler("CXX", "c++") or "c++", "--version"]).splitlines()[0],
         "options": json.dumps(CHOICES, sort_keys=True),
     }
-    return {**key, "cuda": str(toolkit)} if toolkit else key
+    return {**key, "cuda": f"{toolkit}; {STREAM[2]}"} if toolkit else key
 
 
 def key_name(key: Mapping[str, str]) -> str:

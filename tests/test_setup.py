@@ -402,20 +402,19 @@ def test_a_half_written_wheel_is_not_used(horovod_wheel: ModuleType, tmp_path: P
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_a_horovod_that_is_built_otherwise_is_refused(
+def test_horovod_is_edited_only_where_it_is_the_one_that_is_known(
     horovod_wheel: ModuleType, tmp_path: Path, times: int
 ) -> None:
-    _, words = horovod_wheel.LISTED
-    file = tmp_path / "CMakeLists.txt"
-    file.write_text(
-        "list(APPEND TF_SOURCES mpi_ops.cc)\n" + f"list(APPEND TF_SOURCES {words})\n" * times
-    )
-    if times == 1:
-        horovod_wheel.leave_out(file, words)
-        assert file.read_text() == "list(APPEND TF_SOURCES mpi_ops.cc)\nlist(APPEND TF_SOURCES )\n"
-    else:
-        with pytest.raises(horovod_wheel.SetupError, match=rf"xla_mpi_ops.cc\" once, but {times}"):
-            horovod_wheel.leave_out(file, words)
+    for name, words, others in (horovod_wheel.XLA, horovod_wheel.STREAM):
+        file = tmp_path / Path(name).name
+        file.write_text("before\n" + f"{words}\n" * times + "after\n")
+        if times == 1:
+            horovod_wheel.replace(file, words, others)
+            assert file.read_text() == f"before\n{others}\nafter\n"
+        else:
+            message = re.escape(f"does not name {words} once, but {times} times")
+            with pytest.raises(horovod_wheel.SetupError, match=message):
+                horovod_wheel.replace(file, words, others)
 
 
 @pytest.fixture
@@ -508,7 +507,14 @@ def test_a_horovod_without_what_was_asked_for_is_refused(
     built = "".join(
         f"def {part}_built(): return {part != lacks}\n" for part in ("mpi", "nccl", "cuda")
     )
-    for name in ("mpi4py/MPI", "tensorflow", "horovod/tensorflow", "lammps"):
+    modules = (
+        "mpi4py/__init__",
+        "mpi4py/MPI",
+        "tensorflow",
+        "horovod/__init__",
+        "horovod/tensorflow",
+    )
+    for name in (*modules, "lammps"):
         (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(f"{built}lammps = dict\n")
     monkeypatch.setattr(install, "PYTHON", Path(sys.executable))

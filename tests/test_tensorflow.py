@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from glass_cnn import tensorflow
+import glass_cnn.tensorflow as room
 from glass_cnn.training.division import Horovod
 from hpc.errors import ConfigError
 from hpc.world import World
@@ -28,8 +28,8 @@ WARNING = "W0000 00:00:1.2 3 x.cc:1] something is wrong\nTraceback\n"
 def test_what_tensorflow_says_at_every_start_is_held_back_and_nothing_else(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setenv(tensorflow.LOG_LEVEL, "2")
-    with contextlib.suppress(ImportError), tensorflow.without_notice():
+    monkeypatch.setenv(room.LOG_LEVEL, "2")
+    with contextlib.suppress(ImportError), room.without_notice():
         os.write(2, f"{NOTICE}{WARNING}".encode())
         if fails:
             raise ImportError
@@ -39,8 +39,8 @@ def test_what_tensorflow_says_at_every_start_is_held_back_and_nothing_else(
 def test_who_asks_for_all_that_tensorflow_says_gets_it(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(tensorflow.LOG_LEVEL, "0")
-    with tensorflow.without_notice():
+    monkeypatch.setenv(room.LOG_LEVEL, "0")
+    with room.without_notice():
         os.write(2, NOTICE.encode())
     assert capfd.readouterr().err == NOTICE
 
@@ -55,7 +55,7 @@ def test_ranks_on_gpus_refuse_a_horovod_without_nccl(
     )
     monkeypatch.setitem(sys.modules, "horovod", SimpleNamespace(tensorflow=horovod))
     monkeypatch.setitem(sys.modules, "horovod.tensorflow", horovod)
-    monkeypatch.setattr(tensorflow.tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
+    monkeypatch.setattr(room.tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
     ranks = cast(World, SimpleNamespace(rank=1, size=2))
     if gpus and not nccl:
         with pytest.raises(ConfigError, match=r"2 ranks see GPUs.* without NCCL.*GPU=1"):
