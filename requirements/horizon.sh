@@ -10,10 +10,10 @@ trap 'exit 130' INT TERM
 
 git ls-files -z --cached | xargs -0 cp --parents --target-directory="$aside"
 cd "$aside"
-sed -i -E 's/^([^"]*"[][A-Za-z0-9._-]+)==[^"]+"/\1"/; s/(, "[][A-Za-z0-9._-]+)==[^"]+"/\1"/g' pyproject.toml
+sed -i 's/==\([0-9]\)/>=\1/g' pyproject.toml # none older than now: a solver would go back with one for the sake of another
 sh requirements/lock.sh --upgrade
 echo "horizon: newer than the pins of this clone:"
 for file in requirements/*.txt; do
-    diff "$here/$file" "$file" | sed -n 's/^> \([a-z].*==[^ ]*\).*/  \1/p'
+    diff "$here/$file" "$file" | sed -n 's/^> \([a-z][^=]*==[^ ]*\).*/  \1/p'
 done | sort -u
 make --no-print-directory setup doctor
