@@ -176,7 +176,11 @@ def test_of_copies_the_well_named_one_counts_and_else_none(study: Study, place: 
 
 
 def test_settings_that_differ_become_columns(tmp_path: Path) -> None:
-    levels = {"kind": "threshold", "initial": 1e-3, "levels": [{"above": 0.9, "rate": 1e-4}]}
+    levels = {
+        "kind": "threshold",
+        "initial": 1e-3,
+        "levels": [{"above": 0.9, "at_least": None, "rate": 1e-4}],
+    }
     study = synthetic.study(
         arms={"flat": {}, "steps": {"train.learning_rate": levels}},
         grid={"train.dropout": [0.1, 0.5], "train.optimizer.clip_norm": [None, 1]},

@@ -107,10 +107,17 @@ def test_the_result_is_what_the_keys_say(
 
 
 def as_plain(study: Study, name: str) -> dict[str, Any]:
-    """The setting of this dotted name in the study's only point, as a plain tree."""
+    """The setting of this dotted name in the study's only point, as a plain tree.
+
+    In lists without what is null: there one says `above` or `at_least`.
+    """
     point: Any = study.points[0].settings
     part = functools.reduce(getattr, name.split("."), point)
-    return part.model_dump(mode="json")
+    tree: dict[str, Any] = part.model_dump(mode="json")
+    for key, value in tree.items():
+        if isinstance(value, list):
+            tree[key] = [{k: v for k, v in each.items() if v is not None} for each in value]
+    return tree
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)

@@ -254,7 +254,7 @@ def test_studies_that_are_needed_come_first(
 
 
 def test_settings_reach_the_studies_that_are_needed(tmp_path: Path) -> None:
-    """Data, network and launch are shared; how each is trained is not."""
+    """Data, network, launch and seeds are shared; how each is trained is not."""
     chain(tmp_path, one=None, two="one.yaml")
     study, logs = tmp_path / "two.yaml", tmp_path / "logs"
     sets = ["simulation.trajectories=30", "launch={ranks: 3}", "train.l2=0.5", "study.seeds=2"]
@@ -263,7 +263,7 @@ def test_settings_reach_the_studies_that_are_needed(tmp_path: Path) -> None:
     settings = one.points[0].settings
     assert (settings.simulation.trajectories, settings.launch.ranks) == (30, 3)
     assert settings.train.l2 == tiny.settings().train.l2
-    assert len(one.runs) == 1
+    assert len(one.runs) == 2
     # Called by its name, the study finds the other as it was submitted.
     whole.write()
     first, _ = pipeline("two", (), logs).chain
