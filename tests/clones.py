@@ -65,6 +65,7 @@ def pretend_complete(clone: Path, install: ModuleType) -> dict[str, Any]:
         "gpu": False,
         "mpi": "wheel",
         "mpicc": "",
+        "horovod": True,
     }
     (clone / ".venv/.ready").write_text(json.dumps(stamp, indent=1))
     return stamp

@@ -39,14 +39,14 @@ def test_doctor_names_what_is_wrong(
 @pytest.mark.parametrize(
     ("status", "output", "state", "text"),
     [
-        (0, '{"ranks": 2, "sum": 3.0}', "ok", "2 ranks start"),
+        (0, '{"ranks": 2, "sum": 3.0, "way": "mpi"}', "ok", "2 ranks start, and MPI sums over"),
         (
             0,
-            '{"ranks": 1, "sum": 1.0}\n{"ranks": 1, "sum": 1.0}',
+            '{"ranks": 1, "sum": 1.0, "way": "mpi"}\n{"ranks": 1, "sum": 1.0, "way": "mpi"}',
             "problem",
             "do not see each other",
         ),
-        (0, '{"ranks": 2, "sum": 4.0}', "problem", "do not start"),
+        (0, '{"ranks": 2, "sum": 4.0, "way": "mpi"}', "problem", "do not start"),
         (1, "", "problem", "no route to host"),
     ],
 )

@@ -263,7 +263,9 @@ RULES: list[tuple[Callable[..., np.ndarray], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "settings"), RULES, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(
+    ("rule", "settings"), RULES, ids=lambda x: getattr(x, "__name__", str(x)[:60])
+)
 def test_updates_over_several_steps(rule: Callable[..., np.ndarray], settings: Any) -> None:
     network = Network(recipe_of("modern"), 16, seed=0)
     optimizer = Optimizer(settings, network)

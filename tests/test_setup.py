@@ -293,6 +293,46 @@ def test_missing_tools_are_named_with_their_commands(
     assert "mpicc in PATH (MPI=site)" in text
 
 
+def test_without_horovod_no_compiler_is_needed(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, "/nowhere/compiler")
+    with pytest.raises(install.SetupError, match="HOROVOD=0 to do without"):
+        install.check_machine(install.Options())
+    install.check_machine(install.Options(horovod=False))
+    with pytest.raises(install.SetupError, match="a C compiler"):  # of mpi4py
+        install.check_machine(install.Options(horovod=False, mpi="site"))
+    with pytest.raises(install.SetupError, match="add through NCCL"):
+        install.set_up({"gpu": True, "horovod": False})
+
+
+def test_without_horovod_none_is_compiled_or_loaded(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install.VENV.mkdir()
+    done: list[str] = []
+    monkeypatch.setattr(install.steps, "install_pins", lambda *_, **__: done.append("pins"))
+    monkeypatch.setattr(install, "install_horovod", lambda *_: done.append("horovod"))
+    monkeypatch.setattr(install, "write_stamp", lambda *_: None)
+    monkeypatch.setattr(install, "run", lambda command, _: done.append(command[-1]))
+    install.fill(install.Options(horovod=False), None)
+    assert done[0] == "pins"
+    assert not any("horovod" in each for each in done)
+    done.clear()
+    install.fill(install.Options(), None)
+    assert done[:2] == ["pins", "horovod"]
+    assert "horovod.tensorflow" in done[2]
+
+
+def test_a_stamp_of_before_it_could_be_left_out_is_one_with_horovod(
+    install: ModuleType, complete: dict[str, Any]
+) -> None:
+    before = {key: value for key, value in complete.items() if key != "horovod"}
+    install.STAMP.write_text(json.dumps(before))
+    assert install.read_stamp(install.STAMP) == complete
+
+
 def test_python_of_an_environment_is_passed_over(clone: Path, tmp_path: Path) -> None:
     for name in ("venv", "usr"):
         (tmp_path / name / "bin").mkdir(parents=True)
