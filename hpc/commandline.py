@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hpc.environment import STARTED
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
@@ -29,11 +29,24 @@ Work = Callable[[argparse.Namespace, "World", StopFlag], "int | None"]
 class Parser(argparse.ArgumentParser):
     """The command line of `python -m jobs.<job>`; raises ConfigError for what is wrong in it."""
 
+    program: ClassVar[str | None] = None
+    """how the job was called, where not as `python -m jobs.<job>`"""
+    on_parse: ClassVar[Callable[[argparse.ArgumentParser], None] | None] = None
+    """called with a whole parser before it parses: how a shell's completion comes to know it"""
+
     def __init__(self, job: str, description: str | None) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            prog=f"python -m jobs.{job}", description=description, formatter_class=form
+            prog=self.program or f"python -m jobs.{job}",
+            description=description,
+            formatter_class=form,
         )
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse does."""
+        if Parser.on_parse is not None:
+            Parser.on_parse(self)
+        return super().parse_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         """A mistake in the command line is told, and ends, like one in a settings file."""

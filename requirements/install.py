@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,7 @@ def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
     if options.horovod:
         install_horovod(toolkit, options.mpicc)
     check_imports(options)
+    write_command()
 
 
 def add_dev() -> None:
@@ -270,6 +272,18 @@ def compile_mpi4py() -> None:
         *("--no-binary=mpi4py", "--require-hashes", f"--requirement={REQUIREMENTS / 'site.txt'}"),
         step="compiling mpi4py",
     )
+
+
+def write_command() -> None:
+    """`.venv/bin/glass`: every command of the project, from any directory."""
+    command = VENV / "bin/glass"
+    command.write_text(
+        "#!/bin/sh\n"
+        f"root={shlex.quote(str(ROOT))}\n"
+        'export PATH="$root/.venv/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"\n'
+        'exec "$root/.venv/bin/python" -m jobs "$@"\n'
+    )
+    command.chmod(0o755)
 
 
 def check_imports(options: Options) -> None:

@@ -17,7 +17,7 @@ from hpc.words import plural
 from jobs import import_data
 from tests.conftest import ROOT, MpiRun
 
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
 OF_RANKS = ("train", "dataset", "simulate", "import_data")
 
 
