@@ -310,7 +310,7 @@ def test_without_horovod_no_compiler_is_needed(
 def test_without_horovod_none_is_compiled_or_loaded(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install.VENV.mkdir()
+    (install.VENV / "bin").mkdir(parents=True)
     done: list[str] = []
     monkeypatch.setattr(install.steps, "install_pins", lambda *_, **__: done.append("pins"))
     monkeypatch.setattr(install, "install_horovod", lambda *_: done.append("horovod"))
