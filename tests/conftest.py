@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if takes_long(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
-    several = config.getoption("dist", "no") != "no"
+    several = "PYTEST_XDIST_WORKER" in os.environ
     order = [FAST, CLUSTER, SLOW] if several else [FAST, SLOW, CLUSTER]
     items.sort(key=lambda item: order.index(kind(item)))
     for item in items if several else []:
