@@ -55,7 +55,7 @@ def test_ranks_that_never_meet_are_ended_with_their_first_error(
     assert time.monotonic() - began < 60
     said = capsys.readouterr().out.replace("\n", " ")
     assert "its ranks did not start within 3 s: srun: error: no such host (all of it:" in said
-    assert not processes("launch_test_program"), "processes are left"
+    assert not processes(str(tmp_path)), "processes are left"
 
 
 @pytest.mark.requires("mpi")
