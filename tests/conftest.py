@@ -57,19 +57,17 @@ FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then slow ones, those on the development cluster last.
 
-    `make test` runs two processes at a time (pytest-xdist): a file's tests stay together, as do
-    all on the cluster. There the cluster, which mostly waits, is begun before the slow tests.
+    `make test` runs two processes at a time (pytest-xdist), but those on the cluster by themselves:
+    what they wait for has its time. A file's tests stay together, for what they share.
     """
     if QUICK:
         left_out = [item for item in items if takes_long(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
-    several = "PYTEST_XDIST_WORKER" in os.environ
-    order = [FAST, CLUSTER, SLOW] if several else [FAST, SLOW, CLUSTER]
-    items.sort(key=lambda item: order.index(kind(item)))
-    for item in items if several else []:
-        group = CLUSTER if kind(item) == CLUSTER else f"{item.path.name}, {kind(item)}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (FAST, SLOW, CLUSTER).index(kind(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}, {kind(item)}"))
 
 
 def kind(item: pytest.Item) -> str:
