@@ -90,6 +90,19 @@ def test_a_real_data_set(
     assert named["pair energy"].auc == 1
     assert named["pair energy"].correct == named["pair energy"].examples == 40
     assert named["image power spectrum"].examples == 280
+    assert named["mean brightness"].examples == 280
+    assert named["mean brightness"].features == 1
+
+
+def test_brightness_alone_tells_pictures_of_which_more_is_covered(tiny_logs: Path) -> None:
+    """As discs to scale do, which overlap in a hot liquid; the power spectrum does not see it."""
+    dataset = load(tiny.settings(), tiny_logs)
+    flat = np.repeat(dataset.labels[:, None, None, None] * 9 + 100, 16, axis=1)
+    flat = np.broadcast_to(flat, (len(flat), 16, 16, 3)).astype(np.uint8)
+    found = baselines.baselines(dataclasses.replace(dataset, images=flat))
+    named = {one.name: one for one in found}
+    assert named["mean brightness"].auc == 1
+    assert named["image power spectrum"].auc == 0.5
 
 
 def test_measures_are_those_of_the_simulation(tiny_logs: Path) -> None:
@@ -162,7 +175,8 @@ def test_some_of_many_images_are_of_both_classes(
     tiny_logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "MOST", 100)
-    (found,) = baselines.baselines(by_class(load(tiny.settings(), tiny_logs)))
+    brightness, found = baselines.baselines(by_class(load(tiny.settings(), tiny_logs)))
+    assert brightness.examples == 100
     assert (found.name, found.examples) == ("image power spectrum", 100)
     assert found.auc > 0.5
     chosen = baselines.some_of(280)

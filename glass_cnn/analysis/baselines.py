@@ -1,8 +1,9 @@
 """What a physicist would try before a network: simple measures, and how well they tell glasses.
 
 Measures of whole configurations: pair energy, smallest distance over σ_ij, mean |ψ6|, partial g(r);
-of images: the radial power spectrum. Each goes into a logistic regression whose scores come from
-folds that never cut a trajectory.
+of images: mean brightness (to which discs that overlap are enough), and the radial power spectrum,
+which does not see it. Each goes into a logistic regression whose scores come from folds that never
+cut a trajectory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from glass_cnn.analysis.dataset_summary import ENERGY, Baseline, Measured, Measures
+from glass_cnn.analysis.dataset_summary import BRIGHTNESS, ENERGY, Baseline, Measured, Measures
 from glass_cnn.analysis.evaluation import auc, auc_interval
 from glass_cnn.configuration import Configuration
 from glass_cnn.mixture import SIGMA, SPECIES
@@ -29,7 +30,7 @@ from hpc.errors import DataError, StorageError
 from hpc.files import write_json
 from hpc.words import plural
 
-FORMAT = 1
+FORMAT = 2
 """of what is kept beside a data set; of another one it is measured anew"""
 MOST_PAIRS = 100
 """configurations of each class that g(r) is averaged over"""
@@ -91,9 +92,15 @@ def baselines(dataset: Measured, confidence: float = 0.95) -> list[Baseline]:
     """
     _check_trajectories(dataset)
     rows = some_of(len(dataset.labels))
-    spectra = np.stack([power_spectrum(image) for image in dataset.images[rows]])
+    images = dataset.images[rows]
+    features = {
+        BRIGHTNESS: np.array([[image.mean()] for image in images]),
+        "image power spectrum": np.stack([power_spectrum(image) for image in images]),
+    }
     labels, trajectories = dataset.labels[rows], dataset.trajectories[rows]
-    found = [score("image power spectrum", spectra, labels, trajectories, confidence)]
+    found = [
+        score(name, values, labels, trajectories, confidence) for name, values in features.items()
+    ]
     if dataset.record["psi6"]:
         labels = dataset.column("configurations/label")
         rows = some_of(len(labels))

@@ -21,6 +21,8 @@ from hpc.errors import DataError
 
 ENERGY = "pair energy"
 """name of the measure that is, of a configuration as simulated, a thermometer"""
+BRIGHTNESS = "mean brightness"
+"""name of the one number that is measured on pictures: how little of them is covered"""
 SAMPLES = 3
 """pictures of each class"""
 MOST_POINTS = 300

@@ -17,7 +17,7 @@ from PIL import Image
 
 from glass_cnn.analysis import statistics
 from glass_cnn.analysis.best import Best
-from glass_cnn.analysis.dataset_summary import ENERGY, Baseline, DatasetSummary
+from glass_cnn.analysis.dataset_summary import BRIGHTNESS, ENERGY, Baseline, DatasetSummary
 from glass_cnn.report import curves, words
 from glass_cnn.report.curves import Frame
 from glass_cnn.settings import CLASSES
@@ -133,7 +133,8 @@ def verdict(summary: DatasetSummary, best: Best | None) -> str:
     if not rivals:
         return f"No simple measure stands beside the network: {summary.measures.without}"
     rival = max(rivals, key=lambda one: (one.correct / one.examples, one.auc))
-    what = "configurations" if summary.physics and single else "pictures"
+    of_pictures = not single or rival.name == BRIGHTNESS
+    what = "pictures" if of_pictures else "configurations"
     alone = (
         f"{rival.name[0].upper()}{rival.name[1:]} alone tells {rival.correct:,d} of "
         f"{rival.examples:,d} {what} ({words.percent(rival.correct / rival.examples)}, AUC "
