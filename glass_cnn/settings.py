@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from glass_cnn import mixture
-from glass_cnn.train_settings import Rounding, Train
+from glass_cnn.train_settings import Model, Recipe, Rounding, Train
 from hpc.config import (
     Count,
     Fraction,
@@ -204,40 +204,6 @@ class Split(Settings):
         if min(self.train, self.validation, self.test) <= 0:
             raise ValueError("train, validation and test must each be greater than 0")
         return self
-
-
-class Recipe(NamedTuple):
-    """What a recipe stands for, part by part."""
-
-    input: Literal["raw", "unit", "inverted", "dark"]
-    weights: Literal["sigma_0.1", "he"]
-    dense_rate: float
-
-
-RECIPES = {
-    "swanson2017": Recipe("raw", "sigma_0.1", 1.0),
-    "modern": Recipe("dark", "he", 1.0),
-}
-
-
-class Model(Settings):
-    """The 2017 network: conv 10×10 3→6, conv 5×5 6→16 (VALID), dense 80, dropout, dense 2."""
-
-    recipe: Literal["swanson2017", "modern"] = "swanson2017"
-    """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
-    input: Annotated[Literal["raw", "unit", "dark"] | None, Identity(since=2)] = None
-    """what the network is fed: colours 0–255, 0–1, or 0–1 with the background at 0; null: the
-    recipe's"""
-    weights: Annotated[Literal["sigma_0.1", "he"] | None, Identity(since=2)] = None
-    """initial weights: truncated normal of σ 0.1, or He; null: the recipe's"""
-    dense_rate: Annotated[Positive | None, Identity(since=2)] = None
-    """factor on the learning rate of the dense layer's weights; null: the recipe's"""
-
-    @property
-    def parts(self) -> Recipe:
-        """The recipe with what is set beside it."""
-        given = {k: getattr(self, k) for k in Recipe._fields if getattr(self, k) is not None}
-        return RECIPES[self.recipe]._replace(**given)
 
 
 class Checkpointing(Settings):

@@ -1,9 +1,9 @@
-"""Settings of a training: schedules of the rate, update rules, augmentation, rollback."""
+"""Settings of a training: network, schedules of the rate, update rules, augmentation, rollback."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
@@ -11,6 +11,40 @@ from hpc.config import Count, Fraction, Identity, NotNegative, Positive, Setting
 
 MEASURED = Identity(without=("run",))
 """changes what is looked at and how fast, no result beyond rounding"""
+
+
+class Recipe(NamedTuple):
+    """What a recipe stands for, part by part."""
+
+    input: Literal["raw", "unit", "inverted", "dark"]
+    weights: Literal["sigma_0.1", "he"]
+    dense_rate: float
+
+
+RECIPES = {
+    "swanson2017": Recipe("raw", "sigma_0.1", 1.0),
+    "modern": Recipe("dark", "he", 1.0),
+}
+
+
+class Model(Settings):
+    """The 2017 network: conv 10×10 3→6, conv 5×5 6→16 (VALID), dense 80, dropout, dense 2."""
+
+    recipe: Literal["swanson2017", "modern"] = "swanson2017"
+    """σ 0.1 weights and raw 0–255 input as in 2017; modern: He weights, input 0–1, background 0"""
+    input: Annotated[Literal["raw", "unit", "dark"] | None, Identity(since=2)] = None
+    """what the network is fed: colours 0–255, 0–1, or 0–1 with the background at 0; null: the
+    recipe's"""
+    weights: Annotated[Literal["sigma_0.1", "he"] | None, Identity(since=2)] = None
+    """initial weights: truncated normal of σ 0.1, or He; null: the recipe's"""
+    dense_rate: Annotated[Positive | None, Identity(since=2)] = None
+    """factor on the learning rate of the dense layer's weights; null: the recipe's"""
+
+    @property
+    def parts(self) -> Recipe:
+        """The recipe with what is set beside it."""
+        given = {k: getattr(self, k) for k in Recipe._fields if getattr(self, k) is not None}
+        return RECIPES[self.recipe]._replace(**given)
 
 
 class Constant(Settings):

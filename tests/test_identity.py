@@ -17,9 +17,9 @@ from glass_cnn.analysis.scan import code
 from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import DataIdentity, Numerics
-from glass_cnn.settings import Model, RunSettings, build_run, load_run
+from glass_cnn.settings import RunSettings, build_run, load_run
 from glass_cnn.study import find_run, load_study
-from glass_cnn.train_settings import Rollback, Train
+from glass_cnn.train_settings import Model, Rollback, Train
 from hpc.checkpoint import InvalidCheckpoint, newest
 from hpc.config import (
     Count,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glass_cnn.settings import Recipe, build_run
+from glass_cnn.settings import build_run
 from glass_cnn.tensorflow import tf
-from glass_cnn.train_settings import Adam, Sgd
+from glass_cnn.train_settings import Adam, Recipe, Sgd
 from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine
 from glass_cnn.training.model import Network, Optimizer, dropout_mask

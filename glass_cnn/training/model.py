@@ -10,10 +10,9 @@ import math
 
 import numpy as np
 
-from glass_cnn.settings import Recipe
 from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.tensorflow import tf
-from glass_cnn.train_settings import Adam, Sgd
+from glass_cnn.train_settings import Adam, Recipe, Sgd
 
 CLASSES = 2
 DENSE = 80
