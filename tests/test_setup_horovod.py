@@ -70,6 +70,31 @@ def test_a_half_written_wheel_is_not_used(horovod_wheel: ModuleType, tmp_path: P
     assert horovod_wheel.kept_wheel(tmp_path) is None
 
 
+def test_a_wheel_that_does_not_load_is_not_kept(
+    install: ModuleType,
+    horovod_wheel: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else every set-up after it would install it again, and fail again."""
+    monkeypatch.setenv("GLASS_CACHE", str(tmp_path))
+    home = horovod_wheel.cache_root() / "wheels" / "key"
+    home.mkdir(parents=True)
+    for name in ("horovod-0.28.1-cp311.whl", "key.json"):
+        (home / name).touch()
+    horovod_wheel.INSTALLED.parent.mkdir(parents=True)
+    horovod_wheel.INSTALLED.write_text("key")
+
+    def load(_: object, step: str) -> None:
+        raise install.SetupError(f"{step} failed")
+
+    monkeypatch.setattr(install, "run", load)
+    with pytest.raises(install.SetupError, match="loading what training needs failed"):
+        install.check_imports(install.Options())
+    assert [path.name for path in home.iterdir()] == ["key.json"]
+    assert not horovod_wheel.INSTALLED.exists()
+
+
 # --- Horovod's sources and the CUDA toolkit -------------------------------------------------------
 
 
