@@ -54,6 +54,7 @@ FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 """those that start ranks, LAMMPS, TensorFlow or a browser"""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads groups in this hook, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then slow ones, those on the development cluster last.
 
