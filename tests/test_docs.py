@@ -107,10 +107,21 @@ def test_the_example_with_all_keys_is_a_study(tmp_path: Path) -> None:
     assert len(load_study(tmp_path / "study.yaml").runs) == 2 * 3 * 2 * 12
 
 
-@pytest.mark.parametrize("size", ["full", "small"])
-def test_every_study_file_is_named(size: str) -> None:
-    named = set(re.findall(r"`(\w+\.yaml)`", STUDIES.read_text()))
-    assert {path.name for path in (ROOT / "jobs" / size).glob("*.yaml")} == named
+def test_every_study_file_is_named() -> None:
+    named = set(re.findall(r"`(?:jobs/(?:full|small|scan)/)?(\w+\.yaml)`", STUDIES.read_text()))
+    files = {
+        path.name
+        for size in ("full", "small", "scan")
+        for path in (ROOT / "jobs" / size).glob("*.yaml")
+    }
+    assert files == named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_versions_that_are_named_are_the_pinned_ones(document: Path) -> None:
+    pinned = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r"[\w-]+==[\w.]*\w", document.read_text())
+    assert [name for name in named if f'"{name}"' not in pinned] == []
 
 
 @pytest.mark.lasting
