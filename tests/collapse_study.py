@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import json
 import re
@@ -49,6 +51,13 @@ def embedded(page: str) -> Any:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     assert found is not None
     return json.loads(found[1])
+
+
+def others(page: str) -> Any:
+    """Curves of the runs that a page does not draw, as its script unpacks them."""
+    found = re.search(r'<script type="application/gzip" id="others">(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
 
 
 def text_of(page: str) -> str:

@@ -269,6 +269,42 @@ def test_tables_and_controls_work_by_keyboard_alone(page: Page) -> None:
 
 
 @pytest.mark.requires("chromium")
+def test_any_run_is_found_by_words_and_shown_by_keyboard_alone(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagedata, "MOST_CURVES", 2)
+    study = synthetic.study(seeds=9)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run, "never_learned" if run.seed in (6, 8) else "survived")
+    pages(study, place)
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(place.report.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    traces = page.locator("#curves-plot .trace")
+    assert traces.count() == 2
+    assert page.locator("#found").is_hidden()
+    page.locator("#find").focus()
+    page.keyboard.type("never base")
+    assert page.inner_text("#found-count") == "2 of 9"
+    for name in (study.runs[6].name, study.runs[8].name):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_selector(f"#curves-plot[data-isolated='{name}']", state="attached")
+        assert f"{name} alone · never learned" in page.inner_text("#isolated")
+    assert traces.count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.fill("#find", study.runs[7].name)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#curves-plot[data-isolated='{study.runs[7].name}']", state="attached")
+    page.click(f"a[data-run='{study.runs[3].name}']")
+    page.wait_for_selector(f"#curves-plot[data-isolated='{study.runs[3].name}']", state="attached")
+    page.fill("#find", "no such run")
+    assert page.inner_text("#found-count") == "0 of 9"
+    assert page.locator("#found").is_hidden()
+    page.close()
+
+
+@pytest.mark.requires("chromium")
 @pytest.mark.parametrize("width", [390, 1366])
 def test_a_grid_shows_its_map_and_a_panel_for_each_level_of_the_second_factor(
     browser: Browser, tmp_path: Path, width: int
@@ -300,6 +336,8 @@ def test_axe_finds_nothing_that_keeps_anybody_out(
     viewport: ViewportSize = {"width": width, "height": 844}
     page = opened(browser, large, viewport=viewport, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    page.fill("#find", "s")
+    page.wait_for_selector("#found")
     page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
     found = page.evaluate(
         """axe.run(document, { resultTypes: ["violations"] }).then((result) =>

@@ -18,7 +18,7 @@ from glass_cnn.metrics import Metrics, read_metrics
 from glass_cnn.report import curves, pagedata, palette
 from glass_cnn.report.page import write_report
 from tests import synthetic
-from tests.collapse_study import ARMS, embedded, pages, text_of, with_report
+from tests.collapse_study import ARMS, embedded, others, pages, text_of, with_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -110,6 +110,45 @@ def test_a_large_study_gives_a_small_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert {run["seed"] for run in data["runs"]} == set(range(10))
     assert sum(len(run["iteration"]) for run in data["runs"]) <= 1100
     assert "the first seeds of every arm" in text_of(place.report.read_text())
+
+
+def test_curves_of_the_runs_that_are_not_drawn_can_be_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagedata, "MOST_CURVES", 2)
+    study = synthetic.study(seeds=6)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run, "never_learned" if run.seed == 4 else "survived")
+    page, _ = pages(study, place)
+    found = others(page)
+    assert [run["seed"] for run in found] == [2, 3, 4, 5]
+    metrics = read_metrics(place.runs / study.runs[4].name / "metrics.jsonl")
+    accuracy = metrics.series["validation_accuracy"]
+    assert found[2]["series"]["validation_accuracy"] == pytest.approx(accuracy, rel=1e-4)
+    assert found[2]["iteration"] == metrics.iteration.tolist()
+    assert set(found[2]) == set(embedded(page)["runs"][0])
+    listed = re.findall(r'<option value="([^"]+)">([^<]+)</option>', page)
+    assert sorted(name for name, _ in listed) == sorted(run.name for run in study.runs)
+    assert (study.runs[4].name, f"{study.runs[4].name} · never learned") in listed
+    assert len(re.findall(r"<a [^>]*data-run=", page)) == 6
+    assert "The curves of 4 more are shown when one is chosen by its name." in text_of(page)
+
+
+def test_a_page_says_how_many_runs_have_no_curves_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in {"MOST_CURVES": 1, "MOST_OTHERS": 2, "MOST_OTHER_POINTS": 60}.items():
+        monkeypatch.setattr(pagedata, name, most)
+    study = synthetic.study(seeds=5)
+    place = synthetic.directory(study, tmp_path)
+    for run in study.runs:
+        synthetic.write_run(place, run)
+    page, _ = pages(study, place)
+    assert [run["seed"] for run in others(page)] == [1, 2]
+    assert all(len(run["iteration"]) <= 41 for run in others(page))  # thinned as the drawn ones
+    assert "2 runs have no curves on this page" in text_of(page)
+    assert len(re.findall(r"<a [^>]*data-run=", page)) == 3
 
 
 def test_a_run_that_is_damaged_meanwhile_is_left_out(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def write_report(
     most = min(MOST_POINTS, pagedata.points_of(drawn))
     drawings = [curves.run_figure(run.metrics, run.row, most) for run in drawn]
     context = _common(result, estimates, drawn)
-    page = _page(result, estimates, drawn, context)
+    others = pagedata.others(result, estimates.arms, drawn)
+    page = _page(result, estimates, drawn, others, context)
     page |= {"datasets": [dataset_section.section(each) for each in data]}
     page |= {"without_data": without_data}
     if data or without_data:
@@ -175,7 +176,11 @@ SECTIONS = {
 
 
 def _page(
-    result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn], common: dict[str, Any]
+    result: Aggregation,
+    estimates: Estimates,
+    drawn: Sequence[Drawn],
+    others: Sequence[dict[str, Any]],
+    common: dict[str, Any],
 ) -> dict[str, Any]:
     arms = estimates.arms
     heatmaps = pagedata.heatmaps(result, arms)
@@ -187,14 +192,17 @@ def _page(
             (k, v) for k, v in SECTIONS.items() if k != "grid" or heatmaps or estimates.factors
         ],
         **_arms(result, estimates),
-        "drawn_note": _drawn_note(result, drawn),
+        "drawn_note": _drawn_note(result, drawn, others),
+        "with_curves": {
+            **{run.row["run"]: words.OUTCOME_WORDS[run.row["outcome"]] for run in drawn},
+            **{run["name"]: run["outcome"] for run in others},
+        },
         "heatmaps": heatmaps,
         "level_name": words.level_name,
         "columns": tables.columns(result),
         "rows": [
             tables.table_row(row, result) for row in rows.head(MOST_ROWS).iter_rows(named=True)
         ],
-        "shown_runs": {run.row["run"] for run in drawn},
         "rows_left_out": max(0, len(rows) - MOST_ROWS),
         "lineage": lineage[: pagedata.MOST_CURVES],
         "lineage_left_out": max(0, len(lineage) - pagedata.MOST_CURVES),
@@ -206,7 +214,8 @@ def _page(
         "css": _colors() + _asset("report.css") + _asset("print.css"),
         "scripts": [_asset("charts.js"), _asset("tables.js")],
         "plotly": _plotly(),
-        "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps)),
+        "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps, others)),
+        "others": _packed(_json(others)),
     }
 
 
@@ -268,18 +277,25 @@ def _colors() -> Markup:
 @functools.lru_cache(maxsize=1)
 def _plotly() -> Markup:
     """Plotly's script, compressed: what PyPI ships is the whole of it, 4.8 MB."""
-    packed = gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)
-    return Markup(base64.b64encode(packed).decode())
+    return _packed(plotly.offline.get_plotlyjs())
+
+
+def _packed(text: str) -> Markup:
+    """Text that the page's script unpacks when it is needed."""
+    return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
 
 
 def _asset(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
+def _json(tree: Any) -> str:
+    return json.dumps(tree, separators=(",", ":"), allow_nan=False)
+
+
 def _embedded(tree: Any) -> Markup:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+    return Markup(_json(tree).replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
 
 def _changes(arm: Arm) -> str:
@@ -291,16 +307,22 @@ def _caption(run: Drawn, arms: Sequence[Arm]) -> str:
     return words.caption(run.row, arms[run.arm].point.settings)
 
 
-def _drawn_note(result: Aggregation, drawn: Sequence[Drawn]) -> str:
+def _drawn_note(
+    result: Aggregation, drawn: Sequence[Drawn], others: Sequence[dict[str, Any]]
+) -> str:
     known = result.table.filter(pl.col("state").is_in(["complete", "unfinished"])).height
     note = plural(len(drawn), "run")
     if unfinished := sum(run.row["state"] != "complete" for run in drawn):
         note += f", {unfinished} of them unfinished"
     if len(drawn) < known:
         note += f", of {known}: the first seeds of every arm"
-        if others := sum(not run.by_seed for run in drawn):
+        if beside := sum(not run.by_seed for run in drawn):
             copies = "are copies or " if any(run.row["copy"] for run in drawn) else ""
-            note += f", and {plural(others, 'other')} that {copies}collapsed"
+            note += f", and {plural(beside, 'other')} that {copies}collapsed"
+    if others:
+        note += f". The curves of {len(others)} more are shown when one is chosen by its name"
+    if more := known - len(drawn) - len(others):
+        note += f". {plural(more, 'run')} have no curves on this page"
     longest = max((len(run.metrics) for run in drawn), default=0)
     if longest > pagedata.points_of(drawn):
         note += ". Long runs are thinned; their lowest and highest points are kept"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,12 @@ MOST_COLLAPSED = 1_000
 """Runs that collapsed whose curves are drawn beside those."""
 MOST_POINTS = 60_000
 """Evaluations drawn altogether; longer runs are thinned, keeping their extremes."""
+MOST_OTHERS = 4_000
+"""Runs beside the drawn ones whose curves are shown when they are looked up by name."""
+MOST_OTHER_POINTS = 120_000
+"""Evaluations of those altogether."""
+FEWEST_POINTS = 40
+"""Evaluations of one run that are kept in any case."""
 MOST_PANELS = 24
 """Panels of survival curves of a grid."""
 MOST_ARMS = 60
@@ -51,38 +57,56 @@ class Drawn:
 
 def choose(result: Aggregation, arms: Sequence[Arm]) -> list[Drawn]:
     """The runs to draw: all; of many, the first seeds of every arm and all that collapsed."""
-    places = {arm.label: i for i, arm in enumerate(arms)}
-    known = pl.col("state").is_in(["complete", "unfinished"]) & (pl.col("evaluations") > 0)
-    runs = result.table.filter(known & pl.col("label").is_in(list(places)))
+    runs = _with_curves(result, arms)
     quota = max(1, MOST_CURVES // max(1, len(arms)))
     first = pl.int_range(pl.len()).over("label") < quota
     runs = runs.with_columns(first=first & (first.cum_sum() <= MOST_CURVES))
     runs = runs.with_columns(by_seed=pl.col("first") & (pl.col("copy") == 0))
     others = pl.col("collapsed").fill_null(False) & ~pl.col("first")
     runs = runs.filter(pl.col("first") | (others & (others.cum_sum() <= MOST_COLLAPSED)))
-    drawn = []
+    return list(_read(result, arms, runs))
+
+
+def others(
+    result: Aggregation, arms: Sequence[Arm], drawn: Sequence[Drawn]
+) -> list[dict[str, Any]]:
+    """Curves of the runs that are not drawn, for the page's script; the first MOST_OTHERS."""
+    there = [run.row["run"] for run in drawn]
+    runs = _with_curves(result, arms).filter(~pl.col("run").is_in(there)).head(MOST_OTHERS)
+    runs = runs.with_columns(by_seed=pl.lit(False))
+    most = max(FEWEST_POINTS, MOST_OTHER_POINTS // max(1, len(runs)))
+    return [_curve(run, most, arms) for run in _read(result, arms, runs)]
+
+
+def _with_curves(result: Aggregation, arms: Sequence[Arm]) -> pl.DataFrame:
+    """Rows of the arms' runs that have been evaluated."""
+    known = pl.col("state").is_in(["complete", "unfinished"]) & (pl.col("evaluations") > 0)
+    return result.table.filter(known & pl.col("label").is_in([arm.label for arm in arms]))
+
+
+def _read(result: Aggregation, arms: Sequence[Arm], runs: pl.DataFrame) -> Iterator[Drawn]:
+    places = {arm.label: i for i, arm in enumerate(arms)}
     for row in runs.iter_rows(named=True):
         try:
             metrics = read_metrics(RunDir(result.directory.runs / row["run"]).metrics)
         except (DataError, OSError):  # damaged since it was aggregated
             continue
         if len(metrics):
-            drawn.append(Drawn(row, places[row["label"]], metrics, row["by_seed"]))
-    return drawn
+            yield Drawn(row, places[row["label"]], metrics, row["by_seed"])
 
 
 def points_of(drawn: Sequence[Drawn]) -> int:
     """Evaluations of one run that are drawn; longer runs are thinned."""
-    return max(40, MOST_POINTS // max(1, len(drawn)))
+    return max(FEWEST_POINTS, MOST_POINTS // max(1, len(drawn)))
 
 
-def _curve(run: Drawn, most: int, batch: int) -> dict[str, Any]:
+def _curve(run: Drawn, most: int, arms: Sequence[Arm]) -> dict[str, Any]:
     kept = curves.sample(run.metrics, most)
     return {
         "name": run.row["run"],
         "arm": run.arm,
         "seed": run.row["seed"],
-        "batch": batch,
+        "batch": arms[run.arm].point.settings.train.batch_size,
         "epochs": run.metrics.epochs_each,
         "outcome": OUTCOME_WORDS[run.row["outcome"]],
         "onset": run.row["onset_iteration"],
@@ -262,20 +286,23 @@ def _short_cell(rate: Rate) -> str:
 
 
 def figure_data(
-    estimates: Estimates, drawn: Sequence[Drawn], heatmaps: Sequence[dict[str, Any]]
+    estimates: Estimates,
+    drawn: Sequence[Drawn],
+    heatmaps: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that the page's script draws, as a tree for JSON."""
+    """Everything that the page's script draws, as a tree for JSON; `found`: see `others`."""
     arms = estimates.arms
     most = points_of(drawn)
-    batches = [arm.point.settings.train.batch_size for arm in arms]
     return {
         "quantities": QUANTITIES,
         "arms": [
             {"label": arm.label, "color": palette.arm(color), "dash": palette.dash(dash)}
             for arm, (color, dash) in zip(arms, codes(estimates), strict=True)
         ],
+        "with_curves": sorted({run.arm for run in drawn} | {run["arm"] for run in found}),
         "panels": _panels(estimates),
-        "runs": [_curve(run, most, batches[run.arm]) for run in drawn],
+        "runs": [_curve(run, most, arms) for run in drawn],
         "bands": _bands(drawn, arms),
         "survival": [_survival(i, arm) for i, arm in enumerate(arms[:MOST_ARMS]) if arm.times],
         "tau": TAU,

@@ -58,7 +58,7 @@ const add = (element, make) => {
 
 // --- curves ---------------------------------------------------------------------------------
 const chart = byId("curves-plot");
-const drawnArms = [...new Set(data.runs.map((run) => run.arm))];
+const drawnArms = data.with_curves;
 const canSplit = drawnArms.length > 1 && drawnArms.length <= 24;
 const view = {
   quantity: "validation_accuracy",
@@ -221,6 +221,15 @@ const isolate = (name) => {
   view.isolated = view.isolated === name ? null : name;
   controls();
   return redraw();
+};
+
+// Runs that are not drawn travel compressed, and join the others when one is asked for.
+let others = null;
+const include = async (name) => {
+  if (data.runs.some((run) => run.name === name)) return;
+  others ??= unpack("others").then(JSON.parse);
+  const run = (await others).find((r) => r.name === name);
+  if (run && !data.runs.includes(run)) data.runs.push(run);
 };
 
 const choice = (key, label, options) => {
@@ -407,7 +416,8 @@ const start = async () => {
   document.head.append(library);
   if (chart) await showCurves();
   showEstimates();
-  document.addEventListener("isolate", (event) => {
+  document.addEventListener("isolate", async (event) => {
+    await include(event.detail);
     if (view.isolated !== event.detail) isolate(event.detail);
   });
   const redrawAll = () => [...plots.keys()].forEach(draw);

@@ -1,4 +1,5 @@
-// Tables of report.html: sorted by a click on a heading, filtered by words, names lead to curves.
+// Finding things in report.html: tables are sorted by a click on a heading and filtered by words,
+// names lead to curves; so does the list of runs above the curves.
 const table = document.getElementById("runs-table");
 const filter = document.getElementById("filter");
 
@@ -37,16 +38,48 @@ const makeSortable = (sorted) => {
   }
 };
 
+const hasAll = (typed) => {
+  const words = typed.toLowerCase().split(/\s+/).filter(Boolean);
+  return (element) => words.every((word) => element.textContent.toLowerCase().includes(word));
+};
+
 const applyFilter = () => {
-  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const isWanted = hasAll(filter.value);
   const rows = [...table.tBodies[0].rows];
   let shown = 0;
   for (const row of rows) {
-    const text = row.textContent.toLowerCase();
-    row.hidden = !words.every((word) => text.includes(word));
+    row.hidden = !isWanted(row);
     shown += Number(!row.hidden);
   }
   document.getElementById("filter-count").textContent = `${shown} of ${rows.length}`;
+};
+
+const showRun = (name) => document.dispatchEvent(new CustomEvent("isolate", { detail: name }));
+
+// The list opens with the first word; an arrow key leads into it, and through it from run to run.
+const makeFinder = (field, list) => {
+  const all = [...list.options];
+  const choose = (place) => {
+    if (place !== undefined) list.selectedIndex = place;
+    if (list.value) showRun(list.value);
+  };
+  field.addEventListener("input", () => {
+    const isAsked = field.value.trim() !== "";
+    const found = isAsked ? all.filter(hasAll(field.value)) : [];
+    list.replaceChildren(...found);
+    list.selectedIndex = -1;
+    list.hidden = found.length === 0;
+    document.getElementById("found-count").textContent = isAsked
+      ? `${found.length} of ${all.length}`
+      : "";
+  });
+  field.addEventListener("keydown", (event) => {
+    if (list.hidden || !["Enter", "ArrowDown"].includes(event.key)) return;
+    event.preventDefault();
+    if (event.key === "ArrowDown") list.focus();
+    choose(0);
+  });
+  list.addEventListener("change", () => choose());
 };
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
@@ -54,5 +87,7 @@ filter.addEventListener("input", applyFilter);
 applyFilter();
 table.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-run]"); // the link itself leads to the curves
-  if (link) document.dispatchEvent(new CustomEvent("isolate", { detail: link.dataset.run }));
+  if (link) showRun(link.dataset.run);
 });
+const field = document.getElementById("find");
+if (field) makeFinder(field, document.getElementById("found"));
