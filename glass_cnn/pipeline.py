@@ -87,6 +87,7 @@ class Pipeline:
                     launch.threads_per_rank,
                     needs=needs,  # type: ignore[arg-type]
                     main=True,
+                    gpus_per_rank=1,
                     after_failures=True,
                 )
             )

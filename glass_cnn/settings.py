@@ -245,7 +245,9 @@ class Launch(Settings):
     simulation_ranks: Count | None = None
     """MPI ranks of the simulation and rendering stages; null takes all cores (local)"""
     side_by_side: Annotated[int, pydantic.Field(ge=0)] = 0
-    """runs at a time on this machine; 0 takes as many as its cores hold"""
+    """runs at a time on this machine; 0 takes as many as its cores and GPUs hold"""
+    runs_per_gpu: Annotated[Count, Identity(since=2, before=1)] = 1
+    """runs that share a GPU of this machine: small networks leave most of one idle"""
     hang_seconds: Positive = 600
     """a rank that makes no progress for so long ends the run with a message, s"""
     site: str = "dev"

@@ -14,8 +14,10 @@ STARTED = "LAUNCH_STARTED"
 """set by the launcher of this machine: file that rank 0 makes once all ranks have met"""
 CORES = "LAUNCH_CORES"
 """set by the launcher of this machine: cores that a task's ranks share, with commas between"""
+GPUS = "LAUNCH_GPUS"
+"""set by launchers for a task that has GPUs: how many each rank must find"""
 
-OURS = (BATCH_JOB, STARTED, CORES)
+OURS = (BATCH_JOB, STARTED, CORES, GPUS)
 SCHEDULERS = (
     "SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SINFO_", "SCONTROL_", "SACCT_",
     "SPRIO_", "SSTAT_", "SATTACH_", "SPANK_",

