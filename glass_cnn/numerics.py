@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,13 @@ VARIABLES = (
     "MPIR_CVAR_ALLREDUCE_INTRA_ALGORITHM", "MPIR_CVAR_ALLREDUCE_INTER_ALGORITHM",
 )  # fmt: skip
 """variables of the environment that change kernels or the order of sums where they are set"""
+
+CUDA = {
+    "cuda": "nvidia-cuda-runtime-cu12", "cublas": "nvidia-cublas-cu12",
+    "cudnn": "nvidia-cudnn-cu12", "nccl": "nvidia-nccl-cu12",
+}  # fmt: skip
+"""libraries that choose kernels on GPUs, or the order of sums over them, and the package of each"""
+DRIVER = Path("/sys/module/nvidia/version")
 
 UNKNOWN = "unknown before: the checkpoint was made by a version that did not record them"
 
@@ -100,6 +108,25 @@ def _cpuinfo() -> dict[str, str]:
 def variables() -> dict[str, str]:
     """Those of VARIABLES that are set."""
     return {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+
+
+def driver() -> str:
+    """Version of NVIDIA's driver, which compiles kernels for cards newer than their code."""
+    try:
+        return DRIVER.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "unknown"
+
+
+def cuda(several: bool) -> dict[str, str]:
+    """Versions of CUDA's libraries, NCCL's for several ranks only; without those not installed."""
+    found = {}
+    for name, package in CUDA.items():
+        try:
+            found[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found if several else {name: found[name] for name in found if name != "nccl"}
 
 
 def changes(old: Numerics | None, new: Numerics) -> str | None:

@@ -162,6 +162,11 @@ class Numerics(msgspec.Struct, kw_only=True):
     """instruction sets of oneDNN's float32 kernels"""
     processors: list[str]
     gpus: list[str] = []
+    """names and compute capabilities"""
+    drivers: list[str] = []
+    """versions of NVIDIA's driver; none without GPUs"""
+    cuda: dict[str, str] = {}
+    """versions of CUDA's libraries on GPUs; NCCL's where several ranks add through it"""
     threads: int
     """CPU threads of each rank"""
     ranks: int

@@ -1,4 +1,4 @@
-"""TensorFlow, loaded in this room only, with oneDNN on.
+"""TensorFlow, loaded in this room only, with oneDNN on; and what all that compute with it set.
 
 TensorFlow switches oneDNN on by itself only where the processor has AVX-512 VNNI, BF16 or AMX;
 elsewhere training would be several times slower, and round otherwise. A process that has chosen
@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from glass_cnn.numerics import SWITCH
 
@@ -43,7 +44,25 @@ def without_notice() -> Iterator[None]:
 with without_notice():
     import tensorflow as tf
 
-__all__ = ["onednn_is_on", "tf"]
+__all__ = ["onednn_is_on", "prepare", "tf"]
+
+
+def prepare(number: int = 0) -> Any | None:
+    """Deterministic kernels, factors in all their bits, one GPU that gives memory as it is needed.
+
+    Before anything is computed; once more is no harm. Of the GPUs in sight it is number `number`,
+    counted round and round. Returns it, None without any; raises RuntimeError once another one
+    computes.
+    """
+    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # 10 bits of 23, on GPUs
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    mine = gpus[number % len(gpus)]
+    tf.config.set_visible_devices([mine], "GPU")
+    tf.config.experimental.set_memory_growth(mine, True)
+    return mine
 
 
 def onednn_is_on() -> bool:

@@ -1,4 +1,4 @@
-"""GPUs: which there are here, who is lent which, and that every rank has one of its own.
+"""GPUs: which there are here, who is lent which, and that every rank has its own.
 
 Asked is nvidia-smi, which starts none. A process takes GPUs by CUDA_VISIBLE_DEVICES; numbers in it
 count as nvidia-smi does, and what is handed on are UUIDs, which mean the same in every order.
@@ -10,9 +10,15 @@ import functools
 import os
 import re
 import shutil
+import socket
 import subprocess
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from hpc.environment import GPUS
+from hpc.errors import ConfigError
+from hpc.words import plural
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 60.0
@@ -101,3 +107,60 @@ class Loans:
         """What `take` has lent."""
         for uuid in uuids:
             self._borrowers[uuid] -= 1
+
+
+class Sight(NamedTuple):
+    """What one rank sees."""
+
+    host: str
+    gpu: str | None
+    """UUID of the GPU that it takes; None: it sees none"""
+    listed: int
+    """GPUs that nvidia-smi shows it"""
+    promised: bool
+    """whether its launcher has given it one"""
+
+
+def sight(number: int, count: int) -> Sight:
+    """What this rank sees; it takes number `number` of the `count` GPUs that its program sees."""
+    uuids = here().uuids
+    promised = os.environ.get(GPUS, "0") != "0"
+    gpu = None
+    if count:
+        # Where nvidia-smi does not tell the same, none is known to be another rank's.
+        gpu = uuids[number] if len(uuids) == count else f"GPU {number} of process {os.getpid()}"
+    return Sight(socket.gethostname(), gpu, len(uuids), promised)
+
+
+def check(ranks: Sequence[Sight]) -> None:
+    """Raise ConfigError where ranks do without a promised GPU, or share one; `ranks` in order."""
+    blind = [rank for rank, seen in enumerate(ranks) if seen.gpu is None]
+    if promised := [rank for rank in blind if ranks[rank].promised]:
+        host, _, listed, _ = ranks[promised[0]]
+        remedy = (
+            "the environment was set up for processors, or its CUDA does not load: make doctor, "
+            "make clean setup GPU=1"
+            if listed
+            else "the driver there does not answer, or the job has asked for none"
+        )
+        raise ConfigError(
+            f"rank {promised[0]} on {host} was to have a GPU and sees none; nvidia-smi shows it "
+            f"{listed}: {remedy}. Nothing is trained on a processor in its place."
+        )
+    if 0 < len(blind) < len(ranks):
+        other = next(rank for rank, seen in enumerate(ranks) if seen.gpu is not None)
+        raise ConfigError(
+            f"rank {blind[0]} on {ranks[blind[0]].host} sees no GPU, and rank {other} on "
+            f"{ranks[other].host} does: ask for one for each rank."
+        )
+    owners: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, seen in enumerate(ranks):
+        if seen.gpu is not None:
+            owners[seen.host, seen.gpu].append(rank)
+    if len(owners) < len(ranks) and owners:
+        (host, gpu), sharing = max(owners.items(), key=lambda each: len(each[1]))
+        raise ConfigError(
+            f"{plural(len(ranks), 'rank')} see {plural(len(owners), 'GPU')}, and each needs its "
+            f"own: ranks {', '.join(map(str, sharing))} on {host} would share {gpu}. Start "
+            f"RANKS={len(owners)} (launch.ranks), or ask for {len(ranks)} GPUs."
+        )

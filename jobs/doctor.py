@@ -24,7 +24,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from glass_cnn.paths import logs_root
-from hpc import slurm
+from hpc import gpus, slurm
 from hpc.commandline import Parser, run_main
 from hpc.errors import EXIT_INTERNAL, UserError
 
@@ -107,11 +107,12 @@ def main(argv: list[str]) -> int:
 
 def be_a_rank() -> int:
     """What each rank of the probe does: rank 0 says what it sees of the world."""
-    from glass_cnn.tensorflow import tf
+    from glass_cnn.tensorflow import prepare, tf
     from glass_cnn.training.division import DataParallel, way
     from hpc.world import world
 
     here = world()
+    prepare(here.local_rank)  # a GPU of its own
     total = DataParallel(here).sum([tf.constant([here.rank + 1.0])])[0].numpy()[0]
     if here.is_root:
         print(json.dumps({"ranks": here.size, "sum": float(total), "way": way(None)}))
@@ -164,7 +165,10 @@ def examine_mpi() -> Iterator[Finding]:
     if mpiexec is None:
         yield Finding("problem", "no mpiexec in PATH", "make setup, or load your site's MPI module")
         return
-    world = probe(mpiexec, "-n", str(RANKS), sys.executable, "-m", "jobs.doctor", "--rank")
+    # Each rank needs a GPU of its own; where they are fewer, ranks add without.
+    hidden = {gpus.VISIBLE: ""} if len(gpus.here().uuids) < RANKS else {}
+    words = (mpiexec, "-n", str(RANKS), sys.executable, "-m", "jobs.doctor", "--rank")
+    world = probe(*words, **hidden)
     yield judge_world(world)
 
 
@@ -240,11 +244,13 @@ def examine_gpu() -> Iterator[Finding]:
         )
         return
     seen = answer.stdout.strip().splitlines()[-1]
-    present = shutil.which("nvidia-smi") and probe("nvidia-smi", "-L").returncode == 0
+    present, complaint = gpus.here()
     if seen != "[]":
         yield Finding("ok", f"TensorFlow sees {seen}")
     elif present:
         yield Finding("problem", "there are GPUs that TensorFlow does not see", "make setup GPU=1")
+    elif complaint:
+        yield Finding("note", f"no GPU is used; nvidia-smi says: {complaint}", "mend its driver")
     else:
         yield Finding("note", "no GPU: training runs on the processor")
 
@@ -269,7 +275,7 @@ def examine_slurm() -> Iterator[Finding]:
         yield Finding("note", "Slurm is installed, but no controller answers", advice)
 
 
-def probe(*command: str) -> subprocess.CompletedProcess[str]:
+def probe(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, or to the end of patience (exit status 124)."""
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     try:
@@ -279,7 +285,7 @@ def probe(*command: str) -> subprocess.CompletedProcess[str]:
             text=True,
             timeout=PATIENCE_SECONDS,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **quiet},
+            env={**os.environ, **quiet, **variables},
         )
     except subprocess.TimeoutExpired:
         text = f"no answer within {PATIENCE_SECONDS} s"

@@ -42,9 +42,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Find the run and train it, on all ranks."""
     stop = StopFlag().install()  # before the slow imports: a signal must not kill the start
-    # git is started here, before MPI is initialised.
-    from hpc import provenance
+    # git and nvidia-smi are started here, before MPI is initialised.
+    from hpc import gpus, provenance
 
+    gpus.here()
     start = {
         **provenance.code(Path(__file__).parent),
         "versions": provenance.versions(),

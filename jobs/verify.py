@@ -43,6 +43,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Verify, on all ranks."""
+    from hpc import gpus
+
+    gpus.here()  # starts nvidia-smi: before MPI is initialised
     return run_ranks(verify, parse, argv)
 
 

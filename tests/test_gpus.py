@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpc import gpus
-from hpc.gpus import Loans, chosen, listed
+from hpc.environment import GPUS
+from hpc.errors import ConfigError
+from hpc.gpus import Loans, Sight, check, chosen, listed, sight
 
 LISTED = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa1111-d33d)
@@ -106,3 +108,56 @@ def test_tasks_that_share_gpus_are_spread_over_them() -> None:
     assert loans.take(1) is None
     loans.give_back([A])
     assert loans.take(2) is None, "a task has two different ones"
+
+
+# What ranks see
+
+
+def test_a_rank_says_which_gpu_it_takes(nvidia_smi: Smi, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(LISTED)
+    monkeypatch.setenv(gpus.VISIBLE, f"{C},{A}")
+    assert sight(1, 2)[1:] == (A, 2, False)
+    monkeypatch.setenv(GPUS, "1")
+    assert sight(0, 0)[1:] == (None, 2, True)
+
+
+def test_gpus_without_nvidia_smi_are_nobody_elses(nvidia_smi: Smi) -> None:
+    check([sight(0, 1)] * 1)
+    assert sight(0, 1).gpu is not None
+
+
+def ranks(*seen: tuple[str, str | None], promised: bool = False, listed: int = 0) -> list[Sight]:
+    return [Sight(host, gpu, listed, promised) for host, gpu in seen]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [("n1", A), ("n1", B)],
+        [("n1", A), ("n2", A)],  # other nodes of a cloud may count theirs alike
+        [("n1", None), ("n2", None)],
+        [("n1", A)],
+    ],
+)
+def test_ranks_with_gpus_of_their_own_or_none_at_all_are_right(
+    seen: list[tuple[str, str | None]],
+) -> None:
+    check(ranks(*seen))
+
+
+def test_more_ranks_than_gpus_are_told_with_both_numbers() -> None:
+    seen = [("n1", A), ("n1", B), ("n1", A), ("n2", C)]
+    with pytest.raises(ConfigError, match=f"4 ranks see 3 GPUs.* 0, 2 on n1 would share {A}.*=3 "):
+        check(ranks(*seen))
+
+
+@pytest.mark.parametrize(("listed", "remedy"), [(0, "driver"), (2, "make clean setup GPU=1")])
+def test_a_promised_gpu_that_is_not_there_ends_the_job(listed: int, remedy: str) -> None:
+    words = f"rank 1 on n2 was to have a GPU.* shows it {listed}: .*{remedy}.*Nothing is trained"
+    with pytest.raises(ConfigError, match=words):
+        check(ranks(("n1", A), ("n2", None), promised=True, listed=listed))
+
+
+def test_ranks_with_and_without_gpus_do_not_train_together() -> None:
+    with pytest.raises(ConfigError, match="rank 1 on n2 sees no GPU, and rank 0 on n1 does"):
+        check(ranks(("n1", A), ("n2", None)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -105,10 +107,34 @@ def test_the_same_numerics_do_not_differ() -> None:
         ({"tensorflow": "1"}, "tensorflow 1, now 2"),
         ({"onednn": False}, "onednn False, now True"),
         ({"isa": ["avx2", "avx"]}, "isa avx2, avx, now avx2"),
-        ({"gpus": ["H100, TF32"]}, "gpus H100, TF32, now none"),
+        ({"gpus": ["A100 (8.0)"]}, "gpus A100 (8.0), now none"),
+        ({"drivers": ["580.65"]}, "drivers 580.65, now none"),
+        ({"cuda": {"cudnn": "9.1", "nccl": "2.2"}}, "cuda cudnn=9.1 nccl=2.2, now none"),
         ({"threads": 2, "ranks": 1}, "threads 2, now 1; ranks 1, now 2"),
         ({"environment": {"XLA_FLAGS": "a"}}, "environment XLA_FLAGS=a, now none"),
     ],
 )
 def test_every_difference_is_told(other: dict[str, Any], words: str) -> None:
     assert numerics.changes(msgspec.structs.replace(SAME, **other), SAME) == words
+
+
+def test_libraries_of_gpus_are_known_by_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"nvidia-cudnn-cu12": "9.1", "nvidia-nccl-cu12": "2.2"}
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise metadata.PackageNotFoundError
+        return installed[package]
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert numerics.cuda(several=True) == {"cudnn": "9.1", "nccl": "2.2"}
+    assert numerics.cuda(several=False) == {"cudnn": "9.1"}
+
+
+def test_the_driver_is_the_one_that_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(numerics, "DRIVER", tmp_path / "version")
+    assert numerics.driver() == "unknown"
+    (tmp_path / "version").write_text("580.65.06\n")
+    assert numerics.driver() == "580.65.06"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ import pytest
 
 import glass_cnn.tensorflow as room
 from glass_cnn.training.division import Horovod
-from hpc.errors import ConfigError
+from hpc.environment import GPUS
+from hpc.errors import EXIT_CONFIG, ConfigError
 from hpc.world import World
+from tests.conftest import MpiRun
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -62,3 +65,38 @@ def test_ranks_on_gpus_refuse_a_horovod_without_nccl(
             Horovod(ranks)
     else:
         Horovod(ranks)
+
+
+def test_one_gpu_is_taken_with_memory_as_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By training and by saved models alike; rank 3 of two GPUs is told later that it shares."""
+    set_to: dict[str, Any] = {}
+    config = room.tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda _: ["first", "second"])
+    monkeypatch.setattr(config, "set_visible_devices", lambda *w: set_to.update(visible=w))
+    monkeypatch.setattr(
+        config.experimental, "set_memory_growth", lambda *w: set_to.update(growth=w)
+    )
+    assert room.prepare(3) == "second"
+    assert set_to == {"visible": (["second"], "GPU"), "growth": ("second", True)}
+    assert not config.experimental.tensor_float_32_execution_enabled()
+
+
+PROMISED = """
+from glass_cnn.training.engine import set_up_tensorflow
+from hpc.commandline import run_main
+from hpc.world import world
+import sys
+sys.exit(run_main(lambda _: set_up_tensorflow(1, world()) and None, []))
+"""
+
+
+@pytest.mark.lasting
+@pytest.mark.requires("mpi")
+def test_a_training_that_was_promised_gpus_does_without_none(
+    mpirun: MpiRun, tmp_path: Path
+) -> None:
+    script = tmp_path / "promised.py"
+    script.write_text(PROMISED)
+    done = mpirun(2, script, env={GPUS: "1"})
+    assert done.returncode == EXIT_CONFIG
+    assert done.stderr.count("was to have a GPU and sees none") == 1

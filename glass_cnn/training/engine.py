@@ -12,9 +12,10 @@ import numpy as np
 from glass_cnn import numerics
 from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
-from glass_cnn.tensorflow import onednn_is_on, tf
+from glass_cnn.tensorflow import onednn_is_on, prepare, tf
 from glass_cnn.training.division import DataParallel, Way, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
+from hpc import gpus
 from hpc.errors import ConfigError
 from hpc.world import World
 
@@ -23,23 +24,26 @@ def set_up_tensorflow(threads: int, world: World, collectives: Way | None = None
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
     Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started,
-    ConfigError for a way to add over ranks that is not there.
+    ConfigError for a way to add over ranks that is not there, and for ranks that see no GPU where
+    they should, or share one.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    mine = [gpus[world.local_rank % len(gpus)]] if gpus else []
-    if mine:
-        tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine[0], True)
+    mine = prepare(world.local_rank)
+    all_seen = tf.config.list_physical_devices("GPU")
+    number = all_seen.index(mine) if mine else 0
+    # Before NCCL is touched, which has no words for it.
+    sights = world.comm.allgather(gpus.sight(number, len(all_seen)))
+    world.everywhere(lambda: gpus.check(sights))
     several = world.size > 1
     return Numerics(
         tensorflow=tf.__version__,
         onednn=onednn_is_on(),
         isa=_by_rank(world, numerics.instruction_set()),
         processors=_by_rank(world, numerics.processor()),
-        gpus=_by_rank(world, _kind(mine[0])) if mine else [],
+        gpus=_by_rank(world, _kind(mine)) if mine else [],
+        drivers=_by_rank(world, numerics.driver()) if mine else [],
+        cuda=numerics.cuda(several) if mine else {},
         threads=threads,
         ranks=world.size,
         horovod=metadata.version("horovod") if several and way(collectives) == "horovod" else None,
@@ -55,10 +59,10 @@ def _by_rank(world: World, mine: str) -> list[str]:
 
 
 def _kind(gpu: Any) -> str:
-    """Name of a GPU, and whether its matrix products round their factors to TF32."""
+    """Name of a GPU, and its compute capability, by which kernels are chosen."""
     details = tf.config.experimental.get_device_details(gpu)
-    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-    return f"{details.get('device_name', 'GPU')}{', TF32' if tf32 else ''}"
+    capability = ".".join(map(str, details.get("compute_capability", ("?",))))
+    return f"{details.get('device_name', 'GPU')} (compute capability {capability})"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings
-from glass_cnn.tensorflow import tf
+from glass_cnn.tensorflow import prepare, tf
 from glass_cnn.training.model import Network
 from hpc import checkpoint, checkpoint_names
 from hpc.errors import DataError
@@ -23,6 +23,7 @@ class SavedModel:
     """The network of a run, with the weights of its best or its newest checkpoint."""
 
     def __init__(self, run: RunDir, settings: RunSettings, saved: checkpoint.Checkpoint) -> None:
+        prepare()  # as in training
         self.run, self.settings, self.saved = run, settings, saved
         self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
         for name, variable in self.network.parameters.items():
