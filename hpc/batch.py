@@ -75,6 +75,20 @@ def _shape(stage: Stage, site: Site) -> Shape:
     return Shape(nodes, per_node, None)
 
 
+def _gpus(shape: Shape, site: Site) -> tuple[str, int]:
+    """Type of GPU, with its colon or nothing, and how many each node must have."""
+    if site.gpus_per_node:
+        kind, colon, count = str(site.gpus_per_node).rpartition(":")
+        if int(count) < shape.per_node:
+            raise ConfigError(
+                f"{plural(shape.per_node, 'rank')} on a node of {plural(int(count), 'GPU')}: each "
+                "needs its own; change ranks_per_node or gpus_per_node in launch.slurm."
+            )
+        return kind + colon, int(count)
+    kind, colon, count = str(site.gpus_per_rank).rpartition(":")
+    return kind + colon, int(count) * shape.per_node
+
+
 def plan(
     stages: Sequence[Stage], folder: Path, site: Site, array_limit: int
 ) -> list[list[BatchJob]]:
@@ -142,7 +156,9 @@ def resources(stage: Stage, site: Site) -> list[str]:
         words = [f"--nodes={shape.nodes}", f"--ntasks={shape.ranks}"]
         words += [f"--ntasks-per-node={shape.per_node}"]
     words += [f"--cpus-per-task={site.cpus_per_rank or stage.threads}"]
-    words += [f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []
+    # Not --gpus-per-task: each rank would see its own alone, and NCCL go through the host's memory.
+    kind, gpus = _gpus(shape, site)
+    words += [f"--gpus-per-node={kind}{gpus}"] if gpus else []
     words += [f"--mem={site.memory}"] if site.memory else []
     words += [f"--time={site.time}", f"--signal=B:USR2@{site.signal_lead}"]
     words += ["--requeue", "--open-mode=append"]
@@ -162,6 +178,8 @@ def job_text(site: Site, tasks: Sequence[Task], shape: Shape | None = None) -> s
     lines += [("site", "signal_lead", str(site.signal_lead))]
     if shape is not None and shape.ranks is None:
         lines += [("site", "per_node", str(shape.per_node))]
+    for name in ("gpus_per_rank", "gpus_per_node"):
+        lines += [("site", name, str(getattr(site, name)))] if getattr(site, name) else []
     lines += [("site", "module", module) for module in site.modules]
     lines += [("site", "environment", f"{k}={v}") for k, v in site.environment.items()]
     lines += [("site", "option", option) for option in site.launcher_options]
@@ -194,7 +212,7 @@ def cost(stage: Stage, site: Site) -> str:
     hours = seconds(site.time) / 3600
     each = f"{plural(ranks, 'rank')} on {plural(shape.nodes, 'node')}, {plural(cpus, 'CPU')}"
     total = f"up to {_hours(count * cpus * hours)} core-hours"
-    gpus = int(str(site.gpus_per_node).rpartition(":")[2]) * shape.nodes
+    gpus = _gpus(shape, site)[1] * shape.nodes
     if gpus:
         each += f", {plural(gpus, 'GPU')}"
         total += f" and {_hours(count * gpus * hours)} GPU-hours"

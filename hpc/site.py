@@ -78,6 +78,12 @@ def _check_gpus(value: Any) -> str | int:
     return value
 
 
+def _check_rank_gpus(value: Any) -> str | int:
+    if isinstance(value, bool) or not re.fullmatch(r"0|1|[A-Za-z0-9_.-]+:1", str(value)):
+        raise ValueError('must be 0, 1 or "type:1" such as "a100:1": a rank computes on one')
+    return int(value) if str(value) in ("0", "1") else str(value)
+
+
 def _check_memory(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]+[KMGT]?", value):
         raise ValueError('must be a number with a unit, in quotes, such as "16G" or "512M"')
@@ -89,6 +95,7 @@ Word = Annotated[str, pydantic.AfterValidator(_plain)]
 Text = Annotated[str, pydantic.AfterValidator(_printable)]
 Time = Annotated[str, pydantic.BeforeValidator(_time_text), pydantic.AfterValidator(_check_time)]
 Gpus = Annotated[int | str, pydantic.BeforeValidator(_check_gpus)]
+RankGpus = Annotated[Literal[0, 1] | str, pydantic.BeforeValidator(_check_rank_gpus)]
 Memory = Annotated[str, pydantic.BeforeValidator(_check_memory)]
 Variables = Annotated[dict[str, str], pydantic.AfterValidator(_check_variables)]
 
@@ -105,15 +112,17 @@ class Site(Settings):
     ranks: Count | None = None
     """ranks of each task; null takes launch.ranks"""
     ranks_per_node: Count = 1
-    """ranks that one node holds (its GPUs, where there are some)"""
+    """ranks that one node holds (as many as its GPUs, where there are some)"""
     nodes: Count | None = None
     """nodes of each job; null takes as many as the ranks need"""
     min_nodes: Count | None = None
     """start on fewer nodes, with fewer ranks, when no more are free; null waits for all"""
     cpus_per_rank: Count | None = None
     """CPUs of each rank; null takes launch.threads_per_rank"""
+    gpus_per_rank: RankGpus = 0
+    """whether each rank of the main stage gets a GPU: 0, 1 or "type:1"; no more are asked for"""
     gpus_per_node: Gpus = 0
-    """GPUs of each node for the main stage, a number or "type:number"; each rank takes one"""
+    """in place of it, where whole nodes are given: GPUs of each, a number or type:number"""
     memory: Memory | None = None
     """memory of each node, for example 16G; null takes the partition's default"""
     time: Time = "1:00:00"
@@ -150,7 +159,8 @@ class Site(Settings):
 
         Raises ConfigError.
         """
-        tree = {} if main else {"nodes": None, "min_nodes": None, "gpus_per_node": 0}
+        cpus = {"nodes": None, "min_nodes": None, "gpus_per_node": 0, "gpus_per_rank": 0}
+        tree = {} if main else cpus
         own = self.sections.get(name, {})
         if not tree and not own:
             return self

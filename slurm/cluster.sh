@@ -9,7 +9,7 @@
 # paths and slurm.conf takes no spaces, wherever the project lies. `make submit` finds the cluster through it.
 set -euo pipefail
 
-readonly NODES=3 CPUS=4 # CPUs are claimed, not owned: jobs of two nodes must run on a laptop of two cores
+readonly NODES=3 CPUS=4 GPUS=(null zero) # CPUs are claimed, not owned: jobs of two nodes must run on a laptop of two cores
 action=${1:-}
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 if [ "$action" = node ]; then number=${2:?which node}; shift; fi
@@ -80,6 +80,7 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+GresTypes=gpu
 SlurmdParameters=config_overrides
 JobRequeue=1
 PreemptType=preempt/partition_prio
@@ -100,12 +101,16 @@ MaxArraySize=1001
 MaxJobCount=50000
 CONF
     for ((node = 1; node <= NODES; node++)); do
-        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=$CPUS State=UNKNOWN"
+        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=$CPUS Gres=gpu:${#GPUS[@]} State=UNKNOWN"
     done >>"$home/slurm.conf"
     cat >>"$home/slurm.conf" <<CONF
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF
 CONF
+}
+
+write_gpus() { # Slurm hands out devices and asks no more of them: two that every machine has
+    printf "NodeName=n[1-$NODES] Name=gpu File=/dev/%s\n" "${GPUS[@]}" >"$home/gres.conf"
 }
 
 start_munge() {
@@ -146,12 +151,13 @@ up() {
         mkdir "$home/state"
         (umask 077 && head -c 128 /dev/urandom >"$home/munge.key")
         write_conf
+        write_gpus
         ln -sfn "$home" "$link"
     fi
     start_munge
     start_slurm
     wait_until_idle
-    say "$NODES nodes of $CPUS CPUs (claimed), partitions low (preempted by requeue) and high; logs in $home"
+    say "$NODES nodes of $CPUS CPUs and ${#GPUS[@]} GPUs (claimed), partitions low (preempted by requeue) and high; logs in $home"
     say "\`make submit LAUNCHER=slurm\` finds it; for squeue, sbatch and the like in this shell:"
     printf 'export SLURM_CONF=%q\n' "$home/slurm.conf"
 }

@@ -32,6 +32,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     ! complete || { say "$name is complete; nothing to do"; exit 0; }
     load_modules
     make_command
+    check_gpus
     mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
     say "$name on ${SLURM_JOB_NODELIST:-?}: log in $log"
     requeue begin --ranks "$ranks" | tee -a "$log"
@@ -67,7 +68,8 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
     else
         job=$("$python" -m jobs.task "$stage" "$@") || exit
     fi
-    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' modules=() options=()
+    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' gpus_per_rank='' gpus_per_node=''
+    modules=() options=()
     while IFS= read -r line; do
         mapfile -t -d $'\t' field < <(printf '%s\t' "$line")
         case ${field[0]}:${field[1]} in
@@ -77,6 +79,8 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
             site:signal_lead) lead=${field[2]} ;;
             site:max_requeues) max_requeues=${field[2]} ;;
             site:per_node) per_node=${field[2]} ;;
+            site:gpus_per_rank) gpus_per_rank=${field[2]} ;;
+            site:gpus_per_node) gpus_per_node=${field[2]} ;;
             site:module) modules+=("${field[2]}") ;;
             site:environment) export "${field[2]?}" ;;
             site:option) options+=("${field[2]}") ;;
@@ -131,6 +135,15 @@ make_command() { # launch, ranks and forward: how to start the ranks, and the si
         launch=(mpiexec -n "$ranks" -bind-to "$bind" "${label[@]}")
     fi
     launch+=("${options[@]}")
+}
+
+check_gpus() { # promise ranks the GPUs that the profile gives them; a job that was submitted by hand may have none
+    local wanted=$gpus_per_node nodes=${SLURM_JOB_NUM_NODES:-1}
+    [ -n "$wanted" ] || [ -z "$gpus_per_rank" ] || wanted=${gpus_per_rank%1}$(((ranks + nodes - 1) / nodes))
+    [ -n "$wanted" ] || return 0
+    export LAUNCH_GPUS=1
+    [ -n "${SLURM_JOB_GPUS:-}${SLURM_GPUS_ON_NODE:-}" ] || fail 78 "this job has no GPU, and the site profile gives one \
+to each rank: sbatch --gpus-per-node=$wanted slurm/$stage.sh …"
 }
 
 clear_shared_memory() { # on every node of the job, what ranks that were killed have left behind and nobody holds

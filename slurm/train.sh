@@ -4,6 +4,7 @@
 #   sbatch slurm/train.sh CONFIG RUN                   one run, by its name or the beginning of it
 #   sbatch --array=0-11%4 slurm/train.sh CONFIG        runs 0 to 11 of the study, 4 at a time
 #   sbatch --ntasks=4 --time=30 slurm/train.sh CONFIG  any of sbatch's options wins over those below
+#   sbatch --gpus-per-node=2 slurm/train.sh CONFIG     on GPUs: those of a profile are asked for by `make submit` alone
 #
 # `make submit` calls it as an array over a job file. How ranks are started comes from the site profile that CONFIG
 # names (launch.site). The run goes on over as many allocations as it takes; each says so in its output.log.

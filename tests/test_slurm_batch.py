@@ -94,12 +94,75 @@ def test_nodes_of_the_profile_are_for_training_only() -> None:
     assert "--nodes=1" in resources(study_stages(1)[2], site.of("aggregate"))
 
 
+def gpu_words(ranks: int, **over: Any) -> list[str]:
+    """What sbatch is told of nodes, ranks and GPUs for a training under the profile gpu."""
+    site = load_site("gpu", over, SECTIONS).of("train", main=True)
+    words = resources(study_stages(1, ranks)[1], site)
+    return [word for word in words if re.match("--(nodes|ntasks|gpus)", word)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "over", "gpus"),
+    [
+        (1, {}, "--nodes=1 --ntasks=1 --ntasks-per-node=1 --gpus-per-node=1"),
+        (2, {}, "--nodes=1 --ntasks=2 --ntasks-per-node=2 --gpus-per-node=2"),
+        (6, {}, "--nodes=2 --ntasks=6 --ntasks-per-node=3 --gpus-per-node=3"),
+        (2, {"nodes": 2}, "--nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=1"),
+        (8, {"min_nodes": 1}, "--nodes=1-2 --ntasks-per-node=4 --gpus-per-node=4"),
+        (2, {"gpus_per_rank": "a100:1"}, "--nodes=1 --ntasks=2 --ntasks-per-node=2 "
+                                         "--gpus-per-node=a100:2"),
+        (2, {"gpus_per_node": "a100:4"}, "--nodes=1 --ntasks=2 --ntasks-per-node=2 "
+                                         "--gpus-per-node=a100:4"),
+        (2, {"gpus_per_rank": 0}, "--nodes=1 --ntasks=2 --ntasks-per-node=2"),
+    ],
+)  # fmt: skip
+def test_as_many_gpus_are_asked_for_as_there_are_ranks(
+    ranks: int, over: dict[str, Any], gpus: str
+) -> None:
+    assert " ".join(gpu_words(ranks, **over)) == gpus
+
+
 def test_gpus_are_for_training_only() -> None:
-    site = load_site("gpu", {"gpus_per_node": "a100:4"}, SECTIONS)
-    assert "--gpus-per-node=a100:4" in resources(study_stages(1)[1], site.of("train", main=True))
+    site = load_site("gpu", {}, SECTIONS)
     for stage in (study_stages(1)[0], study_stages(1)[2]):
         assert not [w for w in resources(stage, site.of(stage.name)) if "gpu" in w]
-    assert "16 GPU-hours" in batch.cost(study_stages(1)[1], site)
+        assert "gpus" not in job_text(site.of(stage.name), stage.tasks)
+    assert "8 GPU-hours" in batch.cost(study_stages(1, 2)[1], site)
+    assert "16 GPU-hours" in batch.cost(
+        study_stages(1, 2)[1], load_site("gpu", {"gpus_per_node": 4}, SECTIONS)
+    )
+
+
+def test_more_ranks_on_a_node_than_it_has_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match="4 ranks on a node of 2 GPUs"):
+        gpu_words(4, gpus_per_node="a100:2")
+
+
+@pytest.mark.parametrize(
+    ("profile", "variables", "answer"),
+    [
+        ("gpus_per_rank=1", {"SLURM_JOB_GPUS": "0,1"}, "promised 1\n"),
+        ("gpus_per_node=4", {"SLURM_GPUS_ON_NODE": "4"}, "promised 1\n"),
+        ("", {}, "promised\n"),
+        ("gpus_per_rank=1", {}, "sbatch --gpus-per-node=2 slurm/train.sh"),
+        ("gpus_per_rank=a100:1", {}, "sbatch --gpus-per-node=a100:2 slurm/train.sh"),
+        ("gpus_per_node=a100:4", {}, "sbatch --gpus-per-node=a100:4 slurm/train.sh"),
+    ],
+)
+def test_a_job_without_the_gpus_of_its_profile_says_which_option_it_lacks(
+    root: Path, profile: str, variables: dict[str, str], answer: str
+) -> None:
+    script = f"""
+        . {root}/slurm/common.sh
+        stage=train ranks=3 gpus_per_rank= gpus_per_node= {profile}
+        check_gpus && echo promised ${{LAUNCH_GPUS:-}}
+    """
+    done = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"], "SLURM_JOB_NUM_NODES": "2", **variables},
+    )  # fmt: skip
+    assert answer in done.stdout + done.stderr
+    assert done.returncode == (0 if "promised" in answer else 78)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +196,8 @@ def test_ranks_that_do_not_fit_are_refused(over: dict[str, Any], message: str) -
         ({"modules": ["gcc\tx"]}, "control characters"),
         ({"launcher": "prun"}, "srun"),
         ({"gpus_per_node": "a100"}, "gpus_per_node"),
+        ({"gpus_per_rank": 2}, "a rank computes on one"),
+        ({"gpus_per_rank": "a100:2"}, "a rank computes on one"),
         ({"memory": "lots"}, "memory"),
         ({"simulate": {"partion": "x"}}, "section 'simulate'"),
     ],

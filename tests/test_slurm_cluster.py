@@ -233,7 +233,7 @@ def test_make_cancel_stops_what_runs_and_forgets_what_waits(
 def test_goes_on_with_fewer_ranks_when_nodes_are_missing(
     study: Callable[..., StandInStudy],
 ) -> None:
-    it = study(min_nodes=1)
+    it = study(min_nodes=1, gpus_per_rank=1)
     run = it.add("run", "--step-seconds", 0.3)
     it.submit()
     until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
@@ -245,12 +245,16 @@ def test_goes_on_with_fewer_ranks_when_nodes_are_missing(
         slurm.call("scontrol", "update", "NodeName=n2,n3", "State=RESUME")
     assert_exact(run)
     assert_nothing_lost(run)
-    assert [record["ranks"] for record in read_records(run.provenance)] == [2, 1]
+    begun = list(read_records(run.provenance))
+    assert [record["ranks"] for record in begun] == [2, 1]
+    for record in begun:
+        given = [(len(visible.split(",")), promised) for visible, promised in record["gpus"]]
+        assert given == [(1, "1")] * record["ranks"], "one GPU a rank, on nodes of two"
 
 
 def test_ranks_that_are_killed(study: Callable[..., StandInStudy]) -> None:
     """All at once on one node, as for want of memory: MPICH's shared memory stays behind there."""
-    it = study(ranks_per_node=2)
+    it = study(ranks_per_node=2, gpus_per_rank=1)
     run = it.add("run", "--step-seconds", 0.3)
     it.submit()
     until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
@@ -260,6 +264,8 @@ def test_ranks_that_are_killed(study: Callable[..., StandInStudy]) -> None:
     until_done(run)
     assert_exact(run)
     assert "killed" in reasons(run)[0]
+    for record in read_records(run.provenance):
+        assert record["gpus"] == [["0,1", "1"]] * 2, "each sees both, to reach the other's"
 
 
 def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., StandInStudy]) -> None:

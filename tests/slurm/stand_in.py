@@ -71,6 +71,8 @@ class StandIn:
         self.say("starting up")
         for _ in range(SLICES):
             self.pause(self.args.start_seconds / SLICES)
+        cards = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "LAUNCH_GPUS")]
+        cards = self.world.comm.allgather(cards)
         saved = sorted(self.run.checkpoints.glob("step-*"))
         if saved:
             self.state = self.world.broadcast(read_json(saved[-1] / "state.json"))
@@ -78,7 +80,7 @@ class StandIn:
             make_directory(self.run.checkpoints)
             keep_records(self.run.metrics, lambda r: r["iteration"] <= self.state["evaluated"])
             start = {"time": time.time(), "resumed_step": self.state["step"]}
-            append_record(self.run.provenance, start | {"ranks": self.world.size})
+            append_record(self.run.provenance, start | {"ranks": self.world.size, "gpus": cards})
 
     def step(self) -> None:
         share = np.arange(BATCH)[self.world.share(BATCH)]
