@@ -44,6 +44,9 @@ class Metrics:
     glass: Floats
     finite: NDArray[np.bool_]
     diagnostics: DiagnosticSummary
+    dead: Floats
+    """share of the dense layer's units that are 0 for every image of a probe; not-a-number where
+    it was not measured"""
     seconds: Floats
     """wall time of all starts together, s; not-a-number where it was not recorded"""
     torn: int
@@ -117,17 +120,22 @@ class _Part:
     diagnostics: list[DiagnosticSummary]
 
 
+DEAD = ("dead_fraction", "dense")
+"""group and name of what is kept of every evaluation's diagnostics, not of the last alone"""
+
+
 def _part(records: list[Evaluation]) -> _Part:
     rows = [msgspec.structs.astuple(record) for record in records]
     *columns, diagnostics = zip(*rows, strict=True) if rows else [()] * (len(COLUMNS) + 1)
     arrays = {name: np.array(column, float) for name, column in zip(COLUMNS, columns, strict=True)}
+    arrays[".".join(DEAD)] = np.array([_dead(record) for record in diagnostics], float)
     return _Part(arrays, _of_shapes([record for record in diagnostics if record]))
 
 
 def _joined(parts: list[_Part], torn: int, path: Path, steps_each: int | None) -> Metrics:
     columns = parts[0].columns
     if len(parts) > 1:
-        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in COLUMNS}
+        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in columns}
     _check(columns, path, steps_each)
     step = columns["step"]
     kept = np.arange(len(step))
@@ -149,9 +157,17 @@ def _joined(parts: list[_Part], torn: int, path: Path, steps_each: int | None) -
         glass=columns["validation_glass"],
         finite=finite & (columns["finite"] == 1),
         diagnostics=_summary([shape for part in parts for shape in part.diagnostics]),
+        dead=columns[".".join(DEAD)],
         seconds=seconds,
         torn=torn,
     )
+
+
+def _dead(diagnostics: dict[str, Any] | None) -> float:
+    group, name = DEAD
+    found = (diagnostics or {}).get(group)
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, (int, float)) else np.nan
 
 
 def _check(columns: dict[str, Floats], path: Path, steps_each: int | None) -> None:

@@ -31,7 +31,7 @@ class Model(Settings):
     """The 2017 network: conv 10×10 3→6, conv 5×5 6→16 (VALID), dense 80, dropout, dense 2."""
 
     recipe: Literal["swanson2017", "modern"] = "swanson2017"
-    """modern: He weights, input 0–1, background 0; swanson2017: σ 0.1 weights and raw 0–255 input, as
+    """modern: He weights, input 0–1, background 0; swanson2017: σ 0.1 weights, raw 0–255 input, as
     published, with which the network is dead within ten steps at 250 px (docs/studies.md)"""
     input: Annotated[Literal["raw", "unit", "dark"] | None, Identity(since=2)] = None
     """what the network is fed: colours 0–255, 0–1, or 0–1 with the background at 0; null: the

@@ -70,6 +70,10 @@ def test_a_row_holds_times_accuracies_diagnostics_and_provenance(
     norms = [r["diagnostics"]["weight_norm"]["conv1/weights"] for r in records]
     assert row["diagnostics.weight_norm.conv1/weights.last"] == norms[-1]
     assert row["diagnostics.weight_norm.conv1/weights.max"] == max(norms)
+    dead = {r["step"]: r["diagnostics"]["dead_fraction"]["dense"] for r in records}
+    assert (dead[390], dead[400]) == (0.2, 0.9)
+    assert (row["dead_before_onset"], row["dead_at_onset"]) == (dead[390], dead[400])
+    assert row["dead_at_end"] == records[-1]["diagnostics"]["dead_fraction"]["dense"]
     bends = [r["diagnostics"]["curvature"] for r in records if r["diagnostics"]["curvature"]]
     assert row["diagnostics.curvature.last"] == bends[-1]
     assert (row["starts"], row["hosts"], row["commit"]) == (

@@ -74,6 +74,12 @@ class Row:
     """step of the first evaluation at chance"""
     onset_iteration: int | None = None
     """iteration of that evaluation"""
+    dead_before_onset: float | None = None
+    """share of the dense layer's units that were dead at the last good evaluation before it"""
+    dead_at_onset: float | None = None
+    """the same at the first evaluation at chance"""
+    dead_at_end: float | None = None
+    """the same at the last evaluation"""
     watched_steps: int | None = None
     """steps from learning to the collapse, or to the end of a run that did not collapse"""
     watched_samples: int | None = None
@@ -286,6 +292,8 @@ def _read_course(
         row.onset_after_step = int(step[course.last_good])
         row.onset_before_step = int(step[course.first_bad])
         row.onset_iteration = int(iteration[course.first_bad])
+        row.dead_before_onset = _finite(metrics.dead[course.last_good])
+        row.dead_at_onset = _finite(metrics.dead[course.first_bad])
 
 
 def _read_last(row: Row, metrics: Metrics) -> None:
@@ -296,6 +304,7 @@ def _read_last(row: Row, metrics: Metrics) -> None:
         return
     row.step, row.iteration = int(metrics.step[-1]), int(metrics.iteration[-1])
     row.epoch = _finite(metrics.epoch[-1])
+    row.dead_at_end = _finite(metrics.dead[-1])
     for name, values in metrics.series.items():
         if f"final_{name}" in SCHEMA:
             setattr(row, f"final_{name}", _finite(values[-1]))

@@ -140,7 +140,15 @@ def describe_outcome(row: dict[str, Any]) -> str:
             f"; first collapse between steps {row['onset_after_step']} "
             f"and {row['onset_before_step']}"
         )
-    return text + "."
+    return text + _dead_units(row) + "."
+
+
+def _dead_units(row: dict[str, Any]) -> str:
+    """Dead units of the dense layer when it mattered, in words; "" where none were measured."""
+    when = {"dead_before_onset": "before the fall", "dead_at_onset": "at it"}
+    when |= {"dead_at_end": "at the end"}
+    told = [f"{percent(row[k], 0)} {text}" for k, text in when.items() if row[k] is not None]
+    return f"; dead units of the dense layer: {', '.join(told)}" if told else ""
 
 
 def describe_seeds(section: StudySection) -> str:
