@@ -180,6 +180,7 @@ def job_text(site: Site, tasks: Sequence[Task], shape: Shape | None = None) -> s
         lines += [("site", "per_node", str(shape.per_node))]
     for name in ("gpus_per_rank", "gpus_per_node"):
         lines += [("site", name, str(getattr(site, name)))] if getattr(site, name) else []
+    lines += [("site", "container", site.container)] if site.container else []
     lines += [("site", "module", module) for module in site.modules]
     lines += [("site", "environment", f"{k}={v}") for k, v in site.environment.items()]
     lines += [("site", "option", option) for option in site.launcher_options]

@@ -139,6 +139,8 @@ class Site(Settings):
     """node features, for example a100|h100"""
     modules: tuple[Word, ...] = ()
     """environment modules to load, in this order"""
+    container: Word | None = None
+    """image in which Apptainer runs the ranks, with an environment of its own; null: none"""
     environment: Variables = pydantic.Field(default_factory=dict)
     """environment variables to set"""
     launcher_options: tuple[Text, ...] = ()

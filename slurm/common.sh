@@ -33,6 +33,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     load_modules
     make_command
     check_gpus
+    make_program
     mkdir -p "$(dirname "$log")" || fail 70 "cannot write $log"
     say "$name on ${SLURM_JOB_NODELIST:-?}: log in $log"
     requeue begin --ranks "$ranks" | tee -a "$log"
@@ -68,7 +69,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
     else
         job=$("$python" -m jobs.task "$stage" "$@") || exit
     fi
-    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' gpus_per_rank='' gpus_per_node=''
+    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' gpus_per_rank='' gpus_per_node='' container=''
     modules=() options=()
     while IFS= read -r line; do
         mapfile -t -d $'\t' field < <(printf '%s\t' "$line")
@@ -81,6 +82,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
             site:per_node) per_node=${field[2]} ;;
             site:gpus_per_rank) gpus_per_rank=${field[2]} ;;
             site:gpus_per_node) gpus_per_node=${field[2]} ;;
+            site:container) container=${field[2]} ;;
             site:module) modules+=("${field[2]}") ;;
             site:environment) export "${field[2]?}" ;;
             site:option) options+=("${field[2]}") ;;
@@ -146,6 +148,17 @@ check_gpus() { # promise ranks the GPUs that the profile gives them; a job that 
 to each rank: sbatch --gpus-per-node=$wanted slurm/$stage.sh …"
 }
 
+make_program() { # program: the Python of the ranks, in its image where there is one; the code is that of this directory
+    program=("$python")
+    [ -n "$container" ] || return 0
+    command -v apptainer >/dev/null || fail 78 "no apptainer in PATH on $(hostname), and the site profile names a \
+container; see 'modules' there"
+    [ -r "$container" ] || fail 78 "the container $container cannot be read on $(hostname)"
+    program=(apptainer exec --pwd "$PWD")
+    [ -z "${LAUNCH_GPUS:-}" ] || program+=(--nv) # the node's driver; nothing else of CUDA comes from it
+    program+=("$container" python)
+}
+
 clear_shared_memory() { # on every node of the job, what ranks that were killed have left behind and nobody holds
     # Under srun MPICH names its shared memory by job and step alone: after a requeue, MPI_Init would stumble over it.
     [ "$launcher" = srun ] && [ "$ranks" -gt 1 ] || return 0
@@ -160,7 +173,7 @@ clear_shared_memory() { # on every node of the job, what ranks that were killed 
 run() { # start the ranks and wait for them; sets status
     status=75
     [ -z "$asked" ] || return 0
-    "${launch[@]}" "$python" -m "$module" "${arguments[@]}" >>"$log" 2>&1 </dev/null &
+    "${launch[@]}" "${program[@]}" -m "$module" "${arguments[@]}" >>"$log" 2>&1 </dev/null &
     child=$!
     [ -z "$asked" ] || kill -s "$forward" "$child" # it came between the last two lines
     # A trap ends `wait` with 128 + its signal; the launcher's own status comes from the wait after it.

@@ -301,6 +301,69 @@ def test_the_array_of_an_outer_job_is_not_taken_for_ones_own(
     assert done.stdout == f"{index}\n"
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"), [({}, []), ({"LAUNCH_GPUS": "1"}, ["--nv"])], ids=["plain", "gpu"]
+)
+def test_ranks_run_in_the_container_of_the_profile(
+    root: Path, tmp_path: Path, variables: dict[str, str], words: list[str]
+) -> None:
+    image = tmp_path / "an image.sif"
+    image.touch()
+    file, log = tmp_path / "train-1.tsv", tmp_path / "log"
+    job = Task("r", "jobs.train", ("study.yaml", "a b"), tmp_path / "done", log)
+    file.write_text(job_text(Site(container=str(image)), [job]))
+    for name, script in {
+        "apptainer": "printf '%s\\n' \"$@\"",
+        "srun": 'while [ "$1" != apptainer ]; do shift; done; exec "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    script = f"""
+        . {root}/slurm/common.sh
+        python=false stage=train
+        read_job train --tasks "$1"
+        make_command
+        make_program
+        run
+        exit "$status"
+    """
+    done = subprocess.run(
+        ["bash", "-uc", script, "bash", str(file)], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    program = ["exec", "--pwd", str(tmp_path), *words, str(image), "python", "-m", "jobs.train"]
+    assert log.read_text().splitlines() == [*program, "study.yaml", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [((), "no apptainer in PATH"), (("apptainer",), "nowhere.sif cannot be read")],
+)
+def test_a_container_that_cannot_run_is_told_before_ranks_start(
+    root: Path, tmp_path: Path, programs: tuple[str, ...], message: str
+) -> None:
+    for name in programs:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    script = f". {root}/slurm/common.sh; python=false container=nowhere.sif; make_program"
+    done = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True, env={"PATH": f"{tmp_path}:/bin"}
+    )
+    assert done.returncode == 78
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(("name", "words"), [("cpu", "setup"), ("gpu", "setup GPU=1")])
+def test_images_are_made_by_the_same_set_up(root: Path, name: str, words: str) -> None:
+    text = (root / "containers" / f"{name}.def").read_text()
+    assert f"make -C /opt/glass {words}\n" in text
+    (files,) = re.findall(r"^%files\n(.*?)\n\n", text, re.M | re.S)
+    copied = dict(line.split() for line in files.splitlines())
+    assert copied == {"Makefile": "/opt/glass/Makefile", "requirements": "/opt/glass/requirements"}
+    assert "export PATH=/opt/glass/.venv/bin:$PATH" in text
+
+
 def test_control_characters_and_backslashes_are_refused() -> None:
     with pytest.raises(ConfigError, match="control characters"):
         job_text(Site(), [task("a\tb")])
