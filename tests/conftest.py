@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from hpc import gpus
+from hpc.words import plural
 from tests import clones
 
 if TYPE_CHECKING:
@@ -40,8 +42,10 @@ ONE_THREAD = {
 os.environ["PATH"] = f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 SEARCHED = os.environ["PATH"] + ":/usr/sbin:/sbin"  # Slurm's daemons, when we are not root
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Numbers are those of processors everywhere, also where there are GPUs.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+CARDS = gpus.here().uuids
+"""GPUs of this machine, for tests marked `gpu`; hidden from all others"""
+os.environ[gpus.VISIBLE] = ""
+gpus.here.cache_clear()
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
 
@@ -94,8 +98,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for programs in PROGRAMS[what]:
             if not any(shutil.which(program, path=SEARCHED) for program in programs):
                 message = f"requires {what}: no {' or '.join(programs)} in PATH"
-                required = what in os.environ.get("GLASS_REQUIRE", "").split(",")
-                (pytest.fail if required else pytest.skip)(message)
+                leave_out(what, message)
+    cards = max((mark.args[0] for mark in item.iter_markers("gpu")), default=0)
+    if cards > len(CARDS):
+        leave_out("gpu", f"requires {plural(cards, 'GPU')}, and there are {len(CARDS)}")
+
+
+def leave_out(requirement: str, message: str) -> None:
+    """Skip a test, or fail it where its requirement must be met."""
+    required = requirement in os.environ.get("GLASS_REQUIRE", "").split(",")
+    (pytest.fail if required else pytest.skip)(message)
 
 
 @pytest.fixture(scope="session")
