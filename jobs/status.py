@@ -39,6 +39,8 @@ WIDTH = 1000
 """columns of a table that goes into a file or a pipe: nothing is cut there"""
 NAME = 16
 """columns that the name of a run has at least"""
+FEWEST = 2
+"""runs that are shown however small the terminal is"""
 MOST_ARMS = 12
 """lines of arms; of more there are none"""
 ORDER = ("running", "ending", "failed", "damaged", "requeued", "pending", "stopped", "complete")
@@ -65,13 +67,13 @@ def main(argv: list[str]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
-    lines = None if args.all or not console.is_terminal else max(8, console.height - 6)
+    lines = None if args.all or not console.is_terminal else console.height - 1  # for the prompt
     if not args.watch:
         console.print(page(args.config, root, lines))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True) as live:
         while True:
-            live.update(page(args.config, root, lines, tries=1), refresh=True)
+            live.update(page(args.config, root, lines, tries=1, together=True), refresh=True)
             time.sleep(EVERY)
 
 
@@ -79,12 +81,20 @@ Rows = list[slurm.Queued] | None
 """what is in Slurm's queue; None where it does not answer"""
 
 
-def page(config: str | None, root: Path, lines: int | None, tries: int = 0) -> Group:
-    """What is shown; at most so many lines, or all. Slurm is asked at most `tries` times."""
+def page(
+    config: str | None, root: Path, lines: int | None, tries: int = 0, together: bool = False
+) -> Group:
+    """What is shown; of each study at most so many lines, or of all `together`; None for all.
+
+    Slurm is asked at most `tries` times.
+    """
     rows, trouble = in_queue(tries)
     if config:
         return Group(*trouble, study_part(*find_study(config, root=root), rows, lines))
-    return Group(*trouble, *(part_or_error(name, root, rows, lines) for name in names(root)))
+    found = names(root)
+    if together and lines is not None:
+        lines //= len(found)
+    return Group(*trouble, *(part_or_error(name, root, rows, lines) for name in found))
 
 
 def in_queue(tries: int) -> tuple[Rows, list[Text]]:
@@ -96,7 +106,7 @@ def in_queue(tries: int) -> tuple[Rows, list[Text]]:
         return None, [Text(f"Slurm cannot be asked, this is what is on disk: {said}", "yellow")]
 
 
-def part_or_error(name: str, root: Path, rows: Rows, lines: int | None) -> Group:
+def part_or_error(name: str, root: Path, rows: Rows, lines: int | None) -> StudyPart | Group:
     """One study of all, or what is wrong with it: the others are shown."""
     try:
         return study_part(*find_study(name, root=root), rows, lines)
@@ -112,8 +122,8 @@ def names(root: Path) -> list[str]:
     return found
 
 
-def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> Group:
-    """Headline and table of one study."""
+def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> StudyPart:
+    """Headline and table of one study, in so many lines if FEWEST runs have room there."""
     runs = sorted(states(study, place, rows), key=lambda run: run.order)  # else as in the study
     counts = Counter(run.state for run in runs)
     words = [f"{counts[state]} {state}" for state in sorted(counts, key=place_of)]
@@ -122,15 +132,14 @@ def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> 
         head.append(f"; about {duration(eta)} left at this pace")
     arms = arm_lines(study, runs)
     others = waiting(place, rows or [])
-    shown = runs if lines is None else runs[: max(min(4, lines), lines - len(arms))]
-    left = len(runs) - len(shown)
-    more = [f"… and {left} more; python -m jobs.status --all shows them"] if left else []
-    if counts["damaged"]:
-        more += [
-            "damaged: make submit mends a result.json; where that is not enough, remove the "
-            "directory of such a run, and make submit trains it again"
-        ]
-    return Group(head, *map(Text, others), *map(Text, arms), RunTable(shown), *more, "")
+    below = [Text(MEND)] if counts["damaged"] else []
+    return StudyPart([head, *map(Text, others), *map(Text, arms)], runs, below, lines)
+
+
+MEND = (
+    "damaged: make submit mends a result.json; where that is not enough, remove the "
+    "directory of such a run, and make submit trains it again"
+)
 
 
 def study_left(runs: Sequence[RunLine]) -> float | None:
@@ -272,14 +281,38 @@ LEFT = {"run", "state", "where or why"}
 
 
 @dataclass(frozen=True)
+class StudyPart:
+    """What is told of one study above and below its runs; at most so many lines, or all."""
+
+    above: Sequence[Text]
+    runs: Sequence[RunLine]
+    below: Sequence[Text]
+    lines: int | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        room = None
+        if self.lines is not None:
+            told = (*self.above, *self.below)
+            taken = sum(len(text.wrap(console, options.max_width)) for text in told)
+            room = self.lines - taken - 3  # headings, how many more there are, an empty line
+        yield from self.above
+        yield RunTable(self.runs, room)
+        yield from self.below
+        yield ""
+
+
+@dataclass(frozen=True)
 class RunTable:
     """One line per run. Put together here: rich's own table takes 10 s for 3,000 runs.
 
     Where it is too wide for the terminal, names are shortened in their middle and columns that
-    say nothing are left out; why a run waits or failed then stands below it, whole.
+    say nothing are left out; why a run waits or failed then stands below it, whole. Of what does
+    not fit into `room` lines it says how much that is.
     """
 
     runs: Sequence[RunLine]
+    room: int | None = None
+    """lines for runs; None for as many as they need"""
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
         yield self.text(options.max_width)
@@ -297,11 +330,16 @@ class RunTable:
         if len(head) > width:
             head = line(headings, [*headings[:-1], ""], widths)
         text.append(head, "bold")
-        for run, row in zip(self.runs, rows, strict=True):
+        taken = 0
+        for i, (run, row) in enumerate(zip(self.runs, rows, strict=True)):
             told = line(headings, row, widths)
             if len(told) > width and row[-1]:
                 told = line(headings, [*row[:-1], ""], widths)
                 told = "\n".join([told, *textwrap.wrap(row[-1], width - 4, **BELOW)])
+            taken += told.count("\n") + 1
+            if self.room is not None and taken > self.room and i >= FEWEST:
+                text.append(f"\n… and {len(self.runs) - i} more; glass status --all shows them")
+                break
             text.append("\n" + told, COLOURS.get(run.state))
         return text
 

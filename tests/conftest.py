@@ -29,6 +29,7 @@ VENV_BIN = Path(sys.executable).parent
 PROGRAMS: dict[str, list[tuple[str, ...]]] = {
     "mpi": [("mpiexec",)],
     "slurm": [("sbatch",), ("slurmctld",), ("slurmd",), ("munged",)],
+    "tmux": [("tmux",)],
     "chromium": [("chromium", "chromium-browser", "google-chrome")],
 }
 
