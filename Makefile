@@ -8,7 +8,7 @@ export GLASS_LOGS := $(LOGS)
 endif
 
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
-JOB := $(IN_VENV) .venv/bin/python -m jobs
+GLASS := .venv/bin/glass
 STUDY := $${CONFIG:+"$$CONFIG"}
 PAGE := glass_cnn/report/templates
 DENO := DENO_NO_UPDATE_CHECK=1 DENO_DIR=.venv/deno deno
@@ -22,60 +22,60 @@ setup: .venv/.ready ## make .venv (GPU=1, MPI=site, HOROVOD=0, PYTHON=path); eve
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
 
 doctor: setup ## what this machine offers: versions, MPI ranks that start, LAMMPS styles, GPU, Slurm
-	@$(JOB).doctor
+	@$(GLASS) doctor
 
 submit: setup ## a whole study: CONFIG=jobs/x.yaml [LAUNCHER=auto|local|slurm RANKS=n SET="a.b=c ..." DRY_RUN=1 LOGS=dir]
-	@$(JOB).submit $(STUDY) $${LAUNCHER:+--launcher "$$LAUNCHER"} $${RANKS:+--ranks "$$RANKS"} \
+	@$(GLASS) submit $(STUDY) $${LAUNCHER:+--launcher "$$LAUNCHER"} $${RANKS:+--ranks "$$RANKS"} \
 	    $(SETS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
 status: setup ## a table of runs, once [CONFIG=...]
-	@$(JOB).status $(STUDY)
+	@$(GLASS) status $(STUDY)
 
 watch: setup ## the same, live
-	@$(JOB).status $(STUDY) --watch
+	@$(GLASS) status $(STUDY) --watch
 
 cancel: setup ## stop a study's runs at a checkpoint: CONFIG=...
-	@$(JOB).cancel $(STUDY)
+	@$(GLASS) cancel $(STUDY)
 
 aggregate: setup ## run directories to a table and statistics: CONFIG=...
-	@$(JOB).aggregate $(STUDY) $(SETS)
+	@$(GLASS) aggregate $(STUDY) $(SETS)
 
 report: setup ## the table to report.html and results_log.md: CONFIG=... or several, CONFIG="a b"
-	@$(JOB).report $(STUDY) $(SETS)
+	@$(GLASS) report $(STUDY) $(SETS)
 
 data-report: setup ## a page about data alone: DATA=logs/datasets/<name> or a study [SET="a.b=c ..."]
-	@$(JOB).data_report $${DATA:+"$$DATA"} $(SETS)
+	@$(GLASS) data-report $${DATA:+"$$DATA"} $(SETS)
 
 baselines: setup ## what energies, distances, order and spectra alone tell of a study's data: CONFIG=...
-	@$(JOB).baselines $(STUDY) $(SETS)
+	@$(GLASS) baselines $(STUDY) $(SETS)
 
 evaluate: setup ## a saved model on validation and test, or other data: RUN=logs/<study>/runs/<run> [DATA=dir or study]
-	@$(JOB).evaluate $${RUN:+"$$RUN"} $${DATA:+--data "$$DATA"}
+	@$(GLASS) evaluate $${RUN:+"$$RUN"} $${DATA:+--data "$$DATA"}
 
 visualize: setup ## what a saved model sees: RUN=...
-	@$(JOB).visualize $${RUN:+"$$RUN"}
+	@$(GLASS) visualize $${RUN:+"$$RUN"}
 
 predict: setup ## a saved model on images or frames without labels: RUN=... SOURCE=file or dir [FIT=crop|resize TEMPERATURES=2:0.05]
-	@$(JOB).predict $${RUN:+"$$RUN"} "$$SOURCE" $${FIT:+--fit "$$FIT"} $${TEMPERATURES:+--temperatures "$$TEMPERATURES"}
+	@$(GLASS) predict $${RUN:+"$$RUN"} "$$SOURCE" $${FIT:+--fit "$$FIT"} $${TEMPERATURES:+--temperatures "$$TEMPERATURES"}
 
 export: setup ## a saved model for other programs: RUN=... FORMAT=keras|savedmodel|onnx|safetensors [WHICH=best|latest]
-	@$(JOB).export $${RUN:+"$$RUN"} $${FORMAT:+--format "$$FORMAT"} $${WHICH:+--which "$$WHICH"}
+	@$(GLASS) export $${RUN:+"$$RUN"} $${FORMAT:+--format "$$FORMAT"} $${WHICH:+--which "$$WHICH"}
 
 export-frames: setup ## data for OVITO: CONFIG=... [FORMAT=gsd|xyz] or one cooling anew [TRAJECTORY=number FRAMES=50]
-	@$(JOB).export_frames $(STUDY) $${FORMAT:+--format "$$FORMAT"} $${TRAJECTORY:+--trajectory "$$TRAJECTORY"} \
+	@$(GLASS) export-frames $(STUDY) $${FORMAT:+--format "$$FORMAT"} $${TRAJECTORY:+--trajectory "$$TRAJECTORY"} \
 	    $${FRAMES:+--frames "$$FRAMES"} $(SETS)
 
 verify: setup ## audit a run by replay: RUN=... [RANKS=as many as it had COUNT=parts trained again]
-	@$(IN_VENV) $${RANKS:+mpiexec -n "$$RANKS"} .venv/bin/python -m jobs.verify $${RUN:+"$$RUN"} $${COUNT:+--count "$$COUNT"}
+	@$(IN_VENV) $${RANKS:+mpiexec -n "$$RANKS"} $(GLASS) verify $${RUN:+"$$RUN"} $${COUNT:+--count "$$COUNT"}
 
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
-	@$(JOB).import_data "$$SOURCE" $(STUDY) $(SETS)
+	@$(GLASS) import "$$SOURCE" $(STUDY) $(SETS)
 
 schema: setup ## the JSON schema of study files, for editors
-	@$(JOB).schema
+	@$(GLASS) schema
 
 reference: setup ## docs/settings.md, docs/columns.md and jobs/study.schema.json anew from the code
-	@$(JOB).reference
+	@$(GLASS) reference
 
 test: .venv/.ready-dev ## all tests; QUICK=1: those that need no ranks, LAMMPS or Slurm, in a minute
 	@$(IN_VENV); python -m pytest -m "not slurm" -n 2 --dist loadgroup --no-loadscope-reorder$(if \
@@ -111,7 +111,7 @@ help: ## this list
 
 # Older than a pin, made in another place, its interpreter gone, or options given: let install.py look closer. First
 # what the commands were given is looked at: set-up can take minutes.
-STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(GPU)$(MPI)$(HOROVOD)$(PYTHON),FORCE) \
+STALE := $(if $(wildcard .venv/bin/python),,FORCE) $(if $(wildcard .venv/bin/glass),,FORCE) $(if $(GPU)$(MPI)$(HOROVOD)$(PYTHON),FORCE) \
          $(if $(findstring "root": "$(CURDIR)",$(file <.venv/.ready)),,FORCE)
 STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-report baselines import evaluate visualize predict export export-frames verify,$(MAKECMDGOALS))
 .venv/.ready: $(filter-out %/dev.txt,$(wildcard requirements/*.txt requirements/*.py)) $(STALE)

@@ -99,6 +99,7 @@ def set_up(asked: Mapping[str, Any]) -> None:
     """Bring `.venv` to what is asked for."""
     before = read_stamp(STAMP)
     if before and before["pins"] == pins_digest() and asked.items() <= before.items():
+        write_command()  # of this version: packages are the same
         STAMP.touch()
         return
     if VENV.is_symlink():  # to another clone's, perhaps, whose stamp is not ours to remove

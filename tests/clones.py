@@ -58,6 +58,7 @@ def pretend_complete(clone: Path, install: ModuleType) -> dict[str, Any]:
         f"exec {sys.executable} -c '{show}' \"$@\"\n"
     )
     python.chmod(0o755)
+    install.write_command()
     stamp = {
         "root": str(clone),
         "python": install.interpreter(),

@@ -112,6 +112,8 @@ def test_set_up_writes_the_command(
     install: ModuleType, clone: Path, complete: dict[str, Any], tmp_path: Path
 ) -> None:
     assert complete
-    install.write_command()
+    (clone / ".venv/bin/glass").unlink()  # as after an update from a version without it
+    made = clones.run("make", "status", cwd=clone, env={"PIP_NO_INDEX": "1", "UV_OFFLINE": "1"})
+    assert json.loads(made.stdout.splitlines()[-1])[1:] == ["-m", "jobs", "status"], made
     answer = clones.run(clone / ".venv/bin/glass", "status", "a b", cwd=tmp_path)
     assert json.loads(answer.stdout)[1:] == ["-m", "jobs", "status", "a b"]

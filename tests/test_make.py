@@ -110,50 +110,56 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         typed = [f"{name}={value}" for name, value in values.items()]
         answer = run("make", "submit", *typed, cwd=clone)
     flags = [word for name in ("launcher", "ranks", "set") for word in (f"--{name}", NASTY)]
-    assert words(answer) == ["-m", "jobs.submit", NASTY, *flags]
+    assert words(answer) == ["-m", "jobs", "submit", NASTY, *flags]
     assert not list(clone.rglob("pwned"))
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["submit", "CONFIG=jobs/a b.yaml"], ["jobs.submit", "jobs/a b.yaml"]),
-        (["submit", "CONFIG=x", "DRY_RUN=1"], ["jobs.submit", "x", "--dry-run"]),
-        (["submit", "CONFIG=x", "DRY_RUN=0"], ["jobs.submit", "x"]),
+        (["submit", "CONFIG=jobs/a b.yaml"], ["submit", "jobs/a b.yaml"]),
+        (["submit", "CONFIG=x", "DRY_RUN=1"], ["submit", "x", "--dry-run"]),
+        (["submit", "CONFIG=x", "DRY_RUN=0"], ["submit", "x"]),
         (
             ["submit", "CONFIG=x", "LAUNCHER=local", "RANKS=2", "SET=a.b=1 c='d e'"],
-            ["jobs.submit", "x", "--launcher", "local", "--ranks", "2", "--set", "a.b=1 c='d e'"],
+            ["submit", "x", "--launcher", "local", "--ranks", "2", "--set", "a.b=1 c='d e'"],
         ),
-        (["status"], ["jobs.status"]),
-        (["watch", "CONFIG=x"], ["jobs.status", "x", "--watch"]),
-        (["cancel", "CONFIG=x"], ["jobs.cancel", "x"]),
-        (["aggregate", "CONFIG=x"], ["jobs.aggregate", "x"]),
-        (["report", "CONFIG=x"], ["jobs.report", "x"]),
-        (["data-report", "DATA=d", "SET=a.b=1"], ["jobs.data_report", "d", "--set", "a.b=1"]),
-        (["baselines", "CONFIG=x"], ["jobs.baselines", "x"]),
-        (["evaluate", "RUN=logs/s/runs/r"], ["jobs.evaluate", "logs/s/runs/r"]),
-        (["evaluate", "RUN=r", "DATA=d"], ["jobs.evaluate", "r", "--data", "d"]),
-        (["visualize", "RUN=r"], ["jobs.visualize", "r"]),
-        (["verify", "RUN=r", "COUNT=3"], ["jobs.verify", "r", "--count", "3"]),
-        (["export", "RUN=r", "FORMAT=onnx"], ["jobs.export", "r", "--format", "onnx"]),
+        (["status"], ["status"]),
+        (["watch", "CONFIG=x"], ["status", "x", "--watch"]),
+        (["cancel", "CONFIG=x"], ["cancel", "x"]),
+        (["aggregate", "CONFIG=x"], ["aggregate", "x"]),
+        (["report", "CONFIG=x"], ["report", "x"]),
+        (["data-report", "DATA=d", "SET=a.b=1"], ["data-report", "d", "--set", "a.b=1"]),
+        (["baselines", "CONFIG=x"], ["baselines", "x"]),
+        (["evaluate", "RUN=logs/s/runs/r"], ["evaluate", "logs/s/runs/r"]),
+        (["evaluate", "RUN=r", "DATA=d"], ["evaluate", "r", "--data", "d"]),
+        (["visualize", "RUN=r"], ["visualize", "r"]),
+        (["verify", "RUN=r", "COUNT=3"], ["verify", "r", "--count", "3"]),
+        (["schema"], ["schema"]),
+        (["export-frames", "CONFIG=x", "FRAMES=5"], ["export-frames", "x", "--frames", "5"]),
+        (["export", "RUN=r", "FORMAT=onnx"], ["export", "r", "--format", "onnx"]),
         (
             ["predict", "RUN=r", "SOURCE=a b", "FIT=crop", "TEMPERATURES=2:1"],
-            ["jobs.predict", "r", "a b", "--fit", "crop", "--temperatures", "2:1"],
+            ["predict", "r", "a b", "--fit", "crop", "--temperatures", "2:1"],
         ),
-        (["import", "SOURCE=d", "CONFIG=x"], ["jobs.import_data", "d", "x"]),
-        (["import", "CONFIG=x"], ["jobs.import_data", "", "x"]),
+        (["import", "SOURCE=d", "CONFIG=x"], ["import", "d", "x"]),
+        (["import", "CONFIG=x"], ["import", "", "x"]),
         (
             ["import", "SOURCE=d", "CONFIG=x", "SET=a.b=1 c=2"],
-            ["jobs.import_data", "d", "x", "--set", "a.b=1 c=2"],
+            ["import", "d", "x", "--set", "a.b=1 c=2"],
         ),
-        (["report", "CONFIG=x", "SET=a.b=1"], ["jobs.report", "x", "--set", "a.b=1"]),
-        (["torture", "COUNT=3"], ["tests.torture", "--count", "3"]),
+        (["report", "CONFIG=x", "SET=a.b=1"], ["report", "x", "--set", "a.b=1"]),
     ],
 )
-def test_targets_call_their_jobs(
+def test_targets_call_the_one_command(
     clone: Path, complete: dict[str, Any], command: list[str], expected: list[str]
 ) -> None:
-    assert words(run("make", *command, cwd=clone)) == ["-m", *expected]
+    assert words(run("make", *command, cwd=clone)) == ["-m", "jobs", *expected]
+
+
+def test_torture_is_a_module_of_the_tests(clone: Path, complete: dict[str, Any]) -> None:
+    answer = run("make", "torture", "COUNT=3", cwd=clone)
+    assert words(answer) == ["-m", "tests.torture", "--count", "3"]
 
 
 def test_logs_reach_every_job(clone: Path, complete: dict[str, Any]) -> None:
