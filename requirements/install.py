@@ -137,6 +137,7 @@ def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
         compile_mpi4py()
     if options.horovod:
         install_horovod(toolkit, options.mpicc)
+    steps.byte_compile()
     check_imports(options)
     write_command()
 
@@ -147,6 +148,7 @@ def add_dev() -> None:
     if not DEV.exists() or DEV.read_text() != digest:
         say("packages for tests and checks")
         steps.install_pins("dev", step="installing packages for tests and checks")
+        steps.byte_compile()
     DEV.write_text(digest)
 
 

@@ -133,6 +133,19 @@ def test_uv_installs_where_it_can_and_pip_where_not(
         assert f"{steps.REQUIREMENTS}/cpu.txt" in call
 
 
+def test_packages_are_compiled_whatever_python_is_told(
+    steps: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(steps, "PYTHON", Path(sys.executable))
+    folder = steps.VENV / "lib/python3.11/site-packages"
+    folder.mkdir(parents=True)
+    (folder / "good.py").write_text("x = 1\n")
+    (folder / "template.py").write_text("x = {{ value\n")
+    steps.byte_compile()
+    assert [path.name.split(".")[0] for path in folder.glob("__pycache__/*.pyc")] == ["good"]
+
+
 def test_a_failed_set_up_is_not_complete_and_names_the_cause(clone: Path) -> None:
     pin = f"glass-cnn-without-such-a-package==1 --hash=sha256:{'0' * 64}\n"
     (clone / "requirements/base.txt").write_text(pin)

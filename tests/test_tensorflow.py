@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,18 @@ def test_who_asks_for_all_that_tensorflow_says_gets_it(
     with room.without_notice():
         os.write(2, NOTICE.encode())
     assert capfd.readouterr().err == NOTICE
+
+
+@pytest.mark.lasting
+def test_keras_and_what_it_brings_are_loaded_when_they_are_used() -> None:
+    script = (
+        "from glass_cnn.tensorflow import tf; import sys; tf.constant(1.0).numpy(); "
+        "print(sorted({'keras', 'pandas', 'scipy.stats', 'sklearn', 'matplotlib'} & set(sys.modules))); "
+        "print(tf.keras.layers.Dense(3).units)"
+    )
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\n") == ["[]", "3", ""]
 
 
 @pytest.mark.parametrize(("gpus", "nccl"), [(1, False), (1, True), (0, False)])
