@@ -53,8 +53,10 @@ class _Later:
 
 @contextlib.contextmanager
 def without_keras() -> Iterator[None]:
-    """Leave Keras unloaded meanwhile, and Matplotlib, scikit-learn and pandas with it: a third of what a
-    start takes, and what trains needs none of them. `tf.keras` still loads it."""
+    """Leave Keras unloaded meanwhile, and what it loads: Matplotlib, scikit-learn, pandas.
+
+    A third of what a start takes, and training needs none of them. `tf.keras` still loads it.
+    """
     later = _Later()
     sys.meta_path.insert(0, later)
     try:

@@ -53,7 +53,8 @@ def test_who_asks_for_all_that_tensorflow_says_gets_it(
 def test_keras_and_what_it_brings_are_loaded_when_they_are_used() -> None:
     script = (
         "from glass_cnn.tensorflow import tf; import sys; tf.constant(1.0).numpy(); "
-        "print(sorted({'keras', 'pandas', 'scipy.stats', 'sklearn', 'matplotlib'} & set(sys.modules))); "
+        "others = {'keras', 'pandas', 'scipy.stats', 'sklearn', 'matplotlib'}; "
+        "print(sorted(others & set(sys.modules))); "
         "print(tf.keras.layers.Dense(3).units)"
     )
     command = [sys.executable, "-c", script]
