@@ -1,18 +1,16 @@
-"""What a clone holds and what a package of it holds: licence, citation, types, the top level."""
+"""What a clone holds: licence, citation, types, the top level; that there is no package of it."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-PACKAGES = ("hpc", "glass_cnn", "jobs")
 TOP = {"hpc", "jobs", "glass_cnn", "slurm", "logs", "tests", "Makefile"}
 
 
@@ -23,20 +21,6 @@ def tracked(root: Path) -> list[str]:
         ["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True
     )
     return listed.stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def wheel(root: Path, tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package that a clone builds, without what lies about in the work tree."""
-    clone = tmp_path_factory.mktemp("clone")
-    for name in tracked:
-        kept = name.startswith((*(f"{p}/" for p in PACKAGES), "requirements/"))
-        if kept or "/" not in name:
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / name, clone / name)
-    build = "import setuptools.build_meta as b; b.build_wheel('.')"
-    subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, check=True)
-    return next(clone.glob("*.whl"))
 
 
 def version(root: Path) -> str:
@@ -55,17 +39,30 @@ def test_outputs_stay_out_of_git_but_for_their_description(root: Path, tracked: 
     assert subprocess.run(asked, cwd=root).returncode == 0
 
 
-def test_a_package_holds_every_module_template_licence_and_mark_of_types(
-    wheel: Path, tracked: list[str]
+HOOKS = [f"{p}build_{k}" for p in ("", "get_requires_for_") for k in ("wheel", "sdist", "editable")]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_whoever_asks_for_a_package_is_told_that_an_installation_is_a_clone(
+    root: Path, hook: str
 ) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = (".py", ".j2", ".js", ".css", "py.typed")
-    wanted = {n for n in tracked if n.split("/")[0] in PACKAGES and n.endswith(kinds)}
-    assert wanted <= names
-    assert {"hpc/py.typed", "glass_cnn/py.typed"} <= names
-    info = next(n for n in names if n.endswith(".dist-info/METADATA"))
-    assert "License-Expression: BSD-3-Clause" in zipfile.ZipFile(wheel).read(info).decode()
-    assert info.replace("METADATA", "licenses/LICENSE") in names
+    system = tomllib.loads((root / "pyproject.toml").read_text())["build-system"]
+    assert system["requires"] == [], "nothing is downloaded for a message"
+    build = f"import {system['build-backend']} as backend; backend.{hook}('.')"
+    place = root / system["backend-path"][0]
+    answer = subprocess.run(
+        [sys.executable, "-c", build], cwd=place, capture_output=True, text=True
+    )
+    assert answer.returncode == 1
+    (said,) = answer.stderr.splitlines()
+    assert said.startswith("error: glass-cnn is not installed as a package")
+    assert "make setup" in said
+
+
+def test_a_clone_brings_its_licence_and_its_types(root: Path, tracked: list[str]) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "BSD-3-Clause"
+    assert {*project["license-files"], "hpc/py.typed", "glass_cnn/py.typed"} <= set(tracked)
 
 
 def test_the_citation_names_this_version_and_licence(root: Path) -> None:
