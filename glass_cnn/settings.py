@@ -10,6 +10,7 @@ set (`data`) or which results of a run (`run`); without a mark it changes all th
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,6 +229,15 @@ class Checkpointing(Settings):
         return self
 
 
+def _address(value: str) -> str:
+    if not re.fullmatch(r"[\w.+][\w.+-]*@[\w.-]+\w", value):
+        raise ValueError("must be one e-mail address, such as me@example.org")
+    return value
+
+
+Mail = Annotated[str, pydantic.AfterValidator(_address)]
+
+
 class Launch(Settings):
     """Where and how runs are started; changes no result beyond rounding."""
 
@@ -254,6 +264,8 @@ class Launch(Settings):
     """Slurm site profile: a name in slurm/sites/ or the path of a YAML file"""
     slurm: dict[str, Any] = {}
     """values laid over the site profile (nodes, ranks_per_node, time, partition, account, …)"""
+    notify: Annotated[Mail | None, Identity(since=2)] = None
+    """address to which Slurm writes one mail when the study has ended, or its report failed"""
 
 
 class Analysis(Settings):

@@ -38,6 +38,8 @@ class BatchJob:
     """how it depends on the jobs of the stage before it"""
     array: bool = True
     """an array of its tasks, also of one; else a single job of a single task"""
+    notify: str | None = None
+    """address that is told of its end"""
 
     @property
     def text(self) -> str:
@@ -90,11 +92,16 @@ def _gpus(shape: Shape, site: Site) -> tuple[str, int]:
 
 
 def plan(
-    stages: Sequence[Stage], folder: Path, site: Site, array_limit: int
+    stages: Sequence[Stage],
+    folder: Path,
+    site: Site,
+    array_limit: int,
+    notify: str | None = None,
 ) -> list[list[BatchJob]]:
     """The jobs of each stage, in chunks so that no array index reaches `array_limit`.
 
-    Where arrays are switched off (a limit of 0 or 1), each task is a job by itself.
+    `notify` is told of the end of the last stage's job alone. Where arrays are switched off (a
+    limit of 0 or 1), each task is a job by itself.
     """
     limit = array_limit if site.max_array_size is None else site.max_array_size
     size, arrays = max(1, limit - 1), limit > 1
@@ -108,7 +115,8 @@ def plan(
         for first in range(0, len(stage.tasks), size):
             chunk = dataclasses.replace(stage, tasks=stage.tasks[first : first + size])
             own = site.of(stage.name, stage.main)
-            jobs[-1].append(BatchJob(chunk, own, folder / next(files), after, arrays))
+            told = notify if stage.sums_up and number == len(stages) - 1 else None
+            jobs[-1].append(BatchJob(chunk, own, folder / next(files), after, arrays, told))
     return jobs
 
 
@@ -132,6 +140,7 @@ def command(job: BatchJob, study: str, before: Sequence[str] = ()) -> list[str]:
     if job.after and before:
         words += [f"--dependency={job.after}:{':'.join(before)}"]
         words += ["--kill-on-invalid-dep=yes"] if job.after == "afterok" else []
+    words += [f"--mail-user={job.notify}", "--mail-type=END,FAIL"] if job.notify else []
     template = f"slurm/{job.stage.name}.sh"
     return [*words, *resources(job.stage, job.site), template, "--tasks", str(job.file)]
 

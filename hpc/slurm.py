@@ -255,6 +255,8 @@ class Slurm:
     """values laid over it"""
     sections: tuple[str, ...] = ()
     """names of stages that may have values of their own in it"""
+    notify: str | None = None
+    """address to which Slurm writes when the last job has ended"""
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Submit what is neither done nor in the queue; returns the exit code.
@@ -266,7 +268,7 @@ class Slurm:
         folder = self.study / JOBS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         if dry_run:
             limit = _array_limit() if answers() else MAX_ARRAY_SIZE
-            batch.show(batch.plan(stages, folder, site, limit), self.study.name)
+            batch.show(batch.plan(stages, folder, site, limit, self.notify), self.study.name)
             return EXIT_COMPLETE
         make_directory(folder.parent)
         _tell_wishes()
@@ -276,7 +278,7 @@ class Slurm:
             todo = [_missing(stage, queued) for stage in stages]
             if any(stage.tasks for stage in todo):
                 folder = new_directory(folder)
-            jobs = batch.plan(todo, folder, site, _array_limit())
+            jobs = batch.plan(todo, folder, site, _array_limit(), self.notify)
             _submit(stages, jobs, self.study, queued)
         return EXIT_COMPLETE
 

@@ -89,11 +89,15 @@ def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]
         from hpc import slurm
 
         if kind == "slurm" or slurm.answers():
-            return slurm.Slurm(place.path, launch.site, launch.slurm, SECTIONS), False
+            return slurm.Slurm(
+                place.path, launch.site, launch.slurm, SECTIONS, launch.notify
+            ), False
         if shutil.which("sbatch"):
             print("note: sbatch is installed and no Slurm answers; using this machine.")
     from hpc.local import Local
 
+    if launch.notify:
+        print("note: launch.notify writes no mail from this machine; it is for jobs of Slurm.")
     return Local(launch.side_by_side, usable_gpus(), launch.runs_per_gpu), True
 
 

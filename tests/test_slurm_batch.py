@@ -80,6 +80,14 @@ def test_stages_depend_on_the_one_before() -> None:
     assert not [word for word in batch.command(jobs[1][0], "x") if "dependency" in word]
 
 
+def test_one_mail_is_written_when_the_last_job_has_ended() -> None:
+    jobs = plan(study_stages(3), Path("/j"), Site(ranks_per_node=8), 2, "me@example.org")
+    words = [batch.command(job, "x") for chunks in jobs for job in chunks]
+    assert len(words) == 5, "arrays of one task"
+    mails = [[word for word in each if "mail" in word] for each in words]
+    assert mails == [[], [], [], [], ["--mail-user=me@example.org", "--mail-type=END,FAIL"]]
+
+
 def test_own_options_of_the_profile_win() -> None:
     words = resources(
         study_stages(1)[1], Site(ranks_per_node=4, options=("--time=5", "--exclusive"))
@@ -208,10 +216,34 @@ def test_mistakes_in_a_profile_are_named(over: dict[str, Any], message: str) -> 
 
 
 def test_unknown_site_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Known: cpu, dev, gpu"):
+    with pytest.raises(ConfigError, match="Known: cpu, dev, gpu, karolina"):
         load_site("devv", {})
     with pytest.raises(ConfigError, match="no such file"):
         load_site(str(tmp_path / "mine.yaml"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        ("karolina", "1 --cpus-per-task=16 --gpus-per-node=1"),
+        ("leonardo", "1 --cpus-per-task=8 --gpus-per-node=1"),
+        ("marenostrum5", "1 --cpus-per-task=20 --gpus-per-node=1"),
+        ("perlmutter", "1 --cpus-per-task=32 --gpus-per-node=4"),
+        ("snellius", "1 --cpus-per-task=18 --gpus-per-node=1"),
+    ],
+)
+def test_profiles_of_centres_say_that_they_are_untested_and_ask_for_gpus(
+    root: Path, name: str, gpus: str
+) -> None:
+    assert "UNTESTED" in (root / "slurm" / "sites" / f"{name}.yaml").read_text()
+    site = load_site(name, {}, SECTIONS)
+    simulate, train, report = study_stages(1, 1)
+    words = " ".join(resources(train, site.of("train", main=True)))
+    assert f"--ntasks-per-node={gpus} " in words
+    for stage in (simulate, report):
+        assert "gpu" not in " ".join(resources(stage, site.of(stage.name))).replace(
+            "--partition=qgpu", ""
+        )
 
 
 def test_a_profile_of_ones_own_may_extend_a_shipped_one(tmp_path: Path, root: Path) -> None:

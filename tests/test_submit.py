@@ -17,7 +17,7 @@ from glass_cnn.pipeline import Pipeline, pipeline
 from glass_cnn.study import load_study
 from hpc import gpus, provenance
 from hpc.commandline import run_main
-from hpc.errors import EXIT_AGAIN, ConfigError, DataError
+from hpc.errors import EXIT_AGAIN, EXIT_CONFIG, ConfigError, DataError
 from hpc.files import read_json
 from hpc.preempt import STOP_SIGNALS
 from hpc.records import read_records
@@ -70,6 +70,17 @@ def test_gpus_are_handed_out_where_tensorflow_can_use_them(
     monkeypatch.setattr(provenance, "versions", lambda: {package: "2"})
     assert submit.usable_gpus() == used
     assert words in capsys.readouterr().out
+
+
+def test_mail_is_told_to_be_for_slurm_alone(
+    study: Path, tmp_path: Path, tiny_logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tiny.share(tiny_logs, tmp_path / "logs")
+    words = [str(study), "--launcher", "local", "--logs", str(logs), "--dry-run"]
+    assert run_main(submit.main, [*words, "--set", "launch.notify=me@example.org"]) == 0
+    assert "launch.notify writes no mail from this machine" in capsys.readouterr().out
+    assert run_main(submit.main, [*words, "--set", "launch.notify='a b@c'"]) == EXIT_CONFIG
+    assert "must be one e-mail address" in capsys.readouterr().err
 
 
 def test_a_driver_that_does_not_answer_is_told(
