@@ -3,8 +3,9 @@
 SOURCE is a directory with folders called liquid and glass, or with files that have one of these
 words in their names, or with a metadata.json, a list of {"path": …, "label": "liquid" or "glass"}
 and optionally "frame" and "trajectory". The files are PNG, JPEG or TIFF pictures, or LAMMPS dumps,
-extended XYZ or GSD files. The study file needs data.source: import. Exit codes: 0 complete, 75
-stopped on request (run it again), 65 bad data, 78 bad configuration, 70 internal error.
+extended XYZ or GSD files, or what MDAnalysis reads, where it is installed. The study file needs
+data.source: import. Exit codes: 0 complete, 75 stopped on request (run it again), 65 bad data, 78
+bad configuration, 70 internal error.
 """
 
 from __future__ import annotations

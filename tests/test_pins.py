@@ -18,7 +18,7 @@ from tests.clones import run
 
 def pins(root: Path) -> dict[Requirement, list[str]]:
     """Every pin of every file, with its hashes."""
-    texts = [file.read_text() for file in sorted((root / "requirements").glob("*.txt"))]
+    texts = [file.read_text() for file in sorted((root / "requirements").rglob("*.txt"))]
     text = "".join(texts).replace("\\\n", "")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     split = [line.partition("--hash=") for line in lines]

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.configuration import NEIGHBOURS, Configuration
+from glass_cnn.data import mdanalysis
 from glass_cnn.data.text_formats import RawFrame, open_packed, read_lammps, read_xyz, tilted
 from glass_cnn.mixture import TYPE_A, TYPE_B
 from hpc.errors import DataError
 from hpc.words import plural
 
 IMAGE, LAMMPS, XYZ, GSD = "picture", "LAMMPS dump", "extended XYZ", "GSD"
+OTHER = "file for MDAnalysis"
 ENDINGS = {
     ".png": IMAGE,
     ".jpg": IMAGE,
@@ -36,6 +38,7 @@ ENDINGS = {
     ".xyz": XYZ,
     ".extxyz": XYZ,
     ".gsd": GSD,
+    **dict.fromkeys(mdanalysis.ENDINGS, OTHER),
 }
 MAGIC = {
     b"\x89PNG\r\n\x1a\n": IMAGE,
@@ -47,7 +50,8 @@ MAGIC = {
 """first bytes of files that are no text"""
 KNOWN = (
     "PNG, JPEG or TIFF pictures, LAMMPS dumps (.dump, .lammpstrj), extended XYZ (.xyz, .extxyz), "
-    "GSD (.gsd); dumps and XYZ also packed by gzip"
+    "GSD (.gsd); dumps and XYZ also packed by gzip; and what MDAnalysis reads ("
+    f"{', '.join(mdanalysis.ENDINGS)})"
 )
 
 FLAT = 0.1
@@ -61,7 +65,7 @@ FEWEST = NEIGHBOURS + 1
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file is: IMAGE, LAMMPS, XYZ, GSD; None for anything else. Raises DataError."""
+    """What a file is: IMAGE, LAMMPS, XYZ, GSD, OTHER; None for anything else. Raises DataError."""
     try:
         with open_packed(path) as file:
             head = file.read(4096)
@@ -91,12 +95,12 @@ class Frame:
 
 
 def read_trajectory(path: Path, names: Mapping[str, str] | None = None) -> list[Frame]:
-    """All frames of a trajectory file; raises DataError.
+    """All frames of a trajectory file; raises DataError, ConfigError for want of MDAnalysis.
 
     `names` says which particles are A and which are B by what the file calls them.
     """
     readers: dict[str | None, Callable[[Path], Iterator[RawFrame]]]
-    readers = {LAMMPS: read_lammps, XYZ: read_xyz, GSD: _read_gsd}
+    readers = {LAMMPS: read_lammps, XYZ: read_xyz, GSD: _read_gsd, OTHER: mdanalysis.read}
     if (kind := kind_of(path)) not in readers:
         raise DataError(f"{path}: is no trajectory file: known are {KNOWN}.")
     try:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_cnn.data.formats import ENDINGS, IMAGE, KNOWN, kind_of
+from glass_cnn.data.mdanalysis import describes_another
 from glass_cnn.settings import CLASSES
 from hpc.errors import DataError
 from hpc.words import plural
@@ -201,7 +202,9 @@ def _beside(source: Path, entries: Sequence[Entry]) -> Iterator[str]:
         str(path.relative_to(source))
         for folder in sorted({(source / path).parent for path in listed})
         for path in _files(folder, "*")
-        if path.suffix.lower() in ENDINGS and str(path.relative_to(source)) not in listed
+        if path.suffix.lower() in ENDINGS
+        and not describes_another(path)
+        and str(path.relative_to(source)) not in listed
     ]
     if left:
         yield f"{METADATA} does not list {plural(len(left), 'file')} beside others: {_some(left)}"
@@ -218,6 +221,8 @@ def _some(names: Sequence[str]) -> str:
 def _named(source: Path) -> tuple[list[Entry], list[str]]:
     entries, left = [], []
     for path, label in _labelled(source):
+        if describes_another(path):
+            continue
         if label is not None and kind_of(path) is not None:
             entries.append(_entry_of_name(source, path, label))
         elif label is not None or path.suffix.lower() in ENDINGS:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from glass_cnn.data.formats import IMAGE, KNOWN, Frame, kind_of, read_trajectory
+from glass_cnn.data.mdanalysis import describes_another
 from glass_cnn.data.pictures import check_sizes, read_picture
 from glass_cnn.data.render import Image, render
 from glass_cnn.data.store import image_columns
@@ -78,7 +79,7 @@ class Unlabelled:
 def look_into(source: Path, settings: RunSettings) -> Unlabelled:
     """What a source holds that a network of these settings can look at; raises DataError."""
     top = source if source.is_dir() else source.parent
-    files = _files(source)
+    files = [path for path in _files(source) if not describes_another(path)]
     kinds = {path: kind_of(path) for path in files}
     named = [str(path.relative_to(top)) for path in files if kinds[path] is not None]
     pictures = [name for name in named if kinds[top / name] == IMAGE]
