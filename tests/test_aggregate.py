@@ -15,8 +15,10 @@ from glass_cnn.analysis import scan as module
 from glass_cnn.analysis.table import Aggregation, aggregate, combine, find_study, write
 from glass_cnn.paths import StudyDir
 from glass_cnn.records import Lineage
+from glass_cnn.report import tables
 from glass_cnn.study import Study
 from hpc.errors import ConfigError
+from hpc.files import read_json, write_json
 from hpc.records import append_record
 from jobs.aggregate import main
 from tests import synthetic
@@ -84,6 +86,22 @@ def test_a_row_holds_times_accuracies_diagnostics_and_provenance(
     assert (row["lineage_run"], row["lineage_step"]) == ("parent-s1-01234567", 600)
     assert (row["rollbacks"], row["checkpoints_refused"]) == (1, 1)
     assert (row["train.learning_rate.initial"], row["train.batch_size"]) == (1e-3, 80)
+
+
+def test_what_runs_took_of_the_machine_is_summed(study: Study, place: StudyDir) -> None:
+    first, second = (synthetic.write_run(place, run) for run in study.runs[:2])
+    result = read_json(first.result)
+    taken = {"cores": 4, "wall_seconds": 100, "processor_seconds": 300, "peak_memory": 3 << 29}
+    write_json(first.result, result | {"wall_seconds": 1800, "usage": taken})
+    found = aggregate(study, place)
+    row = synthetic.row_of(found, first.name)
+    assert (row["core_hours"], row["peak_memory"], row["useful_share"]) == (2, 3 << 29, 0.75)
+    row = synthetic.row_of(found, second.name)
+    assert (row["core_hours"], row["peak_memory"], row["useful_share"]) == (None, None, None)
+    told = dict(tables.provenance(found))
+    assert told["Core-hours"] == "2 (1 of 2 runs)"
+    assert told["Largest memory of a rank"] == "1.50 GiB"
+    assert told["Use of the cores"] == "75 % (median)"
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ def test_undisturbed_records_are_what_the_design_says(plans: dict[int, Plan], ra
     assert result["final"]["validation_accuracy"] == records[-1]["validation_accuracy"]
     assert result["final"]["iteration"] == 4
     assert (result["steps"], result["seed"], result["restarts"]) == (12, 0, 0)
+    usage = result["usage"]
+    assert usage["cores"] == ranks
+    assert 0 < usage["processor_seconds"] <= 4 * usage["wall_seconds"] * ranks
+    assert 50e6 < usage["peak_memory"] < 50e9
     assert re.fullmatch("[0-9a-f]{64}", result["weights_sha256"])
     assert result["examples"] == {"train": 196, "validation": 42, "test": 42}
     for point in ("optimal", "final"):

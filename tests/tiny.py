@@ -85,7 +85,7 @@ def only_run(root: Path, study: str = "tiny") -> RunDir:
 def outcome(run: RunDir) -> dict[str, Any]:
     """What must be the same however often a run was interrupted: everything but times."""
     result = read_json(run.result)
-    for key in ("wall_seconds", "restarts"):
+    for key in ("wall_seconds", "restarts", "usage"):
         result.pop(key)
     result["data"].pop("created")
     metrics = read_records(run.metrics)

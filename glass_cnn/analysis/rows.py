@@ -126,6 +126,12 @@ class Row:
     """starts after the first"""
     wall_seconds: float | None = None
     """wall time of all starts together, s"""
+    core_hours: float | None = None
+    """that time on the cores of the last start, h"""
+    peak_memory: int | None = None
+    """the most memory that one rank of the last start held, bytes"""
+    useful_share: float | None = None
+    """processor time of the last start as a share of its cores' time, imports included"""
     started: str | None = None
     """time of the first start, UTC"""
     last_started: str | None = None
@@ -359,6 +365,11 @@ def _read_result(row: Row, result: records.Result, metrics: Metrics) -> None:
     row.final_test_accuracy = result.final.test_accuracy
     row.weights_sha256 = result.weights_sha256
     row.restarts, row.wall_seconds = result.restarts, result.wall_seconds
+    if (usage := result.usage) is not None:
+        row.core_hours = result.wall_seconds * usage.cores / 3600
+        row.peak_memory = usage.peak_memory
+        time_of_cores = usage.wall_seconds * usage.cores
+        row.useful_share = usage.processor_seconds / time_of_cores if time_of_cores else None
 
 
 def _read_provenance(row: Row, run: RunDir) -> None:

@@ -160,7 +160,23 @@ def provenance(result: Aggregation) -> list[tuple[str, str]]:
         ("MPI ranks", ", ".join(ranks) or "–"),
         ("Exact runs", _exact(runs["numerics_changed"])),
         ("Wall time", _time_cell(float(runs["wall_seconds"].fill_null(0).sum()))[0]),
+        *_taken(runs),
         ("Study file", Path(result.study.source).name),
+    ]
+
+
+def _taken(runs: pl.DataFrame) -> list[tuple[str, str]]:
+    """What the runs took of the machine, those that say so."""
+    hours, memory, share = (
+        runs[name].drop_nulls() for name in ("core_hours", "peak_memory", "useful_share")
+    )
+    if hours.is_empty():
+        return []
+    told = "" if len(hours) == len(runs) else f" ({words.plain(len(hours))} of {len(runs)} runs)"
+    return [
+        ("Core-hours", f"{float(hours.sum()):.3g}{told}"),
+        ("Largest memory of a rank", f"{float(memory.max()) / (1 << 30):.2f} GiB"),  # type: ignore[arg-type]
+        ("Use of the cores", f"{words.percent(float(share.median()), 0)} (median)"),  # type: ignore[arg-type]
     ]
 
 

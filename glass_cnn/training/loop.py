@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.paths import RunDir
-from glass_cnn.records import Numerics, Start, result_of
+from glass_cnn.records import Numerics, Start, Usage, result_of
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch
 from glass_cnn.training.diagnostics import Diagnostics
@@ -24,6 +24,7 @@ from glass_cnn.training.resume import restore
 from glass_cnn.training.rollback import Rollbacks
 from glass_cnn.training.rounding import move_if_due
 from glass_cnn.training.state import State
+from hpc import provenance
 from hpc.checkpoint_writer import Checkpoints
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE
 from hpc.files import storage_errors
@@ -295,9 +296,20 @@ def finish(job: TrainingJob) -> int:
     sizes = {
         part: len(getattr(job.examples.parts, part)) for part in ("train", "validation", "test")
     }
-    job.recorder.finished(job.state, digest, optimal, final, sizes)
+    job.recorder.finished(job.state, digest, optimal, final, sizes, _usage(job))
     job.world.check(job.stop.error)
     return EXIT_COMPLETE
+
+
+def _usage(job: TrainingJob) -> Usage:
+    """What this start has taken so far. Collective."""
+    spent = job.world.comm.allgather(provenance.spent())
+    return Usage(
+        cores=job.state.numerics.threads * job.world.size,
+        wall_seconds=round(max(each.wall_seconds for each in spent), 3),
+        processor_seconds=round(sum(each.processor_seconds for each in spent), 3),
+        peak_memory=max(each.peak_memory for each in spent),
+    )
 
 
 def _assign_best(job: TrainingJob) -> bool:

@@ -22,6 +22,7 @@ from glass_cnn.records import (
     Result,
     Start,
     Tested,
+    Usage,
     keep_evaluations,
     read_evaluations,
 )
@@ -262,6 +263,7 @@ class Recorder:
         optimal: np.ndarray | None,
         final: np.ndarray,
         examples: dict[str, int],
+        usage: Usage,
     ) -> None:
         """Write result.json: the run is complete; then remove what it needs no more.
 
@@ -283,6 +285,7 @@ class Recorder:
             rollbacks=progress.rollbacks,
             data=state.data,
             chain=self._chain(state),
+            usage=usage,
         )
         write_json(self.run.result, as_dict(result))
         self._ended = True

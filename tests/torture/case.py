@@ -82,7 +82,7 @@ def prepare(place: Path, ranks: int) -> tuple[RunDir, Stage]:
 def outcome(run: RunDir) -> dict[str, Any]:
     """Everything of a run that must not depend on its faults."""
     result = read_json(run.result)
-    for key in ("wall_seconds", "restarts"):
+    for key in ("wall_seconds", "restarts", "usage"):
         result.pop(key)
     metrics = read_records(run.metrics)
     for record in metrics:
