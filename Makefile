@@ -16,7 +16,7 @@ SETS := $${SET:+--set "$$SET"}
 
 .DEFAULT_GOAL := help
 .PHONY: FORCE setup doctor submit status watch cancel aggregate report data-report baselines evaluate visualize predict \
-        export export-frames verify import schema reference test check bench torture horizon slurm-up slurm-down help clean
+        export export-frames verify import schema reference test check docs bench torture horizon slurm-up slurm-down help clean
 
 setup: .venv/.ready ## make .venv (GPU=1, MPI=site, HOROVOD=0, PYTHON=path); every other target does it when needed
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo ".venv is ready")
@@ -86,6 +86,9 @@ check: .venv/.ready-dev ## format, lint, types, shell scripts and the page's scr
 	    $(DENO) fmt --check --no-config --line-width 100 $(PAGE)/*.js $(PAGE)/*.css && \
 	    $(DENO) lint --no-config --rules-include=eqeqeq,no-var $(PAGE)/*.js
 
+docs: .docs/.ready ## the documentation as pages that open from disk; every link is checked
+	@NO_MKDOCS_2_WARNING=1 .docs/bin/python -m mkdocs build --strict && echo .docs/site/index.html
+
 bench: .venv/.ready-dev ## benchmarks, each against a peer measured in the same run
 	@$(IN_VENV); for file in benchmarks/[!_]*.py; do \
 	    name=$$(basename "$$file" .py); echo "== $$name"; python -m "benchmarks.$$name" || exit; done
@@ -103,7 +106,7 @@ slurm-down: ## stop it again
 	@bash slurm/cluster.sh down
 
 clean: ## remove the environment and tool caches, never results
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .docs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
@@ -118,6 +121,13 @@ STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-repo
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.inputs $(STUDY_COMMANDS) && \
 	    "$$python" -m requirements.install $${GPU:+--gpu "$$GPU"} $${MPI:+--mpi "$$MPI"} \
 	        $${HOROVOD:+--horovod "$$HOROVOD"} $${PYTHON:+--python "$$PYTHON"}
+
+# An environment of its own, small, for none of it is needed by any job.
+.docs/.ready: requirements/extras/docs.txt
+	@echo "docs: packages from PyPI into .docs"
+	@python=$$(sh requirements/python.sh) && "$$python" -m venv --clear .docs && \
+	    .docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $@
 
 # What only tests, checks and benchmarks need besides.
 .venv/.ready-dev: .venv/.ready requirements/dev.txt
