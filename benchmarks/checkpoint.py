@@ -41,7 +41,7 @@ import safetensors.numpy
 
 from glass_cnn.settings import RunSettings, build_run
 from glass_cnn.tensorflow import tf
-from glass_cnn.training.engine import Engine, portions, set_up_tensorflow
+from glass_cnn.training.engine import Engine, set_up_tensorflow
 from hpc.checkpoint_writer import Checkpoints
 from hpc.words import plural
 from hpc.world import World, world
@@ -279,7 +279,7 @@ class Training:
     def evaluate(self) -> None:
         """As a run does after every iteration, its images over and over again."""
         batch = self.settings.train.evaluation_batch
-        for portion in portions(self.ranks, self.examples, batch):
+        for portion in self.engine.division.portions(self.examples, batch):
             rows = np.arange(portion.start, portion.stop) % len(self.images)
             if len(rows):
                 self.engine.evaluate(self.images[rows], self.labels[rows])

@@ -245,6 +245,10 @@ class Launch(Settings):
     """MPI ranks of each training"""
     threads_per_rank: Count = 1
     """CPU threads of each rank"""
+    division: Literal["data", "rows"] = "data"
+    """how ranks share a step: by examples of the batch, all gradients added (data), or by rows of
+    every image, each rank with the dense weights of its rows (rows): little to send, memory
+    divided, faster where the images are large; other rounding at most"""
     collectives: Literal["horovod", "mpi"] | None = None
     """how ranks add their gradients: through Horovod, or MPI's own calls on the host's memory, for
     environments without it; null: Horovod where it is installed; other rounding at most"""

@@ -40,7 +40,7 @@ class _Memory:
             self._snapshot = _allocate(layout)
         return self._snapshot
 
-    def copy(self, tensors: Mapping[str, np.ndarray]) -> tensorfile.Snapshot:
+    def copy(self, tensors: tensorfile.Tensors) -> tensorfile.Snapshot:
         """A copy of the arrays, valid until the next one."""
         snapshot = self.reserve(tensorfile.lay_out(tensors))
         snapshot.fill(tensors)
@@ -105,14 +105,12 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def prepare(
-        self, tensors: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    def prepare(self, tensors: tensorfile.Tensors, best: tensorfile.Tensors | None = None) -> None:
         """Get the memory for copies in the background, so that the first is as fast as the rest."""
         self._settle()
         self._pending = self._writer.submit(self._reserve, tensors, best or {})
 
-    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    def save(self, step: int, tensors: tensorfile.Tensors, meta: Mapping[str, Any]) -> None:
         """Copy the state and return; it becomes durable in the background.
 
         The arrays may change as soon as this returns. `meta` holds JSON values; its floats come
@@ -124,9 +122,7 @@ class Checkpoints:
         snapshot = self._state_memory.copy(tensors)
         self._pending = self._writer.submit(self._commit, snapshot, content)
 
-    def save_best(
-        self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]
-    ) -> None:
+    def save_best(self, step: int, tensors: tensorfile.Tensors, meta: Mapping[str, Any]) -> None:
         """Copy the optimal model and return; the next `save` writes it, before its checkpoint.
 
         Written any earlier, it could be newer than every checkpoint, and a run that returns to
@@ -210,7 +206,7 @@ class Checkpoints:
             self.accept(found)
         return found
 
-    def _reserve(self, tensors: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray]) -> None:
+    def _reserve(self, tensors: tensorfile.Tensors, best: tensorfile.Tensors) -> None:
         self._state_memory.reserve(tensorfile.lay_out(tensors))
         if best:
             self._best_memory.reserve(tensorfile.lay_out(best))

@@ -18,13 +18,13 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -60,6 +60,31 @@ class DamagedFile(Exception):
     """A file that is not what was written; the text says how, without naming the file."""
 
 
+class InParts(Protocol):
+    """An array that lies in no one place of this process's memory, and is never made whole in it.
+
+    What is cut from it is cut along its first axis.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy_to(self, memory: np.ndarray) -> None:
+        """Put all of it into a contiguous array of its shape and type."""
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All of it, one part after another; each is valid until the next."""
+
+
+Tensors = Mapping[str, np.ndarray] | Mapping[str, np.ndarray | InParts]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one array lies in a file."""
@@ -82,7 +107,7 @@ class Layout:
     size: int
 
 
-def lay_out(tensors: Mapping[str, np.ndarray]) -> Layout:
+def lay_out(tensors: Tensors) -> Layout:
     """Lay arrays out without gaps, the widest element types first, so that all are aligned.
 
     Raises TypeError for a dtype that safetensors does not know.
@@ -103,7 +128,7 @@ def lay_out(tensors: Mapping[str, np.ndarray]) -> Layout:
     return Layout(header, _places(entries, len(header)), len(header) + end)
 
 
-def _code(name: str, tensor: np.ndarray) -> str:
+def _code(name: str, tensor: np.ndarray | InParts) -> str:
     code = _CODES.get(tensor.dtype.newbyteorder("<"))
     if code is None or name == "__metadata__":
         raise TypeError(f"tensor {name!r} of dtype {tensor.dtype} does not fit into safetensors")
@@ -138,10 +163,14 @@ class Snapshot:
         """Views of the arrays that it holds."""
         return self._views
 
-    def fill(self, tensors: Mapping[str, np.ndarray]) -> None:
+    def fill(self, tensors: Tensors) -> None:
         """Copy arrays of exactly this layout's names, dtypes and shapes."""
         for name, view in self._views.items():
-            np.copyto(view, tensors[name], casting="equiv")
+            tensor = tensors[name]
+            if isinstance(tensor, np.ndarray):
+                np.copyto(view, tensor, casting="equiv")
+            else:
+                tensor.copy_to(view)
 
 
 def write(path: Path, snapshot: Snapshot) -> list[str]:
@@ -253,7 +282,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
     return {name: place.view(memory) for name, place in _places(entries, 8 + length).items()}
 
 
-def digest_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+def digest_tensors(tensors: Tensors) -> str:
     """SHA-256, in hexadecimal, over names, dtypes, shapes and bytes in sorted order of names.
 
     For each array the JSON line [name, dtype, shape], then its elements, little-endian, in C
@@ -261,10 +290,11 @@ def digest_tensors(tensors: Mapping[str, np.ndarray]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = np.asarray(tensors[name])
-        tensor = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
-        shape = list(np.shape(tensors[name]))
-        digest.update(json.dumps([name, tensor.dtype.str, shape]).encode() + b"\n")
-        if math.prod(shape):
-            digest.update(tensor.reshape(-1).view(np.uint8).data)
+        tensor = tensors[name]
+        dtype = tensor.dtype.newbyteorder("<")
+        digest.update(json.dumps([name, dtype.str, list(tensor.shape)]).encode() + b"\n")
+        parts: Iterable[np.ndarray] = [tensor] if isinstance(tensor, np.ndarray) else tensor.parts()
+        for part in parts:
+            if part.size:
+                digest.update(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -82,7 +82,8 @@ def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     from glass_cnn.training.engine import set_up_tensorflow
     from glass_cnn.training.replay import replay
 
-    now = set_up_tensorflow(audit.settings.launch.threads_per_rank, ranks)
+    launch = audit.settings.launch
+    now = set_up_tensorflow(launch.threads_per_rank, ranks, launch.collectives, launch.division)
     chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args.count, args.seed)))
     examples = ranks.everywhere(lambda: training_data(audit.settings, audit.root))
     ranks.everywhere(lambda: examples.verify(ranks.share(examples.blocks), lambda: True))

@@ -54,6 +54,12 @@ class Plan:
         self.items.append({"train": arguments, "fault": fault})
         self.cases.append(case)
 
+    def verify(self, case: str, run: str, *words: str) -> None:
+        """An audit of a run of that case, named by a pattern, on all ranks."""
+        arguments = [str(self.logs(case) / run), "--logs", str(self.logs(case)), *words]
+        self.items.append({"verify": arguments})
+        self.cases.append(case)
+
     def shell(self, *words: object) -> None:
         """A command between two starts."""
         self.items.append({"shell": [str(word) for word in words]})

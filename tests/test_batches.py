@@ -187,7 +187,7 @@ def test_a_run_reads_its_batches_in_the_order_of_its_settings(
     train = SETTINGS.train.model_copy(update={"order": kind})
     settings = SETTINGS.model_copy(update={"train": train})
     whole = batches.TrainingData(settings, tiny, data.split(tiny, settings))
-    reading = whole.batches(slice(None), 5)
+    reading = whole.batches(slice(None), slice(None), 5)
     _, labels = next(reading)
     reading.close()
     part = whole.parts.train
@@ -199,13 +199,28 @@ def test_a_run_reads_its_batches_in_the_order_of_its_settings(
 def test_ranks_together_see_the_same_batch(tiny: data.Dataset, ranks: int) -> None:
     whole = take(tiny, 3, first_step=17)
     shares = [
-        take(tiny, 3, first_step=17, rows=slice(25 * r // ranks, 25 * (r + 1) // ranks))
+        take(tiny, 3, first_step=17, share=slice(25 * r // ranks, 25 * (r + 1) // ranks))
         for r in range(ranks)
     ]
     for step in range(3):
         for kind in (0, 1):
             joined = np.concatenate([share[step][kind] for share in shares])
             assert (joined == whole[step][kind]).all()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_ranks_together_see_the_same_images(tiny: data.Dataset, turned: bool) -> None:
+    """Each a strip of them, as they are after turns, mirrors and translations."""
+    how = dict.fromkeys(("rotations", "flips", "translations"), turned)
+    options: dict[str, Any] = {"first_step": 17, "augmentation": Augmentation(**how)}
+    whole = take(tiny, 3, **options)
+    upper, lower = (
+        take(tiny, 3, **options, strip=strip) for strip in (slice(0, 11), slice(11, 99))
+    )
+    for step, (images, labels) in enumerate(whole):
+        joined = np.concatenate([upper[step][0], lower[step][0]], axis=1)
+        assert (joined == images).all()
+        assert (upper[step][1] == labels).all()
 
 
 def test_restart_goes_on_where_it_stopped(tiny: data.Dataset) -> None:

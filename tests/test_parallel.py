@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glass_cnn.training.engine import portions
+from glass_cnn.training.division import portions
 from hpc.world import share
 
 pytestmark = pytest.mark.requires("mpi")

@@ -75,8 +75,13 @@ def augment(seed: int, step: int, batch_size: int) -> Choices:
     return Choices(*(choice.astype(np.int64) for choice in (rotation, flip, row, column)))
 
 
-def apply(images: np.ndarray, choices: Choices, settings: Augmentation) -> np.ndarray:
-    """Images uint8 [n, pixels, pixels, 3] under the symmetries that `settings` allow."""
+def apply(
+    images: np.ndarray, choices: Choices, settings: Augmentation, strip: slice = slice(None)
+) -> np.ndarray:
+    """Images uint8 [n, pixels, pixels, 3] under the symmetries that `settings` allow.
+
+    Returns the rows of pixels in `strip`, of the images as they are then.
+    """
     pixels = images.shape[1]
     if settings.translations:
         rows, columns = (
@@ -86,11 +91,11 @@ def apply(images: np.ndarray, choices: Choices, settings: Augmentation) -> np.nd
         images = np.stack([np.roll(image, (r, c), axis=(0, 1)) for image, r, c in shifts])
     turns = choices.rotation * settings.rotations
     flips = choices.flip * settings.flips
-    result = np.empty_like(images)
+    result = np.empty_like(images[:, strip])
     for turn, flip in itertools.product(range(4), range(2)):
         chosen = (turns == turn) & (flips == flip)
         mirrored = images[chosen][:, :, ::-1] if flip else images[chosen]
-        result[chosen] = np.rot90(mirrored, turn, axes=(1, 2))
+        result[chosen] = np.rot90(mirrored, turn, axes=(1, 2))[:, strip]
     return result
 
 
@@ -119,7 +124,7 @@ class TrainingData:
         return self.dataset.verify(share, go_on)
 
     def batches(
-        self, rows: slice, first_step: int
+        self, share: slice, strip: slice, first_step: int
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """The run's batches from a step on; see `batches`."""
         train = self.settings.train
@@ -129,9 +134,10 @@ class TrainingData:
             seed=self.settings.seed,
             batch_size=train.batch_size,
             augmentation=train.augmentation,
-            rows=rows,
+            share=share,
             first_step=first_step,
             kind=train.order,
+            strip=strip,
         )
 
 
@@ -147,18 +153,20 @@ def batches(
     seed: int,
     batch_size: int,
     augmentation: Augmentation,
-    rows: slice = slice(None),
+    share: slice = slice(None),
     first_step: int = 0,
     kind: Order = "epoch",
+    strip: slice = slice(None),
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Images uint8 [n, pixels, pixels, 3] and labels uint8 [n] of one step after another, for ever.
+    """Images uint8 [n, strip, pixels, 3] and labels uint8 [n] of one step after another, for ever.
 
-    `part` holds the indices to draw from, `rows` this rank's share of the global batch. While one
-    batch is used a thread reads the next. The only state is the step, and closing the generator
-    ends the thread; an error in it is raised by the `next` that asks for its batch.
+    `part` holds the indices to draw from, `share` is this rank's of the global batch, `strip` the
+    rows of pixels that it wants of every image. While one batch is used a thread reads the next.
+    The only state is the step, and closing the generator ends the thread; an error in it is raised
+    by the `next` that asks for its batch.
     """
     read: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(
-        _read, dataset, part, kind, seed, batch_size, augmentation, rows
+        _read, dataset, part, kind, seed, batch_size, augmentation, share, strip
     )
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
         ahead = reader.submit(read, first_step)
@@ -174,14 +182,16 @@ def _read(
     seed: int,
     batch_size: int,
     augmentation: Augmentation,
-    rows: slice,
+    share: slice,
+    strip: slice,
     step: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    chosen = part[order(seed, step, batch_size, len(part), kind)[rows]]
-    images = dataset.images[chosen]
+    chosen = part[order(seed, step, batch_size, len(part), kind)[share]]
     if augmentation.rotations or augmentation.flips or augmentation.translations:
-        drawn = Choices(*(choice[rows] for choice in augment(seed, step, batch_size)))
-        images = apply(images, drawn, augmentation)
+        drawn = Choices(*(choice[share] for choice in augment(seed, step, batch_size)))
+        images = apply(dataset.images[chosen], drawn, augmentation, strip)
+    else:
+        images = dataset.images[chosen, strip]
     return images, dataset.labels[chosen]
 
 

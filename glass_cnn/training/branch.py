@@ -35,7 +35,7 @@ class Branch:
 def open_branch(settings: RunSettings, root: Path, state: Mapping[str, Any]) -> Branch | None:
     """Read what `train.restart_from` names, None where it names nothing.
 
-    Raises ConfigError when it is not there or its tensors do not fit `state` (name → variable),
+    Raises ConfigError when it is not there or its tensors do not fit `state` (name → tensor),
     DataError when it is damaged.
     """
     source = settings.train.restart_from

@@ -9,6 +9,7 @@ constant predictors), and on request the curvature that Adam's preconditioner ma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam
 from glass_cnn.training.engine import COUNTS
-from glass_cnn.training.model import Network, Optimizer
+from glass_cnn.training.model import DENSE_WEIGHTS, Network, Optimizer
 
 
 def output_statistics(sums: np.ndarray) -> dict[str, float]:
@@ -28,10 +29,14 @@ def output_statistics(sums: np.ndarray) -> dict[str, float]:
 
 
 class Diagnostics:
-    """Measurements on the weights, the last gradients, Adam's state and a fixed probe batch."""
+    """Measurements on the weights, the last gradients, Adam's state and a fixed probe batch.
+
+    Of the whole network: where ranks have parts of it, all measure together, each on its strip of
+    the probe.
+    """
 
     def __init__(self, network: Network, optimizer: Optimizer, probe: np.ndarray) -> None:
-        """`probe`: uint8 images [n, pixels, pixels, 3], the same at every evaluation."""
+        """`probe`: uint8 images [n, strip, pixels, 3], the same at every evaluation."""
         self.network = network
         self.optimizer = optimizer
         self.probe = tf.constant(probe)
@@ -82,24 +87,40 @@ class Diagnostics:
             with tf.GradientTape() as inner:
                 logits = self.network.logits(self.probe)
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-                loss = tf.reduce_mean(losses) + l2 * self.network.l2()
-            gradient = inner.gradient(loss, variables)
-            along = tf.add_n([tf.reduce_sum(g * tf.stop_gradient(g)) for g in gradient])
-        bent = outer.gradient(along, variables)  # H g
+                loss = tf.reduce_mean(losses)
+            own = dict(zip(names, inner.gradient(loss, variables), strict=True))
+            g = self._with_l2(own, self.network.parameters, l2)
+            along = tf.add_n([tf.reduce_sum(own[k] * tf.stop_gradient(g[k])) for k in names])
+        bent = dict(zip(names, outer.gradient(along, variables), strict=True))
+        h = self._with_l2(bent, g, l2)  # H g
         epsilon = self.optimizer.settings.epsilon  # type: ignore[union-attr]
-        roots = [tf.sqrt(self.optimizer.slots[f"v/{name}"]) + epsilon for name in names]
-        factors = [self.optimizer.factor(name) for name in names]
-        rows = zip(gradient, factors, roots, bent, strict=True)
-        quotient = tf.add_n([f * tf.reduce_sum(g / root * h) for g, f, root, h in rows])
-        return quotient / tf.add_n([tf.reduce_sum(g * g) for g in gradient])
+        root = {k: tf.sqrt(self.optimizer.slots[f"v/{k}"]) + epsilon for k in names}
+        factor = self.optimizer.factor
+        quotient = [factor(k) * self._sum(k, g[k] / root[k] * h[k]) for k in names]
+        return tf.add_n(quotient) / tf.add_n([self._sum(k, g[k] * g[k]) for k in names])
+
+    def _with_l2(
+        self, own: dict[str, tf.Tensor], at: Mapping[str, tf.Tensor], l2: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Derivatives through all parts of the network from this rank's; L2's are l2 · `at`."""
+        whole = self.network.gradients(own)
+        weights = self.network.weights
+        return {k: g + l2 * at[k] if k in weights else g for k, g in whole.items()}
+
+    def _sum(self, name: str, tensor: tf.Tensor) -> tf.Tensor:
+        """Sum over all elements of a tensor that is divided as its parameter is."""
+        return self.network.added(name, tf.reduce_sum(tensor))
+
+    def _norm(self, name: str, tensor: tf.Tensor) -> tf.Tensor:
+        return tf.sqrt(self._sum(name, tensor * tensor))
 
     def _all(self, gradients: dict[str, tf.Tensor], rate: tf.Tensor) -> dict[str, Any]:
         parameters = self.network.parameters
         biases = parameters["output/biases"]
         found: dict[str, Any] = {
             "dead_fraction": self._dead_fractions(),
-            "weight_norm": {k: tf.norm(v) for k, v in parameters.items()},
-            "gradient_norm": {k: tf.norm(g) for k, g in gradients.items()},
+            "weight_norm": {k: self._norm(k, v) for k, v in parameters.items()},
+            "gradient_norm": {k: self._norm(k, g) for k, g in gradients.items()},
             "output_bias_gap": biases[1] - biases[0],
         }
         if isinstance(self.optimizer.settings, Adam):
@@ -117,21 +138,31 @@ class Diagnostics:
         """Share of units that are zero for every image of the probe: channels of the
         convolutions, units of the dense layer."""
         conv1, conv2, dense = self.network.activations(self.probe)
-        layers = {"conv1": conv1, "conv2": conv2, "dense": dense}
-        return {
-            name: tf.reduce_mean(
-                tf.cast(tf.reduce_max(x, axis=list(range(x.shape.rank - 1))) <= 0, tf.float32)
-            )
-            for name, x in layers.items()
+        total = self.network.part.total  # a channel is dead where it is in every rank's rows
+        alive = {
+            "conv1": total(_alive(conv1)),
+            "conv2": total(_alive(conv2)),
+            "dense": _alive(dense),
         }
+        return {k: tf.reduce_mean(tf.cast(a <= 0, tf.float32)) for k, a in alive.items()}
 
     def _adam_moments(self, name: str, gradient: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """√mean(g²/max(v, ε²)), max |m|/(√v+ε) and ‖m/(√v+ε)‖ of one tensor, after the update."""
         epsilon = self.optimizer.settings.epsilon  # type: ignore[union-attr]
         m, v = self.optimizer.slots[f"m/{name}"], self.optimizer.slots[f"v/{name}"]
         ratio = m / (tf.sqrt(v) + epsilon)
-        rms = tf.sqrt(tf.reduce_mean(gradient * gradient / tf.maximum(v, epsilon**2)))
-        return rms, tf.reduce_max(tf.abs(ratio)), tf.norm(ratio)
+        squares = self._sum(name, gradient * gradient / tf.maximum(v, epsilon**2))
+        rms = tf.sqrt(squares / self.network.added(name, tf.cast(tf.size(v), tf.float32)))
+        largest = tf.reduce_max(tf.abs(ratio))
+        if name == DENSE_WEIGHTS:
+            largest = self.network.part.largest(largest)
+        return rms, largest, self._norm(name, ratio)
+
+
+def _alive(layer: tf.Tensor) -> tf.Tensor:
+    """1 for every unit (last axis) that is above zero anywhere, else 0."""
+    largest = tf.reduce_max(layer, axis=list(range(layer.shape.rank - 1)))
+    return tf.cast(tf.logical_not(largest <= 0), tf.float32)  # what is no number is not dead
 
 
 def _bias_correction(optimizer: Optimizer) -> float:

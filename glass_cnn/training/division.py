@@ -1,4 +1,4 @@
-"""How the work of one step is divided over ranks: each takes a share of the global batch.
+"""How the work of one step is divided over ranks: by examples of the batch, or rows of images.
 
 Every rank's loss is already divided by the global batch, so the gradient of the whole batch is
 the plain sum over ranks, exact for uneven shares too. This is the only room that knows Horovod.
@@ -17,14 +17,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from glass_cnn.settings import Launch
 from glass_cnn.tensorflow import tf
+from glass_cnn.training.model import (
+    DENSE_WEIGHTS,
+    MARGIN,
+    WHOLE,
+    Part,
+    is_of_rows,
+    shard,
+)
 from hpc.errors import ConfigError
-from hpc.world import World
+from hpc.shards import Shards
+from hpc.world import World, share
 
 ALONE_BYTES = 1 << 20
 Way = Literal["horovod", "mpi"]
+Kind = Literal["data", "rows"]
 
 
 class Collectives(Protocol):
@@ -88,6 +102,7 @@ class HostMpi:
             tensors,
             [tensor.dtype for tensor in tensors],
         )
+        sums = tf.nest.flatten(sums)  # outside of a function one sum comes without its list
         for total, tensor in zip(sums, tensors, strict=True):
             total.set_shape(tensor.shape)
         return sums
@@ -115,10 +130,10 @@ def way(wanted: Way | None) -> Way:
     return wanted or ("horovod" if installed else "mpi")
 
 
-class DataParallel:
-    """Sums over ranks inside a `tf.function`, in the same order of additions at every step.
+class Ranks:
+    """The ranks of one training, and how they add; alone a rank adds nothing.
 
-    Raises ConfigError, as `way` does, where there is more than one rank.
+    Raises ConfigError, as `way` does, where there is more than one.
     """
 
     def __init__(self, world: World, wanted: Way | None = None) -> None:
@@ -126,10 +141,6 @@ class DataParallel:
         self._collectives: Collectives | None = None
         if world.size > 1:
             self._collectives = WAYS[way(wanted)](world)
-
-    def share(self, batch_size: int) -> slice:
-        """This rank's rows of a global batch."""
-        return self.world.share(batch_size)
 
     def sum(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """Element-wise sums over ranks of float32 tensors, in the same order.
@@ -150,7 +161,180 @@ class DataParallel:
                 sums[i] = tf.reshape(part, tensors[i].shape)
         return [sums[i] for i in range(len(tensors))]
 
+    def sum_one(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Element-wise sum over ranks of one float32 tensor, whose shape need not be known."""
+        return tensor if self._collectives is None else self._collectives.sum([tensor])[0]
+
     def broadcast(self, variables: list[tf.Variable]) -> None:
         """Give every rank rank 0's values."""
         if self._collectives is not None:
             self._collectives.broadcast(variables)
+
+
+class Division(Protocol):
+    """Who has what of a step, and how the ranks' work becomes that of the global batch.
+
+    At any number of ranks, and under any division, the results are the same but for rounding.
+    """
+
+    part: Part
+    """what of the network this rank has"""
+    shards: Shards
+    """which tensors of the state ranks hold in parts, and how they are gathered"""
+    measures: bool
+    """whether this rank takes part where the whole network is measured on a few images"""
+
+    def share(self, batch_size: int) -> slice:
+        """The examples of a global batch that this rank computes; raises ConfigError for none."""
+
+    def totals(self, computed: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Of the global batch: the gradients of what this rank has, and counts, from its own.
+
+        Gradients are named as parameters; whatever else is named is a count.
+        """
+
+    def portions(self, count: int, batch: int) -> Iterable[slice]:
+        """This rank's slices of `count` examples to evaluate, `batch` at a time on all ranks.
+
+        Their number is the same on every rank, so that ranks can talk to each other after each.
+        """
+
+    def counted(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over all examples from those over this rank's portions; collective."""
+
+    def broadcast(self, variables: list[tf.Variable]) -> None:
+        """Give every rank rank 0's values of what all have."""
+
+
+def divide(launch: Launch, pixels: int, world: World) -> Division:
+    """As `launch.division` says; raises ConfigError where that many ranks cannot share.
+
+    One rank has everything under either division, and the same bits.
+    """
+    if launch.division == "rows" and world.size > 1:
+        return Rows(world, pixels, launch.collectives)
+    return DataParallel(world, launch.collectives)
+
+
+class DataParallel(Ranks):
+    """Each rank has the whole network, and takes its share of the global batch."""
+
+    part: Part = WHOLE
+
+    def __init__(self, world: World, wanted: Way | None = None) -> None:
+        super().__init__(world, wanted)
+        self.shards = Shards(world, lambda _: False, [])
+        self.measures = world.is_root
+
+    def share(self, batch_size: int) -> slice:
+        """See `Division`."""
+        if batch_size < self.world.size:
+            raise ConfigError(
+                f"train.batch_size {batch_size} is smaller than the number of ranks "
+                f"{self.world.size}: every rank needs at least one example; start fewer ranks or "
+                "set a larger batch."
+            )
+        return self.world.share(batch_size)
+
+    def totals(self, computed: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """See `Division`."""
+        return dict(zip(computed, self.sum(list(computed.values())), strict=True))
+
+    def portions(self, count: int, batch: int) -> Iterable[slice]:
+        """See `Division`. Each example is in one slice of one rank; slices may be empty."""
+        return portions(self.world, count, batch)
+
+    def counted(self, sums: np.ndarray) -> np.ndarray:
+        """See `Division`."""
+        return self.world.sum(sums)
+
+
+def portions(world: World, count: int, batch: int) -> Iterable[slice]:
+    """See `DataParallel.portions`."""
+    mine = world.share(count)
+    size = max(1, batch // world.size)
+    longest = -(-count // world.size)
+    for number in range(-(-longest // size)):
+        start = min(mine.start + number * size, mine.stop)
+        yield slice(start, min(start + size, mine.stop))
+
+
+class Rows(Ranks):
+    """Each rank takes some rows of every image of the global batch, and has their dense weights.
+
+    What travels in a step are the dense layer's sums and the gradients of the convolutions: for
+    the 2017 network thousands of times less than all gradients. Raises ConfigError for more ranks
+    than the second convolution's image has rows.
+    """
+
+    measures = True
+
+    def __init__(self, world: World, pixels: int, wanted: Way | None = None) -> None:
+        side = pixels - MARGIN
+        if side < world.size:
+            raise ConfigError(
+                f"launch.division rows: images of {pixels} px leave {side} rows after the "
+                f"convolutions, for {world.size} ranks; start at most {side} ranks, or take "
+                "launch.division: data."
+            )
+        super().__init__(world, wanted)
+        self.part: Part = Strip(self, world.share(side))
+        rows = [shard(share(side, rank, world.size), side) for rank in range(world.size)]
+        self.shards = Shards(world, lambda name: name.endswith(DENSE_WEIGHTS), rows)
+
+    def share(self, batch_size: int) -> slice:
+        """See `Division`: all, of which it sees a strip."""
+        return slice(0, batch_size)
+
+    def totals(self, computed: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """See `Division`. What follows on the dense layer's sums, all have computed alike: counts
+        are not to be added, and rank 0's gradients are taken, lest rounding parts the ranks."""
+        mine = {
+            name: value if is_of_rows(name) or self.world.is_root else tf.zeros_like(value)
+            for name, value in computed.items()
+            if name != DENSE_WEIGHTS
+        }
+        totals = dict(zip(mine, self.sum(list(mine.values())), strict=True))
+        return {name: totals.get(name, value) for name, value in computed.items()}
+
+    def portions(self, count: int, batch: int) -> Iterable[slice]:
+        """See `Division`. Every example is in one slice of every rank."""
+        return (slice(start, min(start + batch, count)) for start in range(0, count, batch))
+
+    def counted(self, sums: np.ndarray) -> np.ndarray:
+        """See `Division`."""
+        counted: np.ndarray = self.world.broadcast(sums)
+        return counted
+
+
+class Strip:
+    """A rank's part of the network where ranks share the rows of images; see `Part`."""
+
+    def __init__(self, ranks: Ranks, rows: slice) -> None:
+        self.rows, self.pixels = rows, slice(rows.start, rows.stop + MARGIN)
+        self._ranks = ranks
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        """See `Part`; can be differentiated, and its derivative again.
+
+        All ranks compute the same loss from the sum, and it changes with each term as it changes
+        with the sum: the gradient of a term is that of the sum, and nothing travels. (Horovod's own
+        derivative would add N times the same.) What ranks compute from that gradient each for its
+        rows, as in second derivatives, is added over them.
+        """
+
+        @tf.custom_gradient
+        def add(term: tf.Tensor) -> Any:
+            return self._ranks.sum_one(term), hand_out
+
+        @tf.custom_gradient
+        def hand_out(gradient: tf.Tensor) -> Any:
+            return tf.identity(gradient), add
+
+        return add(tensor)
+
+    def largest(self, number: tf.Tensor) -> tf.Tensor:
+        """See `Part`."""
+        world = self._ranks.world
+        every = tf.pad(tf.reshape(number, [1]), [[world.rank, world.size - world.rank - 1]])
+        return tf.reduce_max(self._ranks.sum_one(every))

@@ -1,8 +1,8 @@
-"""The compiled step: gradients of a rank's share, their sum over ranks, the update; evaluation."""
+"""The compiled step: gradients of a rank's share, those of the whole, the update; evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -13,14 +13,15 @@ from glass_cnn import numerics
 from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, prepare, tf
-from glass_cnn.training.division import DataParallel, Way, way
+from glass_cnn.training.division import Kind, Way, divide, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
-from hpc.errors import ConfigError
 from hpc.world import World
 
 
-def set_up_tensorflow(threads: int, world: World, collectives: Way | None = None) -> Numerics:
+def set_up_tensorflow(
+    threads: int, world: World, collectives: Way | None = None, division: Kind = "data"
+) -> Numerics:
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
     Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started,
@@ -46,6 +47,7 @@ def set_up_tensorflow(threads: int, world: World, collectives: Way | None = None
         cuda=numerics.cuda(several) if mine else {},
         threads=threads,
         ranks=world.size,
+        division=division if several else "data",
         horovod=metadata.version("horovod") if several and way(collectives) == "horovod" else None,
         mpi=world.library if several else None,
         environment=numerics.variables(),
@@ -67,14 +69,14 @@ def _kind(gpu: Any) -> str:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gives back, equal on every rank."""
+    """What one step gives back, of the global batch."""
 
     loss: float
     """mean cross-entropy of the global batch, with dropout, without L2"""
     correct: int
     """examples of the global batch that were classified correctly"""
     gradients: dict[str, tf.Tensor]
-    """gradients of the whole loss, L2 and clipping included"""
+    """gradients of the whole loss, L2 and clipping included, of what this rank has"""
 
 
 COUNTS = ("examples", "correct", "loss", "glass", "predicted_glass", "gap", "gap_squared")
@@ -84,25 +86,19 @@ class Engine:
     """Network and optimizer of one run, and the division of their work over ranks.
 
     The global batch is `settings.train.batch_size` at any number of ranks; each rank computes
-    the rows `share` of it. Raises ConfigError when there are more ranks than examples in a batch.
+    the examples `share` of it, and of every image the rows of pixels `strip`, which is all that
+    it is handed. Raises ConfigError when there are more ranks than can be given a share.
     """
 
     def __init__(self, settings: RunSettings, world: World) -> None:
-        train = settings.train
-        if train.batch_size < world.size:
-            raise ConfigError(
-                f"train.batch_size {train.batch_size} is smaller than the number of ranks "
-                f"{world.size}: every rank needs at least one example; start fewer ranks or set a "
-                "larger batch."
-            )
-        self.settings = settings
-        self.world = world
-        self.parallel = DataParallel(world, settings.launch.collectives)
-        self.share = self.parallel.share(train.batch_size)
-        self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
+        train, pixels = settings.train, settings.render.pixels
+        self.settings, self.world = settings, world
+        self.division = divide(settings.launch, pixels, world)
+        part = self.division.part
+        self.share, self.strip = self.division.share(train.batch_size), part.pixels
+        self.network = Network(settings.recipe, pixels, settings.seed, part)
         self.optimizer = Optimizer(train.optimizer, self.network)
-        pixels = settings.render.pixels
-        image = tf.TensorSpec((None, pixels, pixels, 3), tf.uint8)
+        image = tf.TensorSpec((None, len(range(pixels)[self.strip]), pixels, 3), tf.uint8)
         label = tf.TensorSpec((None,), tf.int32)
         scalar = tf.TensorSpec((), tf.float32)
         self._train_step = tf.function(
@@ -121,35 +117,49 @@ class Engine:
         )
 
     def state(self) -> dict[str, tf.Variable]:
-        """Every tensor that a restart needs, by name."""
+        """Every tensor that a restart needs, by name, as far as this rank has it."""
         model = {f"model/{k}": v for k, v in self.network.parameters.items()}
         return model | {f"optimizer/{k}": v for k, v in self.optimizer.slots.items()}
 
-    def snapshot(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """Views (no copies on a CPU) of the state, valid until the next step."""
+    def snapshot(self, prefix: str = "") -> dict[str, Any]:
+        """The whole state, valid until the next step: views of arrays (no copies on a CPU).
+
+        What ranks hold in parts is an `InParts`, to be read on rank 0 within `gathering`.
+        """
         return {
-            name: np.asarray(memoryview(variable.read_value()))
+            name: self.division.shards.whole(name, _view(variable))
             for name, variable in self.state().items()
             if name.startswith(prefix)
         }
 
+    def gathering(self) -> AbstractContextManager[None]:
+        """While rank 0 is in here it can read all of a `snapshot`; collective."""
+        state = self.state()
+        return self.division.shards.answered(lambda name: _view(state[name]))
+
     def assign(self, tensors: dict[str, np.ndarray]) -> None:
-        """Set the named tensors of the state; ValueError where a shape differs."""
+        """Set the named tensors of the state; ValueError where a shape differs.
+
+        Whole tensors on any division. What ranks hold in parts, the others are given from rank 0
+        by `broadcast`.
+        """
         state = self.state()
         for name, value in tensors.items():
-            state[name].assign(value)
+            state[name].assign(self.division.shards.own(name, value))
 
     def broadcast(self) -> None:
         """Give every rank rank 0's state, so that all start from the same bits."""
-        self.parallel.broadcast(list(self.state().values()))
+        state, shards = self.state(), self.division.shards
+        self.division.broadcast([v for name, v in state.items() if not shards.divided(name)])
+        shards.scatter(lambda name, rows: state[name].assign(rows))
 
     def train_step(
         self, images: np.ndarray, labels: np.ndarray, step: int, rate: float
     ) -> StepResult:
-        """One update on the global batch, of which `images`, `labels` are this rank's rows.
+        """One update on the global batch, of which `images`, `labels` are this rank's share.
 
         Args:
-            images: uint8 [share, pixels, pixels, 3].
+            images: uint8 [share, strip, pixels, 3].
             labels: int [share], 0 liquid, 1 glass.
             step: number that the dropout masks follow from.
             rate: learning rate of this update.
@@ -175,13 +185,15 @@ class Engine:
             loss = tf.reduce_sum(losses) / train.batch_size
         gradients = tape.gradient(loss, list(parameters.values()))
         correct = tf.reduce_sum(tf.cast(predicted(logits) == labels, tf.float32))
-        *gradients, sums = self.parallel.sum([*gradients, tf.stack([loss, correct])])
-        named = dict(zip(parameters, gradients, strict=True))
-        # The gradient of L2 needs no communication: every rank has the weights.
+        computed = dict(zip(parameters, gradients, strict=True))
+        named = self.division.totals(computed | {"counts": tf.stack([loss, correct])})
+        sums = named.pop("counts")
+        # The gradient of L2 needs no communication: every rank has the weights that it updates.
         for name, weight in self.network.weights.items():
             named[name] += train.l2 * weight
-        if train.optimizer.clip_norm is not None:
-            clipped, _ = tf.clip_by_global_norm(list(named.values()), train.optimizer.clip_norm)
+        if (limit := train.optimizer.clip_norm) is not None:
+            norm = self.network.norm(named)
+            clipped, _ = tf.clip_by_global_norm(list(named.values()), limit, use_norm=norm)
             named = dict(zip(named, clipped, strict=True))
         self.optimizer.apply(named, rate, powers)
         return sums, named
@@ -189,6 +201,7 @@ class Engine:
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Sums over a batch, float64 [7], in the order of COUNTS: exact counts, summed losses.
 
+        Collective where ranks have parts of the network: all with the same examples.
         `gap` is the difference of the two logits, glass minus liquid.
         """
         return self._evaluate_batch(tf.constant(images), tf.constant(labels, tf.int32)).numpy()
@@ -207,15 +220,6 @@ def predicted(logits: tf.Tensor) -> tf.Tensor:
     return tf.cast(logits[:, 1] > logits[:, 0], tf.int32)
 
 
-def portions(world: World, count: int, batch: int) -> Iterable[slice]:
-    """This rank's slices of `count` examples, the same number of slices on every rank.
-
-    Each example is in exactly one slice of one rank; slices may be empty. Equal numbers let the
-    ranks talk to each other after each slice.
-    """
-    mine = world.share(count)
-    size = max(1, batch // world.size)
-    longest = -(-count // world.size)
-    for number in range(-(-longest // size)):
-        start = min(mine.start + number * size, mine.stop)
-        yield slice(start, min(start + size, mine.stop))
+def _view(variable: tf.Variable) -> np.ndarray:
+    """A variable's memory, valid until it changes; a copy where it lies on a GPU."""
+    return np.asarray(memoryview(variable.read_value()))

@@ -56,6 +56,9 @@ class Examples(Protocol):
         """Compare blocks with their checksums; False where `go_on` said no; raises DataError."""
 
     def batches(
-        self, rows: slice, first_step: int
+        self, share: slice, strip: slice, first_step: int
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Images and labels of these rows of the global batch, step after step, for ever."""
+        """Images and labels of a share of the global batch, step after step, for ever.
+
+        Of the images, the rows of pixels in `strip`.
+        """

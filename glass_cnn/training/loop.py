@@ -17,7 +17,7 @@ from glass_cnn.records import Numerics, Start, Usage, result_of
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.branch import Branch
 from glass_cnn.training.diagnostics import Diagnostics
-from glass_cnn.training.engine import COUNTS, Engine, StepResult, portions, set_up_tensorflow
+from glass_cnn.training.engine import COUNTS, Engine, StepResult, set_up_tensorflow
 from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.resume import restore
@@ -62,7 +62,9 @@ def train(
         UserError on every rank: data missing, disk full, settings that do not fit the run.
     """
     launch = settings.launch
-    numerics = set_up_tensorflow(launch.threads_per_rank, world, launch.collectives)
+    numerics = set_up_tensorflow(
+        launch.threads_per_rank, world, launch.collectives, launch.division
+    )
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)
         state, recorder, train = job.state, job.recorder, settings.train
@@ -75,7 +77,7 @@ def train(
             # All ranks: one answer, so that none waits in a collective that another never enters.
             if request := stop.agreed(world):
                 return suspend(job, request)
-            # All ranks: every `batches_per_iteration` steps the whole validation set, shared out.
+            # All ranks: every `batches_per_iteration` steps the whole validation set, divided.
             if state.evaluation_due:
                 counts = evaluate(job, job.examples.parts.validation[: train.evaluation_examples])
                 if counts is not None:  # None: somebody asked to stop in the middle
@@ -87,10 +89,10 @@ def train(
                 continue
             if state.progress.step >= train.steps:
                 return finish(job)
-            # All ranks: this rank's rows of the global batch, gradients summed, one update.
+            # All ranks: this rank's share of the global batch, gradients summed, one update.
             result, rate = take_step(job)
             recorder.check()
-            if world.is_root and state.evaluation_due:
+            if job.engine.division.measures and state.evaluation_due:
                 # Now, not at the evaluation: a restart in between has no gradients any more.
                 state.progress.diagnosis = diagnose(job, result.gradients, rate)
             del result  # lets the old gradients go before new ones are made
@@ -149,10 +151,12 @@ def _open(
         examples=examples,
         engine=engine,
         state=State(settings, engine, examples.identity, numerics, len(parts.train)),
-        feed=opened.enter_context(Feed(examples, engine.share)),
+        feed=opened.enter_context(Feed(examples, engine.share, engine.strip)),
         recorder=recorder,
         rollbacks=Rollbacks(settings, run, world, recorder),
-        diagnostics=Diagnostics(engine.network, engine.optimizer, examples.images[probe]),
+        diagnostics=Diagnostics(
+            engine.network, engine.optimizer, examples.images[probe, engine.strip]
+        ),
         probe_labels=parts.labels[probe],
         heart=heart,
         say=recorder.say,
@@ -160,10 +164,10 @@ def _open(
 
 
 class Feed:
-    """This rank's rows of the batches, read ahead in the order of steps."""
+    """This rank's share of the batches, of images its strip, read ahead in the order of steps."""
 
-    def __init__(self, examples: Examples, rows: slice) -> None:
-        self.examples, self.rows = examples, rows
+    def __init__(self, examples: Examples, share: slice, strip: slice) -> None:
+        self.examples, self.share, self.strip = examples, share, strip
         self._batches: Generator[tuple[np.ndarray, np.ndarray], None, None] | None = None
         self._next: int | None = None
 
@@ -178,7 +182,7 @@ class Feed:
         """Images and labels of step number `step`; reading starts anew where it does not follow."""
         if self._batches is None or step != self._next:
             self.__exit__()
-            self._batches = self.examples.batches(self.rows, step)
+            self._batches = self.examples.batches(self.share, self.strip, step)
         self._next = step + 1
         return next(self._batches)
 
@@ -239,22 +243,21 @@ def take_step(job: Work) -> tuple[StepResult, float]:
 
 
 def evaluate(job: Work, part: np.ndarray) -> np.ndarray | None:
-    """Sums of COUNTS over the examples of `part` (indices), each counted once on one rank.
+    """Sums of COUNTS over the examples of `part` (indices), each counted once.
 
     Returns None on every rank as soon as any rank was asked to stop.
     """
-    sums = np.zeros(len(COUNTS))
-    for portion in portions(job.world, len(part), job.settings.train.evaluation_batch):
+    sums, engine = np.zeros(len(COUNTS)), job.engine
+    images, labels = job.examples.images, job.examples.parts.labels
+    for portion in engine.division.portions(len(part), job.settings.train.evaluation_batch):
         job.heart.beat(f"evaluating after step {job.state.progress.step}")
         chosen = part[portion]
         if len(chosen):
             reached("evaluate")
-            sums += job.engine.evaluate(
-                job.examples.images[chosen], job.examples.parts.labels[chosen]
-            )
+            sums += engine.evaluate(images[chosen, engine.strip], labels[chosen])
         if job.stop.agreed(job.world):
             return None
-    return job.world.sum(sums)
+    return engine.division.counted(sums)
 
 
 def diagnose(job: TrainingJob, gradients: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -323,12 +326,14 @@ def _assign_best(job: TrainingJob) -> bool:
 
 
 def _agreed_digest(job: TrainingJob) -> str:
-    """SHA-256 of the weights, the same on every rank or an error."""
+    """SHA-256 of the weights; those that all ranks have are the same on each, or an error."""
     reached("compare weights")
-    digests = job.world.comm.allgather(digest_tensors(job.state.model()))
+    weights = job.state.model()
+    everywhere = {k: v for k, v in weights.items() if isinstance(v, np.ndarray)}
+    digests = job.world.comm.allgather(digest_tensors(everywhere))
     if len(set(digests)) > 1:
         raise RuntimeError(f"ranks ended with different weights: {digests}")
-    return digests[0]
+    return digests[0] if len(everywhere) == len(weights) else job.state.digest(weights)
 
 
 def start_over(run: RunDir) -> None:

@@ -7,6 +7,8 @@ diagnostics all speak of the same eight tensors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +18,48 @@ from glass_cnn.train_settings import Adam, Recipe, Sgd
 
 CLASSES = 2
 DENSE = 80
+CHANNELS = 16
+MARGIN = 9 + 4
+"""pixels of a side that the two convolutions take away"""
+DENSE_WEIGHTS = "dense/weights"
+"""all but a few thousand of the parameters"""
+
+
+class Part(Protocol):
+    """Which part of a network a rank has, and how sums and maxima over all parts are made of it.
+
+    A part belongs to some rows of the second convolution's image: it is the convolutions, the
+    dense weights of those rows, and all that follows on the dense layer's sums.
+    """
+
+    @property
+    def rows(self) -> slice:
+        """Rows of that image."""
+
+    @property
+    def pixels(self) -> slice:
+        """Rows of the network's input that they are computed from."""
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Element-wise sum over all parts. Everything behind it is computed on every rank."""
+
+    def largest(self, number: tf.Tensor) -> tf.Tensor:
+        """The largest of the numbers of all parts."""
+
+
+class Whole:
+    """All of a network; see `Part`."""
+
+    rows = pixels = slice(None)
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
+
+    def largest(self, number: tf.Tensor) -> tf.Tensor:
+        return number
+
+
+WHOLE = Whole()
 
 
 class Network(tf.Module):
@@ -28,16 +72,17 @@ class Network(tf.Module):
             one background (`RunSettings.recipe`). Biases start at 0.1 in all.
         pixels: side of the square image.
         seed: seed of the initial weights.
+        part: what of it this rank has; images are then the rows of pixels that it is computed from.
     """
 
-    def __init__(self, recipe: Recipe, pixels: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, pixels: int, seed: int, part: Part = WHOLE) -> None:
         super().__init__(name="network")
-        self.recipe = recipe
-        side = pixels - 9 - 4
+        self.recipe, self.part = recipe, part
+        side = pixels - MARGIN
         shapes = {
             "conv1": (10, 10, 3, 6),
-            "conv2": (5, 5, 6, 16),
-            "dense": (side * side * 16, DENSE),
+            "conv2": (5, 5, 6, CHANNELS),
+            "dense": (side * side * CHANNELS, DENSE),
             "output": (DENSE, CLASSES),
         }
         self.parameters: dict[str, tf.Variable] = {}
@@ -46,6 +91,9 @@ class Network(tf.Module):
             weights = tf.random.stateless_truncated_normal(
                 shape, seed=(key, number), stddev=self._spread(shape), alg="philox"
             )
+            if layer == "dense" and part is not WHOLE:
+                # By way of NumPy, for a slice would keep the whole in memory.
+                weights = tf.constant(weights[shard(part.rows, side)].numpy())
             self._add(f"{layer}/weights", weights)
             self._add(f"{layer}/biases", tf.fill(shape[-1:], 0.1))
 
@@ -82,7 +130,7 @@ class Network(tf.Module):
             tf.nn.bias_add(tf.nn.conv2d(conv1, p["conv2/weights"], 1, "VALID"), p["conv2/biases"])
         )
         flat = tf.reshape(conv2, [-1, p["dense/weights"].shape[0]])
-        dense = tf.nn.relu(flat @ p["dense/weights"] + p["dense/biases"])
+        dense = tf.nn.relu(self.part.total(flat @ p["dense/weights"]) + p["dense/biases"])
         return conv1, conv2, dense
 
     def logits(self, images: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -94,7 +142,34 @@ class Network(tf.Module):
 
     def l2(self) -> tf.Tensor:
         """Σ ½‖W‖² over the four weight tensors, float32 scalar."""
-        return tf.add_n([tf.nn.l2_loss(w) for w in self.weights.values()])
+        return tf.add_n([self.added(name, tf.nn.l2_loss(w)) for name, w in self.weights.items()])
+
+    def norm(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """√Σx² over all elements of tensors that are named and divided as the parameters are."""
+        halves = [self.added(name, tf.nn.l2_loss(tensor)) for name, tensor in tensors.items()]
+        return tf.sqrt(tf.reduce_sum(tf.stack(halves)) * 2.0)
+
+    def added(self, name: str, number: tf.Tensor) -> tf.Tensor:
+        """A sum over all elements of a parameter, from that over those which this rank has."""
+        return self.part.total(number) if name == DENSE_WEIGHTS else number
+
+    def gradients(self, of_part: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Gradients of what this rank has, from those by the way of its own rows alone."""
+        return {k: self.part.total(g) if is_of_rows(k) else g for k, g in of_part.items()}
+
+
+def is_of_rows(name: str) -> bool:
+    """Whether a parameter is used on all rows of an image, and so adds up its gradient over them.
+
+    The dense weights have rows of their own, and what follows on them sees no rows.
+    """
+    return name.startswith(("conv1/", "conv2/"))
+
+
+def shard(rows: slice, side: int) -> slice:
+    """Rows of the dense weights that belong to some rows of an image [side, side, CHANNELS]."""
+    start, stop, _ = rows.indices(side)
+    return slice(start * side * CHANNELS, stop * side * CHANNELS)
 
 
 def dropout_mask(seed: int, step: tf.Tensor, batch_size: int, rate: float) -> tf.Tensor:
@@ -135,7 +210,7 @@ class Optimizer:
 
     def factor(self, name: str) -> float:
         """Factor on the learning rate of a parameter."""
-        return self.network.recipe.dense_rate if name == "dense/weights" else 1.0
+        return self.network.recipe.dense_rate if name == DENSE_WEIGHTS else 1.0
 
     def powers(self) -> np.ndarray:
         """β₁ᵗ and β₂ᵗ of the coming update t = count + 1, float32 [2]; zeros for SGD."""

@@ -69,6 +69,19 @@ def rank_0(
     return silent
 
 
+def reads_state(
+    method: Callable[Concatenate[Recorder, State, P], None],
+) -> Callable[Concatenate[Recorder, State, P], None]:
+    """Let rank 0 have the whole state in a method that all ranks call, and that may read it."""
+
+    @functools.wraps(method)
+    def gathering(self: Recorder, state: State, /, *args: P.args, **named: P.kwargs) -> None:
+        with state.engine.gathering():
+            method(self, state, *args, **named)
+
+    return gathering
+
+
 class Recorder:
     """The files of one run. Collective to make: raises, on every rank, StorageError or ConfigError
     for a directory that cannot be written or belongs to other settings."""
@@ -151,6 +164,7 @@ class Recorder:
 
     # -- start ----------------------------------------------------------------------------------
 
+    @reads_state
     @rank_0
     def started(
         self, state: State, start: Start, branched: Lineage | None, reason: str, data: str
@@ -196,6 +210,7 @@ class Recorder:
         """Notice what went wrong in the background since the last call."""
         self.checkpoints.check()
 
+    @reads_state
     @rank_0
     def evaluated(self, state: State, evaluation: Evaluation) -> None:
         """Write an evaluation down; keep the best model for the next checkpoint."""
@@ -207,6 +222,7 @@ class Recorder:
         if state.is_best and self.settings.checkpoint.best:
             self.checkpoints.save_best(state.progress.step, state.model(), state.meta())
 
+    @reads_state
     @rank_0
     def save_when_due(self, state: State) -> None:
         """A checkpoint every so many iterations."""
@@ -220,8 +236,9 @@ class Recorder:
             self.checkpoints.save(state.progress.step, state.tensors(), state.meta())
             self._saved = present
 
-    save = rank_0(_save)
+    save = reads_state(rank_0(_save))
 
+    @reads_state
     @rank_0
     def rolled_back(self, state: State, onset: int, step: int) -> None:
         """Forget what came after checkpoint `step`, but for the record that it happened."""
@@ -242,6 +259,7 @@ class Recorder:
 
     # -- ends -----------------------------------------------------------------------------------
 
+    @reads_state
     @rank_0
     def suspended(self, state: State, by: str) -> None:
         """Make the present state durable, and say what this start was stopped by."""

@@ -16,7 +16,6 @@ from hpc.checkpoint import Checkpoint
 from hpc.errors import Stopped
 from hpc.heartbeat import Heartbeat
 from hpc.preempt import StopFlag, signal_name
-from hpc.tensorfile import digest_tensors
 from hpc.world import World
 
 
@@ -48,12 +47,12 @@ def replay(
             examples=examples,
             engine=engine,
             state=state,
-            feed=opened.enter_context(Feed(examples, engine.share)),
+            feed=opened.enter_context(Feed(examples, engine.share, engine.strip)),
             heart=opened.enter_context(Heartbeat(place, world.rank, world.size, limit)),
             say=print if world.is_root else bool,
         )
         _train_to(job, end)
-        return digest_tensors(state.tensors())
+        return state.digest(state.tensors())
 
 
 def _train_to(job: Work, end: int) -> None:

@@ -21,7 +21,7 @@ def restore(state: State, recorder: Recorder, root: Path) -> tuple[str, Branch |
             event = Event(event="numerics_changed", step=change.step, reason=change.what)
             recorder.event(event)
         return f"resumed after {recorder.stopped_by() or 'an end without notice'}", None
-    branch = open_branch(state.settings, root, state.engine.state())
+    branch = open_branch(state.settings, root, state.tensors())
     if branch is not None:
         state.begin_with(branch.tensors, branch.updates)
         return f"branched from {branch.lineage.checkpoint}", branch

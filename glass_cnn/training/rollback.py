@@ -35,16 +35,24 @@ class Rollbacks:
         if not rollback.enabled or len(state.progress.rollbacks) >= rollback.at_most:
             return
         found = self.world.broadcast(self.world.on_root(self._onset))
-        if found is not None:
-            self.world.on_root(lambda: self._return_before(found, state))
-            state.share(self.world)
+        if found is None:
+            return
+        step = self.world.broadcast(self.world.on_root(lambda: self._return_before(found, state)))
+        state.share(self.world)
+        if step is not None:
+            if rollback.action == "fresh_optimizer":
+                state.engine.optimizer.reset()
+            self.recorder.rolled_back(state, found, step)
 
     def _onset(self) -> int | None:
         records = read_evaluations(self.run.metrics)
         return onset(records, self.settings.train.rollback, self.settings.analysis)
 
-    def _return_before(self, onset: int, state: State) -> None:
-        """Rank 0: set the state of a checkpoint before iteration `onset`, and what is changed."""
+    def _return_before(self, onset: int, state: State) -> int | None:
+        """Rank 0: set the state of a checkpoint before iteration `onset`, and what is changed.
+
+        Returns its step; None where no checkpoint can be used.
+        """
         reached("go back")
         rollback, before = self.settings.train.rollback, state.progress
         # Of the regular checkpoints: those of interruptions would lead to other bits.
@@ -59,7 +67,7 @@ class Rollbacks:
             reason = f"no checkpoint at or before step {goal} can be used"
             event = Event(event="rollback_impossible", iteration=onset, reason=reason)
             self.recorder.event(event)
-            return
+            return None
         state.restore(found)
         state.progress = dataclasses.replace(
             state.progress,
@@ -73,9 +81,7 @@ class Rollbacks:
                 state.progress.skipped += rollback.skip_steps
             case "lower_rate":
                 state.progress.rate_factor *= rollback.rate_factor
-            case "fresh_optimizer":
-                state.engine.optimizer.reset()
-        self.recorder.rolled_back(state, onset, found.step)
+        return found.step
 
 
 def onset(records: Sequence[Evaluation], rollback: Rollback, analysis: Analysis) -> int | None:

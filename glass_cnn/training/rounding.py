@@ -6,8 +6,9 @@ import numpy as np
 
 from glass_cnn.streams import Stream, philox
 from glass_cnn.training.engine import Engine
+from glass_cnn.training.model import DENSE_WEIGHTS
 
-ROUNDED_AWAY = "dense/weights"
+ROUNDED_AWAY = DENSE_WEIGHTS
 """a weight of the dense layer moves one of many thousand terms of a sum, mostly without a trace"""
 
 
@@ -24,7 +25,7 @@ def move_if_due(engine: Engine, step: int) -> str | None:
     words = philox(Stream.ROUNDING, engine.settings.seed, rounding.number).random_raw(3)
     tensors = [name for name in engine.network.weights if name != ROUNDED_AWAY]
     name = tensors[int(words[0]) % len(tensors)]
-    values = engine.snapshot()[f"model/{name}"].copy()
+    values = engine.network.parameters[name].numpy()
     place = int(words[1]) % values.size
     before = values.flat[place]
     values.flat[place] = np.nextafter(before, np.float32(np.inf if words[2] & 1 else -np.inf))

@@ -18,6 +18,7 @@ from glass_cnn.training.diagnostics import output_statistics
 from glass_cnn.training.engine import COUNTS, Engine, StepResult
 from glass_cnn.training.schedule import learning_rate
 from hpc.checkpoint import Checkpoint
+from hpc.tensorfile import Tensors, digest_tensors
 from hpc.world import World
 
 
@@ -68,13 +69,19 @@ class State:
 
     # -- what a checkpoint holds --------------------------------------------------------------
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Views of every tensor, valid until the next step."""
+    def tensors(self) -> Tensors:
+        """Views of every tensor, valid until the next step; see `Engine.snapshot`."""
         return self.engine.snapshot()
 
-    def model(self) -> dict[str, np.ndarray]:
+    def model(self) -> Tensors:
         """Views of the weights alone."""
         return self.engine.snapshot("model/")
+
+    def digest(self, tensors: Tensors) -> str:
+        """SHA-256 of some of them, on every rank; collective."""
+        with self.engine.gathering():
+            own = digest_tensors(tensors) if self.engine.world.is_root else ""
+        return self.engine.world.broadcast(own)
 
     def meta(self) -> dict[str, Any]:
         """Progress, updates that the optimizer has seen, and numerics, as JSON values."""

@@ -15,8 +15,8 @@ from mpi4py import MPI
 from glass_cnn.data import dataset as data
 from glass_cnn.data.batches import batches
 from glass_cnn.settings import RunSettings
-from glass_cnn.training.division import DataParallel
-from glass_cnn.training.engine import COUNTS, Engine, portions, set_up_tensorflow
+from glass_cnn.training.division import DataParallel, portions
+from glass_cnn.training.engine import COUNTS, Engine, set_up_tensorflow
 from hpc.errors import ConfigError, DataError, UserError
 from hpc.world import World, world
 from tests import tiny

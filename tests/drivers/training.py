@@ -2,6 +2,7 @@
 
 The plan (argv[1], JSON) is a list of items:
     {"train": [arguments of jobs.train], "fault": {...} or null}
+    {"verify": [pattern of a run's directory, further arguments of jobs.verify]}
     {"shell": [command]}                                   run by rank 0 between starts
 A fault is {"rank": 1, "before": "step" | "evaluate" | "restore" | …, "call": 3, "do": "SIGTERM"}:
 when that rank reaches the moment of that name (`hpc.moments`) for the third time, it does this to
@@ -12,6 +13,7 @@ codes.json, the exit codes of each start, rank by rank, and what each rank said 
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -26,7 +28,7 @@ from typing import Any
 from hpc import moments
 from hpc.commandline import run_main
 from hpc.world import world
-from jobs import train
+from jobs import train, verify
 
 Fault = dict[str, Any]
 
@@ -99,7 +101,11 @@ def main(plan: Path, out: Path) -> None:
             continue
         said = out / f"start-{len(codes)}-rank-{ranks.rank}.txt"
         with injected(item.get("fault")), heard(said):
-            code = run_main(train.main, item["train"])
+            if "verify" in item:
+                pattern, *words = item["verify"]
+                code = run_main(verify.main, [*glob.glob(pattern), *words])
+            else:
+                code = run_main(train.main, item["train"])
         codes.append(ranks.comm.allgather(code))
         if ranks.is_root:
             (out / "codes.json").write_text(json.dumps(codes))
