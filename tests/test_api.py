@@ -18,7 +18,7 @@ from glass_cnn import records
 from glass_cnn.analysis import table
 from glass_cnn.analysis.rows import SCHEMA, Row
 from glass_cnn.report import reference
-from glass_cnn.report.results import COMPARISONS, CURVES, ESTIMATES, StudyResults
+from glass_cnn.report.results import COMPARISONS, CURVES, ESTIMATES, FACTORS, StudyResults
 from hpc.errors import ConfigError
 from hpc.records import read_records
 from jobs.reference import documents
@@ -104,6 +104,27 @@ def test_a_study_without_runs_has_tables_without_numbers(tmp_path: Path) -> None
     assert study.estimates.row(0, named=True)["collapse_rate"] is None
     for which in ("rates", "survival", "curves"):
         study.figure(which)
+
+
+def test_factors_of_a_grid_are_a_table(tmp_path: Path, study: StudyResults) -> None:
+    assert study.factors.is_empty(), "arms are compared pair by pair"
+    grid = {"train.dropout": [0.0, 0.5], "train.batch_size": [40, 80]}
+    made = synthetic.study("grid", 4, grid=grid)
+    place = synthetic.directory(made, tmp_path)
+    for run in made.runs:
+        falls = run.settings.train.dropout and run.seed
+        synthetic.write_run(place, run, "permanent_collapse" if falls else "survived")
+    factors = glass_cnn.open_study(place.path).factors
+    assert factors.columns == list(FACTORS)
+    assert factors.select("factor", "level", "learned", "collapsed").rows() == [
+        ("dropout", "0", 8, 0),
+        ("dropout", "0.5", 8, 6),
+        ("batch size", "40", 8, 3),
+        ("batch size", "80", 8, 3),
+    ]
+    assert factors["difference"].to_list() == [None, 0.75, None, 0.0]
+    assert factors["p"][1] < 0.01 < factors["p"][3]
+    assert factors["difference_low"][1] > 0
 
 
 def test_mistakes_are_told(study: StudyResults, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from glass_cnn.analysis.rows import SCHEMA, Row
 from glass_cnn.analysis.table import ADDED, MAIN_SETTINGS
 from glass_cnn.records import DIAGNOSTICS, Evaluation
-from glass_cnn.report.results import COMPARISONS, CURVES, ESTIMATES
+from glass_cnn.report.results import COMPARISONS, CURVES, ESTIMATES, FACTORS
 from glass_cnn.study_schema import REF, RUN, Schema, settings_at, study_schema
 from hpc.yaml_files import show
 
@@ -133,6 +133,9 @@ def columns_document() -> str:
             "## Differences: `study.comparisons`",
             "One row a pair of arms.",
             _table(("column", "meaning"), _rows(COMPARISONS)),
+            "## Factors: `study.factors`",
+            "One row a level of each axis of a grid.",
+            _table(("column", "meaning"), _rows({k: told for k, (_, told) in FACTORS.items()})),
         ]
     ) + "\n"  # fmt: skip
 

@@ -23,7 +23,7 @@ from glass_cnn.metrics import read_metrics
 from glass_cnn.outcomes import OUTCOMES
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import SERIES
-from glass_cnn.report import figures
+from glass_cnn.report import figures, words
 from glass_cnn.study import Study
 from hpc.errors import ConfigError
 
@@ -110,6 +110,24 @@ COMPARISONS = {
 }
 """columns of the table of differences between arms"""
 
+FACTORS: dict[str, tuple[Any, str]] = {
+    "factor": (pl.String, "axis of the study, in words"),
+    "level": (pl.String, "value on it, in words"),
+    "learned": (pl.Int64, "runs on this level that learned, whatever the rest is"),
+    "collapsed": (pl.Int64, "runs of those that collapsed"),
+    "collapse_rate": (pl.Float64, "share of those that learned"),
+    "difference": (pl.Float64, "collapse rate less that of the first level, the rest being equal"),
+    "difference_low": (pl.Float64, "lower end of its interval"),
+    "difference_high": (pl.Float64, "upper end of its interval"),
+    "hazard_ratio": (pl.Float64, "hazard over that of the first level, the rest being equal"),
+    "hazard_low": (pl.Float64, "lower end of its interval"),
+    "hazard_high": (pl.Float64, "upper end of its interval"),
+    "p": (pl.Float64, "of the factor: that rates are the same on all its levels"),
+    "adjusted": (pl.Float64, "p adjusted for the number of factors (Benjamini–Hochberg)"),
+    "log_rank": (pl.Float64, "of the factor: that runs collapse as soon on all its levels"),
+}
+"""columns of the table of factors"""
+
 Which = Literal["rates", "survival", "curves"]
 
 
@@ -169,6 +187,26 @@ class StudyResults:
         """One row a pair of arms: by how much their collapse rates differ."""
         schema = dict.fromkeys(Comparison._fields, pl.Float64) | {"a": pl.String, "b": pl.String}
         return pl.DataFrame(self._estimates.comparisons, schema=schema, orient="row")
+
+    @functools.cached_property
+    def factors(self) -> pl.DataFrame:
+        """One row a level of each axis of a grid: collapses, against the first level.
+
+        Empty where arms are compared pair by pair.
+        """
+        rows = []
+        for effect in self._estimates.factors:
+            of = {each.level: each for each in effect.contrasts}
+            for level, rate in enumerate(effect.rates):
+                contrast = of.get(level)
+                difference = (contrast and contrast.difference) or (None, None, None)
+                hazard = (contrast and contrast.hazard) or (None, None, None)
+                names = words.factor_name(effect.factor), words.level_name(effect.factor, level)
+                counts = rate.n, rate.k, rate.value if rate.n else None
+                tests = effect.p, effect.adjusted, effect.log_rank
+                rows.append((*names, *counts, *difference, *hazard, *tests))
+        schema = {name: dtype for name, (dtype, _) in FACTORS.items()}
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def figure(self, which: Which) -> Figure:
         """A figure to show or save: `rates`, `survival` or `curves`; raises ConfigError."""
