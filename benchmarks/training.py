@@ -40,30 +40,39 @@ Step = Callable[[], None]
 # -- one side, in a process of its own -------------------------------------------------------------
 
 
-def ours(pixels: int, threads: int) -> Step:
+def ours(pixels: int, threads: int, division: str = "data") -> Step:
     """The engine of this project; one rank of as many as it was started with."""
     from glass_cnn import numerics
     from glass_cnn.settings import Launch, build_run
 
     numerics.choose(Launch(), lambda _: None)
+    import numpy as np
+
     from glass_cnn.training.engine import Engine, set_up_tensorflow
     from hpc.world import world
 
-    set_up_tensorflow(threads, world())
     tree = {
         "render": {"pixels": pixels},
         "model": {"recipe": "modern"},
         "train": {"batch_size": BATCH},
-        "launch": {"ranks": world().size},
+        "launch": {"ranks": world().size, "division": division},
     }
-    engine = Engine(build_run(tree, "benchmark"), world())
+    settings = build_run(tree, "benchmark")
+    set_up_tensorflow(threads, world(), None, settings.launch.division)
+    engine = Engine(settings, world())
     images, labels = examples(pixels)
-    mine, step = engine.share, iter(range(1 << 30))
+    mine, classes = np.ascontiguousarray(images[engine.share, engine.strip]), labels[engine.share]
+    step = iter(range(1 << 30))
 
     def train() -> None:
-        engine.train_step(images[mine], labels[mine], next(step), 1e-4)
+        engine.train_step(mine, classes, next(step), 1e-4)
 
     return train
+
+
+def ours_rows(pixels: int, threads: int) -> Step:
+    """The same, ranks sharing the rows of images."""
+    return ours(pixels, threads, "rows")
 
 
 def keras(pixels: int, threads: int) -> Step:
@@ -176,6 +185,7 @@ def examples(pixels: int):  # type: ignore[no-untyped-def]
 
 SIDES: dict[str, Callable[[int, int], Step]] = {
     "ours": ours,
+    "ours_rows": ours_rows,
     "keras": keras,
     "pytorch": pytorch,
     "pytorch_bfloat16": pytorch_bfloat16,
@@ -187,7 +197,7 @@ def serve(name: str, pixels: int, threads: int) -> None:
     """Train when asked: a line of seconds comes in, a line of images per second goes out."""
     train = SIDES[name](pixels, threads)
     comm = None
-    if name == "ours":
+    if name.startswith("ours"):
         from hpc.world import world
 
         comm = world().comm
@@ -279,8 +289,9 @@ def sides(pixels: int, peers: str | None) -> Iterator[dict[tuple[str, str], Side
         for layout in LAYOUTS.values():
             if len(layout.cores) < layout.ranks * layout.threads:
                 continue
-            names = ["ours"] if layout.ranks > 1 else list(SIDES)
-            for name in names:
+            of_ranks = ("ours", "ours_rows")
+            alone = [name for name in SIDES if name != "ours_rows"]
+            for name in of_ranks if layout.ranks > 1 else alone:
                 outside = name.startswith("pytorch")
                 if outside and peers is None:
                     continue
