@@ -61,21 +61,18 @@ FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 """those that start ranks, LAMMPS, TensorFlow or a browser"""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads groups in this hook, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then slow ones, those on the development cluster last.
 
-    `make test` runs two processes at a time (pytest-xdist), but those on the cluster by themselves:
-    what they wait for has its time. A file's tests stay together, for what they share.
+    `make test` starts these three one after the other, the first two in two processes that share
+    out files (pytest-xdist): tests of one stay together, for what they share. Those on the cluster
+    run by themselves: what they wait for has its time.
     """
     if QUICK:
         left_out = [item for item in items if takes_long(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: (FAST, SLOW, CLUSTER).index(kind(item)))
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}, {kind(item)}"))
 
 
 def kind(item: pytest.Item) -> str:
