@@ -275,6 +275,7 @@ def test_make_knows_a_clone_of_any_name(clone: Path, tmp_path: Path) -> None:
     install = install_of(clone)
     install.PYTHON.parent.mkdir(parents=True)
     install.PYTHON.symlink_to(sys.executable)
+    install.PYTHON.with_name("glass").touch()
     install.write_stamp(install.STAMP, install.Options())
     assert "requirements.install" not in run("make", "--dry-run", "doctor", cwd=clone).stdout
 

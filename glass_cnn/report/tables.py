@@ -30,7 +30,6 @@ def columns(result: Aggregation) -> list[tuple[str, str]]:
         ("Outcome", ""),
         ("Learned at iteration", "n"),
         ("Onset (steps)", "n"),
-        ("Dead units before → at onset, end %", "n"),
         ("Optimal validation %", "n"),
         ("at iteration", "n"),
         ("Optimal test %", "n"),
@@ -63,7 +62,6 @@ def table_row(row: Row, result: Aggregation) -> dict[str, Any]:
         (outcome, None, ""),
         _cell_of(row["learned_iteration"]),
         (bracket, "" if onset is None else onset, "n"),
-        _dead_cell(row),
         _percent_cell(row["optimal_validation_accuracy"]),
         _cell_of(row["optimal_iteration"]),
         _percent_cell(row["optimal_test_accuracy"]),
@@ -85,14 +83,6 @@ def _length_cell(row: Row) -> tuple[str, Any, str]:
     text, key, kind = _cell_of(row["iteration"])
     epochs = "" if row["epoch"] is None else f" ({row['epoch']:.3g})"
     return text + epochs, key, kind
-
-
-def _dead_cell(row: Row) -> tuple[str, Any, str]:
-    """Dead units of the dense layer before and at the fall, and at the end, which sorts."""
-    names = ("dead_before_onset", "dead_at_onset", "dead_at_end")
-    before, at, end = (words.percent(row[name], 0).removesuffix(" %") for name in names)
-    fall = "" if row["onset_iteration"] is None else f"{before} → {at}, "
-    return fall + end, "" if row["dead_at_end"] is None else row["dead_at_end"], "n"
 
 
 def _percent_cell(value: float | None) -> tuple[str, Any, str]:
