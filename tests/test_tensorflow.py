@@ -52,7 +52,9 @@ def test_who_asks_for_all_that_tensorflow_says_gets_it(
 @pytest.mark.lasting
 def test_keras_and_what_it_brings_are_loaded_when_they_are_used() -> None:
     script = (
-        "from glass_cnn.tensorflow import tf; import sys; tf.constant(1.0).numpy(); "
+        "import sys; from glass_cnn.tensorflow import tf; "
+        "from glass_cnn.training.division import load_horovod; "
+        "load_horovod().init(); tf.constant(1.0).numpy(); "
         "others = {'keras', 'pandas', 'scipy.stats', 'sklearn', 'matplotlib'}; "
         "print(sorted(others & set(sys.modules))); "
         "print(tf.keras.layers.Dense(3).units)"
