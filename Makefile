@@ -130,5 +130,5 @@ STUDY_COMMANDS := $(filter submit status watch cancel aggregate report data-repo
 	@touch $@
 
 # What only tests, checks and benchmarks need besides.
-.venv/.ready-dev: .venv/.ready requirements/dev.txt
+.venv/.ready-dev: .venv/.ready requirements/dev.txt requirements/extras/mdanalysis.txt
 	@python=$$(sh requirements/python.sh) && "$$python" -m requirements.install --dev

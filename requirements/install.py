@@ -35,6 +35,7 @@ from requirements.steps import PYTHON, REQUIREMENTS, ROOT, VENV, SetupError, run
 STAMP = VENV / ".ready"
 PACKAGES = VENV / ".packages"  # as the stamp, of what needs no compiler
 DEV = VENV / ".ready-dev"  # digest of the pins that `--dev` has added
+DEV_PINS = ("dev", "extras/mdanalysis")  # tests read with the very files that users are told to add
 
 SUPPORTED = ("3.11.", "3.12.", "3.13.")
 EXIT_FAILED = 70
@@ -144,10 +145,11 @@ def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
 
 def add_dev() -> None:
     """What only tests, checks and benchmarks need, into an environment that is complete."""
-    digest = hashlib.sha256((REQUIREMENTS / "dev.txt").read_bytes()).hexdigest()
+    pins = b"\0".join((REQUIREMENTS / f"{name}.txt").read_bytes() for name in DEV_PINS)
+    digest = hashlib.sha256(pins).hexdigest()
     if not DEV.exists() or DEV.read_text() != digest:
         say("packages for tests and checks")
-        steps.install_pins("dev", step="installing packages for tests and checks")
+        steps.install_pins(*DEV_PINS, step="installing packages for tests and checks")
         steps.byte_compile()
     DEV.write_text(digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -32,6 +33,9 @@ PROGRAMS: dict[str, list[tuple[str, ...]]] = {
     "tmux": [("tmux",)],
     "chromium": [("chromium", "chromium-browser", "google-chrome")],
 }
+
+# Or when a package can be imported.
+PACKAGES = {"mdanalysis": "MDAnalysis"}
 
 # Few cores, other work beside: one thread per rank. And the same examples every time.
 ONE_THREAD = {
@@ -93,7 +97,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     wanted = {what for mark in item.iter_markers("requires") for what in mark.args}
     wanted |= {"slurm"} if item.get_closest_marker("slurm") else set()
     for what in sorted(wanted):
-        for programs in PROGRAMS[what]:
+        if what in PACKAGES and importlib.util.find_spec(PACKAGES[what]) is None:
+            leave_out(what, f"requires {what}: no package {PACKAGES[what]}")
+        for programs in PROGRAMS.get(what, []):
             if not any(shutil.which(program, path=SEARCHED) for program in programs):
                 message = f"requires {what}: no {' or '.join(programs)} in PATH"
                 leave_out(what, message)
