@@ -10,9 +10,12 @@ same name beside it (`7.data`, `7.gro`), which then is no configuration of its o
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,8 @@ def read(path: Path) -> Iterator[RawFrame]:
         for link in links:
             link.symlink_to(path.with_name(link.name).resolve())
         try:
-            whole = universe(*map(str, links), **options)
+            with _thrown_away_unheard():
+                whole = universe(*map(str, links), **options)
             for step in whole.trajectory:
                 yield _frame(path, whole.atoms, step)
         except (DataError, FileNotFoundError, PermissionError):
@@ -72,6 +76,22 @@ def read(path: Path) -> Iterator[RawFrame]:
         except Exception as error:  # its readers raise nearly everything
             said = " ".join(str(error).replace(f"{scratch}/", "").split())
             raise DataError(f"{path}: cannot be read by MDAnalysis: {said:.300}") from None
+
+
+@contextmanager
+def _thrown_away_unheard() -> Iterator[None]:
+    """A reader that failed half made goes here, without a word of its own on the error stream.
+
+    It cannot close what it has not opened, and Python prints so when it is thrown away.
+    """
+    said, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they alone still hold it
+        raise
+    finally:
+        sys.unraisablehook = said
 
 
 def _library(path: Path) -> Any:
