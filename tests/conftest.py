@@ -61,6 +61,7 @@ MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = os.environ.get("QUICK", "0") not in ("", "0")
 MARKS = ("slow", "slurm", "requires", "lasting")
 FAST, SLOW, CLUSTER = "fast", "slow", "on the cluster"
+LONGEST = {"test_docs.py", "test_train.py", "test_torture.py", "test_division.py", "test_rows.py"}
 FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 """those that start ranks, LAMMPS, TensorFlow or a browser"""
 
@@ -68,15 +69,15 @@ FIXTURES = {"mpirun", "tiny_logs", "tensorflow", "browser", "simulated"}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then slow ones, those on the development cluster last.
 
-    `make test` starts these three one after the other, the first two in two processes that share
-    out files (pytest-xdist): tests of one stay together, for what they share. Those on the cluster
-    run by themselves: what they wait for has its time.
+    `make test` starts these three one after the other, each in two processes that share out files
+    in this order (pytest-xdist): tests of one stay together, for what they share. Those on the
+    cluster have the machine for themselves, and each of their files a cluster.
     """
     if QUICK:
         left_out = [item for item in items if takes_long(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: (FAST, SLOW, CLUSTER).index(kind(item)))
+    items.sort(key=lambda item: ((FAST, SLOW, CLUSTER).index(kind(item)), begins_late(item)))
 
 
 def kind(item: pytest.Item) -> str:
@@ -84,6 +85,11 @@ def kind(item: pytest.Item) -> str:
     if item.get_closest_marker("slurm"):
         return CLUSTER
     return SLOW if item.get_closest_marker("slow") else FAST
+
+
+def begins_late(item: pytest.Item) -> bool:
+    """Whether a test is in none of the longest files; begun late, those would end alone."""
+    return item.path.name not in LONGEST
 
 
 def takes_long(item: pytest.Item) -> bool:
