@@ -18,6 +18,7 @@ make, at 3 × 2 multiply-adds forward and backward: what no convolution exceeds.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from glass_cnn import numerics
+from hpc.errors import ConfigError
 
 BATCH = 80
 PEERS = Path(sys.prefix) / "peers" / "bin" / "python"
@@ -40,9 +44,8 @@ Step = Callable[[], None]
 # -- one side, in a process of its own -------------------------------------------------------------
 
 
-def ours(pixels: int, threads: int, division: str = "data") -> Step:
+def ours(pixels: int, threads: int, division: str = "data", precision: str = "float32") -> Step:
     """The engine of this project; one rank of as many as it was started with."""
-    from glass_cnn import numerics
     from glass_cnn.settings import Launch, build_run
 
     numerics.choose(Launch(), lambda _: None)
@@ -54,11 +57,11 @@ def ours(pixels: int, threads: int, division: str = "data") -> Step:
     tree = {
         "render": {"pixels": pixels},
         "model": {"recipe": "modern"},
-        "train": {"batch_size": BATCH},
+        "train": {"batch_size": BATCH, "precision": precision},
         "launch": {"ranks": world().size, "division": division},
     }
     settings = build_run(tree, "benchmark")
-    set_up_tensorflow(threads, world(), None, settings.launch.division)
+    set_up_tensorflow(threads, world(), None, settings.launch.division, settings.train.precision)
     engine = Engine(settings, world())
     images, labels = examples(pixels)
     mine, classes = np.ascontiguousarray(images[engine.share, engine.strip]), labels[engine.share]
@@ -73,6 +76,11 @@ def ours(pixels: int, threads: int, division: str = "data") -> Step:
 def ours_rows(pixels: int, threads: int) -> Step:
     """The same, ranks sharing the rows of images."""
     return ours(pixels, threads, "rows")
+
+
+def ours_bfloat16(pixels: int, threads: int) -> Step:
+    """The same with train.precision: bfloat16; ends with a message where it would be emulated."""
+    return ours(pixels, threads, precision="bfloat16")
 
 
 def keras(pixels: int, threads: int) -> Step:
@@ -186,6 +194,7 @@ def examples(pixels: int):  # type: ignore[no-untyped-def]
 SIDES: dict[str, Callable[[int, int], Step]] = {
     "ours": ours,
     "ours_rows": ours_rows,
+    "ours_bfloat16": ours_bfloat16,
     "keras": keras,
     "pytorch": pytorch,
     "pytorch_bfloat16": pytorch_bfloat16,
@@ -290,7 +299,7 @@ def sides(pixels: int, peers: str | None) -> Iterator[dict[tuple[str, str], Side
             if len(layout.cores) < layout.ranks * layout.threads:
                 continue
             of_ranks = ("ours", "ours_rows")
-            alone = [name for name in SIDES if name != "ours_rows"]
+            alone = [name for name in SIDES if name != "ours_rows" and not emulated(name)]
             for name in of_ranks if layout.ranks > 1 else alone:
                 outside = name.startswith("pytorch")
                 if outside and peers is None:
@@ -299,6 +308,17 @@ def sides(pixels: int, peers: str | None) -> Iterator[dict[tuple[str, str], Side
                 stack.callback(side.close)
                 found[layout.name, name] = side
         yield found
+
+
+@functools.cache
+def emulated(name: str) -> bool:
+    """Whether this processor would emulate a side of ours, which then refuses to train; told."""
+    try:
+        numerics.check("bfloat16" if name == "ours_bfloat16" else "float32", None)
+    except ConfigError as error:
+        print(f"left out: {name}: {error}", file=sys.stderr)
+        return True
+    return False
 
 
 def measure(pixels: int, turns: int, seconds: float, peers: str | None) -> list[dict[str, object]]:

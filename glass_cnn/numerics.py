@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import msgspec
 
 from glass_cnn.records import Numerics
 from glass_cnn.settings import Launch
+from glass_cnn.train_settings import Precision
+from hpc.errors import ConfigError
 
 SWITCH = "TF_ENABLE_ONEDNN_OPTS"
 CAP, FORMER_CAP = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
@@ -28,6 +30,11 @@ LEVELS = {
     "avx512_core": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
 }
 """oneDNN's instruction sets that differ in float32, lowest first, and the flags of each"""
+
+BFLOAT16 = ("amx_bf16", "avx512_bf16")
+"""what a processor multiplies bfloat16 with, as its flags say, in the order of oneDNN's choice"""
+AMPERE = (8, 0)
+"""the first compute capability with tf32 and bfloat16"""
 
 VARIABLES = (
     "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE",
@@ -82,9 +89,12 @@ def processor() -> str:
     return f"{name} ({'/'.join(numbers)})" if numbers else name
 
 
-def instruction_set() -> str:
-    """The set that oneDNN's float32 kernels use on this processor, under the cap that is chosen."""
-    flags = set(_cpuinfo().get("flags", "").split())
+def instruction_set(precision: Precision = "float32") -> str:
+    """The set that oneDNN's kernels use on this processor, under the cap that is chosen."""
+    flags = _flags()
+    extension = next((each for each in BFLOAT16 if each in flags), None)
+    if precision == "bfloat16" and extension:
+        return extension
     return highest(flags, os.environ.get(CAP)) or platform.machine()
 
 
@@ -93,6 +103,39 @@ def highest(flags: set[str], cap: str | None) -> str | None:
     names = list(LEVELS)
     allowed = names[: names.index(cap) + 1] if cap in LEVELS else names
     return next((name for name in reversed(allowed) if flags >= LEVELS[name]), None)
+
+
+def check(precision: Precision, gpu: Sequence[int] | None) -> None:
+    """Raise ConfigError where this rank's device would emulate a precision, or has none of it.
+
+    Args:
+        precision: that of the settings.
+        gpu: compute capability of the rank's GPU; None on a processor.
+    """
+    if precision == "float32":
+        return
+    lacking = None
+    if gpu is not None:
+        if tuple(gpu) < AMPERE:
+            has = ".".join(map(str, gpu)) or "unknown"
+            lacking = f"a GPU of compute capability {has}, and 8.0 is the first that has it"
+    elif precision == "tf32":
+        lacking = "a processor: only NVIDIA GPUs have it"
+    elif os.environ.get(SWITCH) == "0":
+        lacking = "launch.onednn: false, and TensorFlow alone would emulate it"
+    elif (cap := os.environ.get(CAP)) is not None:
+        lacking = f"launch.max_cpu_isa {cap}, which leaves it out"
+    elif _flags().isdisjoint(BFLOAT16):
+        lacking = f"{processor()}, which has none of {', '.join(BFLOAT16)} and would emulate it"
+    if lacking:
+        raise ConfigError(
+            f"train.precision {precision}: this rank has {lacking}. Train it where it is "
+            "computed for real, or with train.precision: float32."
+        )
+
+
+def _flags() -> set[str]:
+    return set(_cpuinfo().get("flags", "").split())
 
 
 def _cpuinfo() -> dict[str, str]:

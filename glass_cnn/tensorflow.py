@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glass_cnn.numerics import SWITCH
+from glass_cnn.train_settings import Precision
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 NOTICE = re.compile(rb"^(I0000 |WARNING: All log messages before absl::InitializeLog).*\n", re.M)
@@ -71,15 +72,16 @@ with without_notice(), without_keras():
 __all__ = ["onednn_is_on", "prepare", "tf"]
 
 
-def prepare(number: int = 0) -> Any | None:
-    """Deterministic kernels, factors in all their bits, one GPU that gives memory as it is needed.
+def prepare(number: int = 0, precision: Precision = "float32") -> Any | None:
+    """Deterministic kernels, factors in all their bits but for tf32, one GPU that gives memory as
+    it is needed.
 
     Before anything is computed; once more is no harm. Of the GPUs in sight it is number `number`,
     counted round and round. Returns it, None without any; raises RuntimeError once another one
     computes.
     """
     tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # 10 bits of 23, on GPUs
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")  # on by itself
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return None

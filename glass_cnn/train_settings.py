@@ -13,6 +13,9 @@ MEASURED = Identity(without=("run",))
 """changes what is looked at and how fast, no result beyond rounding"""
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class Recipe(NamedTuple):
     """What a recipe stands for, part by part."""
 
@@ -299,6 +302,10 @@ class Train(Settings):
     order: Annotated[Literal["epoch", "batch"], Identity(since=2, before="epoch")] = "epoch"
     """epoch: every training image once before any comes again; batch: all are shuffled anew for
     each batch, and its images are the first (as in the code that was published for the network)"""
+    precision: Annotated[Precision, Identity(since=2, before="float32")] = "float32"
+    """of the factors in convolutions and in the dense layer, forward and backward: float32, tf32
+    (NVIDIA GPUs; 10 of 23 bits) or bfloat16 (7); all else is float32. Refused where it would be
+    emulated"""
     augmentation: Augmentation = Augmentation()
     """random symmetries of the training images"""
     evaluation_examples: Count | None = None

@@ -49,6 +49,9 @@ def main(argv: list[str]) -> None:
     from glass_cnn.training.export import ENDINGS, describe, export
     from glass_cnn.training.saved import WORDS, open_model
 
+    # In float32, as other programs compute, whatever it was trained in.
+    train = settings.train.model_copy(update={"precision": "float32"})
+    settings = settings.model_copy(update={"train": train})
     model = open_model(run, settings, args.which)
     images = some_images(settings, logs_root(args.logs or run.root))
     word = WORDS[args.which]

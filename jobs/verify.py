@@ -82,8 +82,10 @@ def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     from glass_cnn.training.engine import set_up_tensorflow
     from glass_cnn.training.replay import replay
 
-    launch = audit.settings.launch
-    now = set_up_tensorflow(launch.threads_per_rank, ranks, launch.collectives, launch.division)
+    launch, precision = audit.settings.launch, audit.settings.train.precision
+    now = set_up_tensorflow(
+        launch.threads_per_rank, ranks, launch.collectives, launch.division, precision
+    )
     chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args.count, args.seed)))
     examples = ranks.everywhere(lambda: training_data(audit.settings, audit.root))
     ranks.everywhere(lambda: examples.verify(ranks.share(examples.blocks), lambda: True))

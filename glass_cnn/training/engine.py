@@ -13,6 +13,7 @@ from glass_cnn import numerics
 from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, prepare, tf
+from glass_cnn.train_settings import Precision
 from glass_cnn.training.division import Kind, Way, divide, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
@@ -20,27 +21,32 @@ from hpc.world import World
 
 
 def set_up_tensorflow(
-    threads: int, world: World, collectives: Way | None = None, division: Kind = "data"
+    threads: int,
+    world: World,
+    collectives: Way | None = None,
+    division: Kind = "data",
+    precision: Precision = "float32",
 ) -> Numerics:
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
     Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started,
-    ConfigError for a way to add over ranks that is not there, and for ranks that see no GPU where
-    they should, or share one.
+    ConfigError for a way to add over ranks that is not there, for ranks that see no GPU where they
+    should, or share one, and for a precision that a rank's device would emulate.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    mine = prepare(world.local_rank)
+    mine = prepare(world.local_rank, precision)
     all_seen = tf.config.list_physical_devices("GPU")
     number = all_seen.index(mine) if mine else 0
     # Before NCCL is touched, which has no words for it.
     sights = world.comm.allgather(gpus.sight(number, len(all_seen)))
     world.everywhere(lambda: gpus.check(sights))
+    world.everywhere(lambda: numerics.check(precision, capability(mine) if mine else None))
     several = world.size > 1
     return Numerics(
         tensorflow=tf.__version__,
         onednn=onednn_is_on(),
-        isa=_by_rank(world, numerics.instruction_set()),
+        isa=_by_rank(world, numerics.instruction_set(precision)),
         processors=_by_rank(world, numerics.processor()),
         gpus=_by_rank(world, _kind(mine)) if mine else [],
         drivers=_by_rank(world, numerics.driver()) if mine else [],
@@ -63,8 +69,13 @@ def _by_rank(world: World, mine: str) -> list[str]:
 def _kind(gpu: Any) -> str:
     """Name of a GPU, and its compute capability, by which kernels are chosen."""
     details = tf.config.experimental.get_device_details(gpu)
-    capability = ".".join(map(str, details.get("compute_capability", ("?",))))
-    return f"{details.get('device_name', 'GPU')} (compute capability {capability})"
+    version = ".".join(map(str, capability(gpu))) or "?"
+    return f"{details.get('device_name', 'GPU')} (compute capability {version})"
+
+
+def capability(gpu: Any) -> tuple[int, ...]:
+    """A GPU's compute capability; () where it is not told."""
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability", ())
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Engine:
         self.division = divide(settings.launch, pixels, world)
         part = self.division.part
         self.share, self.strip = self.division.share(train.batch_size), part.pixels
-        self.network = Network(settings.recipe, pixels, settings.seed, part)
+        self.network = Network(settings.recipe, pixels, settings.seed, part, train.precision)
         self.optimizer = Optimizer(train.optimizer, self.network)
         image = tf.TensorSpec((None, len(range(pixels)[self.strip]), pixels, 3), tf.uint8)
         label = tf.TensorSpec((None,), tf.int32)

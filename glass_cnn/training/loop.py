@@ -63,7 +63,11 @@ def train(
     """
     launch = settings.launch
     numerics = set_up_tensorflow(
-        launch.threads_per_rank, world, launch.collectives, launch.division
+        launch.threads_per_rank,
+        world,
+        launch.collectives,
+        launch.division,
+        settings.train.precision,
     )
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)

@@ -23,12 +23,13 @@ class SavedModel:
     """The network of a run, with the weights of its best or its newest checkpoint."""
 
     def __init__(self, run: RunDir, settings: RunSettings, saved: checkpoint.Checkpoint) -> None:
-        prepare()  # as in training
+        precision = settings.train.precision
+        prepare(precision=precision)  # as in training
         self.run, self.settings, self.saved = run, settings, saved
-        self.network = Network(settings.recipe, settings.render.pixels, settings.seed)
+        pixels = settings.render.pixels
+        self.network = Network(settings.recipe, pixels, settings.seed, precision=precision)
         for name, variable in self.network.parameters.items():
             variable.assign(saved.tensors[f"model/{name}"])
-        pixels = settings.render.pixels
         self._logits = tf.function(
             self.network.logits,
             autograph=False,
