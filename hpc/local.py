@@ -113,6 +113,12 @@ class _Plan:
     at_once: int
     """tasks at a time"""
 
+    @property
+    def bound(self) -> bool:
+        """Whether tasks have cores of their own: where no more fit. Else another study, bound to
+        the same first cores, would slow them down while the rest of the machine idles."""
+        return (self.at_once + 1) * self.cores > len(os.sched_getaffinity(0))
+
 
 def _plan(stage: Stage, given: Local) -> _Plan:
     cores, there = len(os.sched_getaffinity(0)), len(given.gpus)
@@ -215,7 +221,7 @@ class _StageRun:
             with storage_errors(task.log):
                 log = open(task.log, "ab")  # noqa: SIM115 - closed when the task ends
             offset = log.seek(0, os.SEEK_END)
-            cores = self.free[: self.plan.cores]
+            cores = self.free[: self.plan.cores] if self.plan.bound else []
             growing = Growing(task.meter.records) if task.meter else None
             pace = Pace(growing.look().count if growing else 0)
             begun = scratch / task.name

@@ -57,6 +57,13 @@ two_cores = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
 @pytest.fixture
+def on_two_cores() -> Iterator[None]:
+    os.sched_setaffinity(0, CORES[:2])
+    yield
+    os.sched_setaffinity(0, CORES)
+
+
+@pytest.fixture
 def make_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
     """`make_task("a", code=1, seconds=2.0)`: a task whose module is the worker above."""
     (tmp_path / "glass_test_worker.py").write_text(WORKER)
@@ -140,7 +147,7 @@ def test_a_task_killed_by_a_signal_is_an_internal_error(
 
 @two_cores
 def test_tasks_run_side_by_side_on_cores_of_their_own(
-    make_task: Callable[..., Task], tmp_path: Path
+    on_two_cores: None, make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
     tasks = tuple(make_task(name, seconds=1.0) for name in "abcd")
     assert local.Local(2).launch([Stage("train", tasks, 1, 1)]) == 0
@@ -159,9 +166,18 @@ def test_tasks_run_side_by_side_on_cores_of_their_own(
 
 
 @two_cores
+def test_tasks_that_leave_room_for_another_study_are_not_bound(
+    on_two_cores: None, make_task: Callable[..., Task], tmp_path: Path
+) -> None:
+    tasks = tuple(make_task(name) for name in "ab")
+    assert local.Local(1).launch([Stage("train", tasks, 1, 1)]) == 0
+    assert [fact["cores"] for fact in facts(tmp_path).values()] == ["", ""]
+
+
+@two_cores
 @pytest.mark.requires("mpi")
 def test_ranks_are_started_by_mpiexec_with_their_threads(
-    make_task: Callable[..., Task], tmp_path: Path
+    on_two_cores: None, make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
     assert local.Local().launch([Stage("train", (make_task("a"),), 2, 1)]) == 0
     found = facts(tmp_path)
