@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from glass_cnn import mixture
-from glass_cnn.train_settings import Model, Recipe, Rounding, Train
+from glass_cnn.train_settings import Checkpointing, Model, Recipe, Rounding, Train
 from hpc.config import (
     Count,
     Fraction,
@@ -204,28 +204,6 @@ class Split(Settings):
             )
         if min(self.train, self.validation, self.test) <= 0:
             raise ValueError("train, validation and test must each be greater than 0")
-        return self
-
-
-class Checkpointing(Settings):
-    """Checkpoints."""
-
-    every_iterations: Count = 10
-    """iterations between checkpoints (one more is written at the end and when stopped)"""
-    keep: Annotated[int, pydantic.Field(ge=1)] = 2
-    """newest checkpoints kept"""
-    milestone_iterations: Count | None = None
-    """keep every checkpoint whose iteration is a multiple of this for good"""
-    best: bool = True
-    """also keep the weights of the best validation accuracy"""
-    after_end: Literal["all", "last", "best"] = "last"
-    """what a complete run keeps: all its checkpoints, the last and the best, or only the best
-    (its final weights are gone then); milestones stay in any case"""
-
-    @pydantic.model_validator(mode="after")
-    def _keeps_something(self) -> Checkpointing:
-        if self.after_end == "best" and not self.best:
-            raise ValueError("after_end: best keeps nothing with best: false; take last or all")
         return self
 
 

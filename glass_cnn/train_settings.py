@@ -334,3 +334,28 @@ class Train(Settings):
                 f"what Adam's moments do to the curvature; set it to 0 for {self.optimizer.kind}"
             )
         return self
+
+
+class Checkpointing(Settings):
+    """Checkpoints."""
+
+    every_iterations: Count = 10
+    """iterations between regular checkpoints (one more is written at the end and when stopped)"""
+    hours_between_failures: Annotated[Positive | None, Identity(since=2)] = None
+    """expected time between failures that come without notice; with it there are checkpoints
+    between the regular ones, as often as loses the least time (docs/restart.md). null: none"""
+    keep: Annotated[int, pydantic.Field(ge=1)] = 2
+    """newest checkpoints kept"""
+    milestone_iterations: Count | None = None
+    """keep every checkpoint whose iteration is a multiple of this for good"""
+    best: bool = True
+    """also keep the weights of the best validation accuracy"""
+    after_end: Literal["all", "last", "best"] = "last"
+    """what a complete run keeps: all its checkpoints, the last and the best, or only the best
+    (its final weights are gone then); milestones stay in any case"""
+
+    @pydantic.model_validator(mode="after")
+    def _keeps_something(self) -> Checkpointing:
+        if self.after_end == "best" and not self.best:
+            raise ValueError("after_end: best keeps nothing with best: false; take last or all")
+        return self

@@ -32,6 +32,7 @@ from glass_cnn.training.engine import COUNTS
 from glass_cnn.training.state import State
 from glass_cnn.training.tensorboard import EventFiles
 from hpc.checkpoint import Checkpoint, InvalidCheckpoint
+from hpc.checkpoint_interval import Interval
 from hpc.checkpoint_writer import Checkpoints
 from hpc.config import to_yaml
 from hpc.errors import ConfigError, UserError
@@ -92,6 +93,7 @@ class Recorder:
     def __init__(self, settings: RunSettings, run: RunDir, world: World, stop: StopFlag) -> None:
         self.settings, self.run, self.world, self.stop = settings, run, world, stop
         self._saved: tuple[int, int] | None = None
+        self._interval = Interval(None)
         self._ended = False
         self._since = time.monotonic()
         self._curves = EventFiles(run.tensorboard)
@@ -193,6 +195,8 @@ class Recorder:
         best = state.model() if self.settings.checkpoint.best else None
         self.checkpoints.prepare(state.tensors(), best)
         self._since = time.monotonic()
+        hours = self.settings.checkpoint.hours_between_failures
+        self._interval = Interval(hours * 3600 if hours else None)
 
     def starts(self) -> int:
         """Starts of this run so far; the present one counts from `started` on."""
@@ -225,16 +229,19 @@ class Recorder:
     @reads_state
     @rank_0
     def save_when_due(self, state: State) -> None:
-        """A checkpoint every so many iterations."""
-        if state.progress.evaluated % self.settings.checkpoint.every_iterations == 0:
+        """A regular checkpoint, and one in between where failures are expected."""
+        regular = state.progress.evaluated % self.settings.checkpoint.every_iterations == 0
+        if regular or self._interval.due():
             self._save(state)
 
     def _save(self, state: State) -> None:
         """A checkpoint of the present state, in the background, unless it is saved already."""
         present = (state.progress.step, state.progress.evaluated)
         if present != self._saved:
+            began = time.monotonic()
             self.checkpoints.save(state.progress.step, state.tensors(), state.meta())
             self._saved = present
+            self._interval.saved(time.monotonic() - began)
 
     save = reads_state(rank_0(_save))
 
