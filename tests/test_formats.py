@@ -18,9 +18,9 @@ from tests.own_data import BOX, dump_text, particles, picture, write_gsd, xyz_te
 LINES = dump_text(1).splitlines(keepends=True)
 
 
-def check_frame(frame: Configuration, seed: int, shift: tuple[float, float] = (0, 0)) -> None:
+def check_frame(frame: Configuration, seed: int) -> None:
     places, types = particles(seed)
-    apart = (frame.positions - places - shift + BOX / 2) % BOX - BOX / 2
+    apart = (frame.positions - places + BOX / 2) % BOX - BOX / 2
     assert np.abs(apart).max() < 1e-5
     assert (frame.species == types).all()
     assert (frame.box == BOX).all()
@@ -158,7 +158,7 @@ def test_gsd_is_told_by_its_content(tmp_path: Path) -> None:
     write_gsd(tmp_path / "dump.gsd", [1])
     (tmp_path / "dump.gsd").rename(tmp_path / "dump.7")
     assert kind_of(tmp_path / "dump.7") == GSD
-    check_frame(read_frames(tmp_path / "dump.7")[0], 1, shift=(-3, -3))
+    check_frame(read_frames(tmp_path / "dump.7")[0], 1)
 
 
 def test_what_rounds_up_to_the_edge_is_at_the_other(tmp_path: Path) -> None:
@@ -234,12 +234,12 @@ def test_extended_xyz_of_ase_is_read_as_ase_reads_it(tmp_path: Path) -> None:
 def test_gsd(tmp_path: Path, names: tuple[str, str]) -> None:
     write_gsd(tmp_path / "a.gsd", [1, 2], names)
     for seed, frame in zip((1, 2), read_frames(tmp_path / "a.gsd"), strict=True):
-        check_frame(frame, seed, shift=(-3, -3))
+        check_frame(frame, seed)
 
 
 def test_gsd_that_leaves_out_what_its_format_takes_for_given(tmp_path: Path) -> None:
     write_gsd(tmp_path / "a.gsd", [1], ("A",))
-    check_frame(read_frames(tmp_path / "a.gsd")[0], 1, shift=(-3, -3))
+    check_frame(read_frames(tmp_path / "a.gsd")[0], 1)
 
 
 def test_pictures_are_no_trajectory_files(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def _read_gsd(path: Path) -> Iterator[RawFrame]:
 
 
 def _gsd_frame(path: Path, index: int, snapshot: Any) -> RawFrame:
-    """Frame `index` of a GSD file; its places are from the centre of the box."""
+    """Frame `index` of a GSD file, whose places are from the centre of the box."""
     where = f"{path}, frame {index}"
     particles, box = snapshot.particles, np.asarray(snapshot.configuration.box, float)
     if box[3:].any():
@@ -152,6 +152,7 @@ def _gsd_frame(path: Path, index: int, snapshot: Any) -> RawFrame:
         )
     places = np.asarray(particles.position, float)
     outside = np.abs(places[:, :2]) - box[:2] / 2
+    places[:, :2] += box[:2] / 2  # from its corner, as in all other files: the same picture
     species = (np.array(names)[number],)
     temperature = _gsd_temperature(snapshot.log)
     return RawFrame(places, species, box[:3], True, None, outside, temperature)

@@ -48,7 +48,7 @@ class RawFrame:
     """One frame as a file gives it."""
 
     places: np.ndarray
-    """float64 [N, 3] (z is 0 where it is not given), from a corner or the centre of the box"""
+    """float64 [N, 3] (z is 0 where it is not given), from a corner of the box"""
     species: tuple[np.ndarray, ...]
     """text [N]: the columns that may say what a particle is, the best first"""
     box: np.ndarray

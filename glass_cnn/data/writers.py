@@ -90,8 +90,7 @@ def _write_gsd(path: Path, frames: Sequence[LabelledFrame]) -> None:
             one.particles.types = list(SPECIES.values())
             one.particles.typeid = [list(SPECIES).index(kind) for kind in at.species.tolist()]
             one.particles.diameter = 2 * _radii(at)
-            places = at.wrapped().astype(float)  # in GSD a box reaches from −L/2 to L/2
-            places -= at.box * (places >= at.box / 2)
+            places = at.wrapped() - at.box / 2  # in GSD a box reaches from −L/2 to L/2
             one.particles.position = np.column_stack([places, np.zeros(len(at))])
             # What a frame lacks it would inherit from the first one.
             unknown = dict.fromkeys(FACTS, math.nan)
