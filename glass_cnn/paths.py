@@ -165,6 +165,11 @@ class StudyDir:
         return self.path / "jobs"
 
     @property
+    def accounting(self) -> Path:
+        """What Slurm's accounting says of the runs' jobs, where there is one."""
+        return self.path / "accounting.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.parquet"
 

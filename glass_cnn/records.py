@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -388,7 +387,6 @@ def trained_on(run: RunDir) -> DataIdentity | None:
     return None
 
 
-def count_events(path: Path) -> dict[str, int]:
-    """How often each kind of event stands in events.jsonl; raises DataError for a wrong type."""
-    found = [event for chunk in _chunks(path) for event in _decode(chunk, path, _events)[0]]
-    return dict(Counter(event.event for event in found))
+def all_events(path: Path) -> list[Event]:
+    """Read events.jsonl, an event per line; raises DataError for a wrong type."""
+    return [event for chunk in _chunks(path) for event in _decode(chunk, path, _events)[0]]

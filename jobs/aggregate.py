@@ -12,7 +12,7 @@ import sys
 from rich.console import Console
 
 from glass_cnn.analysis.arms import estimate
-from glass_cnn.analysis.table import aggregate, combine, find_study, write, write_table
+from glass_cnn.analysis.table import accounted, aggregate, combine, find_study, write, write_table
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.report.terminal import arms_table, counted, summary
 from hpc.commandline import Parser, run_main
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     console = Console()
     results = []
     for study, directory in found:
-        result = aggregate(study, directory)
+        result = accounted(aggregate(study, directory))
         write(result)
         console.print(arms_table(study.name, estimate(result), console.width))
         console.print(summary(result), soft_wrap=True, highlight=False, markup=False)

@@ -18,7 +18,7 @@ from rich.console import Console
 from glass_cnn.analysis.arms import Estimates, estimate
 from glass_cnn.analysis.best import best
 from glass_cnn.analysis.dataset_summary import DatasetSummary, summarize
-from glass_cnn.analysis.table import Aggregation, aggregate, find_study, write
+from glass_cnn.analysis.table import Aggregation, accounted, aggregate, find_study, write
 from glass_cnn.data.dataset import PARTS, directory, load, split
 from glass_cnn.paths import StudyDir, logs_root
 from glass_cnn.report.dataset_section import Data
@@ -61,7 +61,7 @@ def named(config: str) -> list[str]:
 def report(study: Study, directory: StudyDir) -> tuple[Aggregation, Estimates]:
     """Write the pages of one study, and say what stands in them."""
     began = time.time()
-    result = aggregate(study, directory)
+    result = accounted(aggregate(study, directory))
     write(result)
     estimates = estimate(result)
     pages = write_report(result, estimates, *data_of(result))

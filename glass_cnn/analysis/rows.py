@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from glass_cnn.paths import RUN_NAME, RunDir, is_named
 from glass_cnn.settings import Analysis, RunSettings, run_identity, stored_run
 from hpc.config import digest, to_tree
 from hpc.errors import UserError
+from hpc.records import Event
 from hpc.yaml_files import parse_yaml
 
 FILES = ("config.yaml", "metrics.jsonl", "result.json", "provenance.jsonl", "events.jsonl")
@@ -127,9 +130,13 @@ class Row:
     wall_seconds: float | None = None
     """wall time of all starts together, s"""
     core_hours: float | None = None
-    """that time on the cores of the last start, h"""
+    """that time on the cores of the last start, h; by Slurm, of every attempt on its cores"""
+    core_hours_by: str | None = None
+    """whose count that is: run, its own; slurm, of Slurm's accounting, killed attempts included"""
     peak_memory: int | None = None
-    """the most memory that one rank of the last start held, bytes"""
+    """the most memory that one rank of the last start held, bytes; by Slurm, one task of a step"""
+    peak_memory_by: str | None = None
+    """whose count that is, run or slurm: the larger one"""
     useful_share: float | None = None
     """processor time of the last start as a share of its cores' time, imports included"""
     started: str | None = None
@@ -142,6 +149,8 @@ class Row:
     """whether the code had changes of its own"""
     hosts: str | None = None
     """machines of all starts"""
+    slurm_jobs: str | None = None
+    """batch jobs of all starts, as sacct calls them; null where a start was in none"""
     ranks: int | None = None
     """MPI ranks of the last start"""
     versions: str | None = None
@@ -368,16 +377,29 @@ def _read_result(row: Row, result: records.Result, metrics: Metrics) -> None:
     if (usage := result.usage) is not None:
         row.core_hours = result.wall_seconds * usage.cores / 3600
         row.peak_memory = usage.peak_memory
+        row.core_hours_by = row.peak_memory_by = "run"
         time_of_cores = usage.wall_seconds * usage.cores
         row.useful_share = usage.processor_seconds / time_of_cores if time_of_cores else None
 
 
+def _slurm_jobs(starts: Sequence[records.Start], events: Sequence[Event]) -> str | None:
+    """Batch jobs that a run was started in, also those that were killed before it said so."""
+    jobs = [event.job for event in events if event.event == "job_start" and event.job]
+    for slurm in (start.slurm or {} for start in starts):
+        if not slurm.get("job"):
+            return None
+        array, index = slurm.get("array_job"), slurm.get("array_task")
+        jobs.append(f"{array}_{index}" if array and index else slurm["job"])
+    return " ".join(dict.fromkeys(jobs)) or None
+
+
 def _read_provenance(row: Row, run: RunDir) -> None:
     starts = records.read_starts(run.provenance)
-    events = records.count_events(run.events)
-    row.rollbacks = events.get("rollback", 0)
-    row.checkpoints_refused = events.get("checkpoint_refused", 0)
+    events = records.all_events(run.events)
+    kinds = Counter(event.event for event in events)
+    row.rollbacks, row.checkpoints_refused = kinds["rollback"], kinds["checkpoint_refused"]
     row.starts = len(starts)
+    row.slurm_jobs = _slurm_jobs(starts, events)
     if not starts:
         return
     last = starts[-1]

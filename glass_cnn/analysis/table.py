@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from glass_cnn import data_identity, outcomes, records
+from glass_cnn.analysis import accounting
 from glass_cnn.analysis.rows import SCHEMA
 from glass_cnn.analysis.scan import RunListing, code, look, scan
 from glass_cnn.paths import StudyDir, logs_root
@@ -20,6 +22,7 @@ from glass_cnn.study import Study, load_study
 from glass_cnn.study_file import OWN
 from hpc.config import to_tree
 from hpc.files import make_directory, storage_errors
+from hpc.slurm import SlurmError
 
 Stored = Mapping[str, records.DataIdentity | None]
 """label of a point -> the data that lie there now; None where that is not known"""
@@ -93,13 +96,29 @@ def aggregate(study: Study, directory: StudyDir) -> Aggregation:
     settings, swept = _settings_table(study)
     root = directory.path.parent
     data = {point.label: data_identity.of_settings(point.settings, root) for point in study.points}
-    key = _key(study, state, data)
+    known = accounting.read(directory.accounting)
+    key = _key(study, state, data, known)
     table = _kept(directory, key)
     if table is None:
         analyses = {point.label: point.settings.analysis for point in study.points}
-        table = _with_study(scan(directory, state, analyses), study, data)
+        found = accounting.counted(scan(directory, state, analyses), known)
+        table = _with_study(found, study, data)
         table = _arranged(table.join(settings, on="label", how="left"), settings.columns)
     return Aggregation(study, directory, table, swept, key)
+
+
+def accounted(result: Aggregation) -> Aggregation:
+    """The same with what Slurm's accounting says of its jobs by now.
+
+    A note where that does not answer; nothing where there is none. Raises StorageError.
+    """
+    try:
+        if accounting.renew(result.directory.accounting, result.table):
+            return aggregate(result.study, result.directory)
+    except SlurmError as error:
+        said = " ".join(str(error).split())
+        print(f"note: Slurm's accounting cannot be asked what runs took: {said}", file=sys.stderr)
+    return result
 
 
 def _arranged(table: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
@@ -185,11 +204,11 @@ def combine(results: Sequence[Aggregation]) -> pl.DataFrame:
     return _set_aside(table, again, "duplicate", pl.lit(reason))
 
 
-def _key(study: Study, state: RunListing, data: Stored) -> str | None:
-    """Checksum of the study, its data, its directories and the code that reads them."""
+def _key(study: Study, state: RunListing, data: Stored, known: accounting.Known) -> str | None:
+    """Checksum of the study, its data, its jobs, its directories and the code that reads them."""
     if (state.marks == -2).any():
         return None
-    told = json.dumps([study.tree, state.names, code(), data], default=str).encode()
+    told = json.dumps([study.tree, state.names, code(), data, known], default=str).encode()
     return hashlib.sha256(told + state.marks.tobytes()).hexdigest()
 
 

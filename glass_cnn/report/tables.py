@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from glass_cnn.analysis import accounting
 from glass_cnn.analysis.arms import Arm
 from glass_cnn.analysis.table import Aggregation
 from glass_cnn.paths import RunDir
@@ -17,6 +18,7 @@ from glass_cnn.records import read_starts
 from glass_cnn.report import pagedata, words
 from glass_cnn.report.pagedata import Row
 from hpc.config import to_tree
+from hpc.words import plural
 
 
 def columns(result: Aggregation) -> list[tuple[str, str]]:
@@ -163,11 +165,19 @@ def _taken(runs: pl.DataFrame) -> list[tuple[str, str]]:
     if hours.is_empty():
         return []
     told = "" if len(hours) == len(runs) else f" ({words.plain(len(hours))} of {len(runs)} runs)"
-    return [
-        ("Core-hours", f"{float(hours.sum()):.3g}{told}"),
-        ("Largest memory of a rank", f"{float(memory.max()) / (1 << 30):.2f} GiB"),  # type: ignore[arg-type]
-        ("Use of the cores", f"{words.percent(float(share.median()), 0)} (median)"),  # type: ignore[arg-type]
-    ]
+    by_slurm = int((runs["core_hours_by"] == accounting.SLURM).sum())
+    if by_slurm:
+        told += f"; of {plural(by_slurm, 'run')} by Slurm's accounting, killed attempts included"
+    taken = [("Core-hours", f"{float(hours.sum()):.3g}{told}")]
+    if not memory.is_empty():
+        most = runs.sort("peak_memory", nulls_last=False).row(-1, named=True)
+        task = " (of a task, by Slurm's accounting)" * (most["peak_memory_by"] == accounting.SLURM)
+        gib = most["peak_memory"] / (1 << 30)
+        taken.append(("Largest memory of a rank", f"{gib:.2f} GiB{task}"))
+    if not share.is_empty():
+        median = words.percent(float(share.median()), 0)  # type: ignore[arg-type]
+        taken.append(("Use of the cores", f"{median} (median)"))
+    return taken
 
 
 def _exact(changes: pl.Series) -> str:

@@ -5,6 +5,8 @@
     slurm.set(banner="Welcome!")     printed before every answer
     slurm.set(answer="job ID")       what sbatch prints
     slurm.set(busy={"squeue": 2})    calls of a command that time out
+    slurm.set(accounting="7|…")      what sacct prints; None, as at first: no accounting
+    slurm.set(broken={"sacct": "…"}) what a command says that fails
     slurm.calls("sbatch")            how each was called
 
 Run as a program it is one of the commands: `python pretend.py FOLDER COMMAND WORD…`. It keeps what
@@ -20,10 +22,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo")
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 TOLD = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "PMI", "OMPI_")
 """variables that are written down with each call"""
 FIRST = 101
+DISABLED = "Slurm accounting storage is disabled"
 BUSY = "slurm_load_jobs error: Socket timed out on send/recv operation"
 
 
@@ -38,10 +41,10 @@ class Pretend:
             words = f'"{sys.executable}" -SE "{__file__}" "{folder}" {command} "$@"'
             file.write_text(f"#!/bin/sh\nexec {words}\n")
             file.chmod(0o755)
-        self.set(limit="1001", banner="", answer="ID", busy={}, job="")
+        self.set(limit="1001", banner="", answer="ID", busy={}, job="", accounting=None, broken={})
 
     def set(self, **facts: Any) -> None:
-        """What it is to do from now on: limit, banner, answer, busy, job."""
+        """What it is to do from now on: limit, banner, answer, busy, job, accounting, broken."""
         file = self.folder / "state.json"
         state = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**state, **facts}))
@@ -81,9 +84,16 @@ def main(folder: Path, command: str, words: list[str]) -> int:
     if number < state["busy"].get(command, 0):
         print(BUSY, file=sys.stderr)
         return 1
+    broken = state["broken"].get(command)
+    if command == "sacct" and state["accounting"] is None:
+        broken = broken or DISABLED
+    if broken:
+        print(broken, file=sys.stderr)
+        return 1
     if state["banner"]:
         print(state["banner"])
     answer = {"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "sinfo": lambda *_: "low"}
+    answer["sacct"] = lambda *_: state["accounting"]
     said = answer.get(command, lambda *_: "")(folder, words, state)
     if said:
         print(said)
