@@ -88,6 +88,8 @@ class Pipeline:
                     needs=needs,  # type: ignore[arg-type]
                     main=True,
                     gpus_per_rank=1,
+                    tasks_per_gpu=launch.runs_per_gpu,
+                    tasks_per_job=0 if launch.runs_per_job == "auto" else launch.runs_per_job,
                     after_failures=True,
                 )
             )

@@ -239,7 +239,10 @@ class Launch(Settings):
     side_by_side: Annotated[int, pydantic.Field(ge=0)] = 0
     """runs at a time on this machine; 0 takes as many as its cores and GPUs hold"""
     runs_per_gpu: Annotated[Count, Identity(since=2, before=1)] = 1
-    """runs that share a GPU of this machine: small networks leave most of one idle"""
+    """runs that share a GPU: small networks leave most of one idle"""
+    runs_per_job: Annotated[Literal["auto"] | Count, Identity(since=2, before=1)] = "auto"
+    """runs that share a batch job of one node, side by side on its cores and GPUs; auto: as many
+    as the node holds at a time by the site profile; 1: each run is a job"""
     hang_seconds: Positive = 600
     """a rank that makes no progress for so long ends the run with a message, s"""
     site: str = "dev"

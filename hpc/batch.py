@@ -2,6 +2,9 @@
 
     logs/<study>/jobs/<stamp>/train-1.tsv   tasks of one array, and how to start their ranks
 
+Small tasks are packed: each task of the array is then a job of one node that holds several of them
+(`hpc.packed` starts those), n n+1 … of the job file.
+
 The templates in slurm/ read job files as data; nothing that a setting says is ever evaluated by a
 shell.
 """
@@ -9,8 +12,9 @@ shell.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,20 +48,79 @@ class BatchJob:
     @property
     def text(self) -> str:
         """Content of the job file."""
-        return job_text(self.site, self.stage.tasks, _shape(self.stage, self.site))
+        return job_text(self.site, self.stage.tasks, self.shape)
+
+    @property
+    def shape(self) -> Shape:
+        """What each job asks for."""
+        return shape_of(self.stage, self.site)
+
+    @property
+    def size(self) -> int:
+        """Tasks of the array, each of which may hold several of the stage."""
+        return -(-len(self.stage.tasks) // self.shape.tasks)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Ranks and nodes of one job."""
+    """Ranks and nodes of one job, and its tasks."""
 
     nodes: int
     per_node: int
     ranks: int | None
     """None: as many as the nodes that Slurm has free (site.min_nodes)"""
+    pack: Pack | None = None
+    """how several tasks share it; None: it is one task's"""
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of one job."""
+        return self.pack.tasks if self.pack else 1
 
 
-def _shape(stage: Stage, site: Site) -> Shape:
+@dataclass(frozen=True)
+class Pack:
+    """How tasks share a job; a line of numbers in its job file, in this order."""
+
+    tasks: int
+    """tasks of each job; the last one may have fewer"""
+    at_once: int
+    """as many of them run at a time"""
+    ranks: int
+    """of each"""
+    threads: int
+    """CPUs of each rank"""
+    tasks_per_gpu: int
+
+
+def shape_of(stage: Stage, site: Site) -> Shape:
+    """What one job of a stage asks for; raises ConfigError.
+
+    Tasks of less than a node share one: `tasks_per_job` at most, else as many as it holds at a
+    time, spread evenly over the fewest jobs.
+    """
+    one = _shape_of_one(stage, site)
+    if stage.tasks_per_job == 1 or one.nodes > 1 or one.ranks is None:
+        return one
+    sharing = stage.tasks_per_gpu if _gpus(one, site)[1] else 1
+    room = _most_ranks(site) // one.ranks * sharing
+    jobs = -(-len(stage.tasks) // (stage.tasks_per_job or room))
+    count = -(-len(stage.tasks) // max(1, jobs))
+    if count < 2:
+        return one
+    at_once = min(count, room)
+    ranks = -(-at_once // sharing) * one.ranks
+    threads = max(1, (site.cpus_per_rank or stage.threads) // sharing)
+    return Shape(1, ranks, ranks, Pack(count, at_once, one.ranks, threads, sharing))
+
+
+def _most_ranks(site: Site) -> int:
+    """Ranks that a node holds."""
+    gpus = int(str(site.gpus_per_node).rpartition(":")[2])
+    return min(site.ranks_per_node, gpus) if gpus else site.ranks_per_node
+
+
+def _shape_of_one(stage: Stage, site: Site) -> Shape:
     ranks = site.ranks or stage.ranks
     nodes = site.nodes or -(-ranks // site.ranks_per_node)
     per_node = -(-ranks // nodes)
@@ -112,9 +175,13 @@ def plan(
             after = "afterok" if stage.needs == "success" else "afterany"
         files = _names(stage.name, sum(s.name == stage.name for s in stages[:number]))
         jobs.append([])
-        for first in range(0, len(stage.tasks), size):
-            chunk = dataclasses.replace(stage, tasks=stage.tasks[first : first + size])
-            own = site.of(stage.name, stage.main)
+        if not stage.tasks:
+            continue
+        own = site.of(stage.name, stage.main)
+        each = shape_of(stage, own).tasks
+        for first in range(0, len(stage.tasks), size * each):
+            some = stage.tasks[first : first + size * each]
+            chunk = dataclasses.replace(stage, tasks=some, tasks_per_job=each)
             told = notify if stage.sums_up and number == len(stages) - 1 else None
             jobs[-1].append(BatchJob(chunk, own, folder / next(files), after, arrays, told))
     return jobs
@@ -135,8 +202,8 @@ def command(job: BatchJob, study: str, before: Sequence[str] = ()) -> list[str]:
     number = "%a" if job.array else "0"
     words += [f"--output={_pattern(job.file.parent)}/{job.file.stem}-{number}.out"]
     words += [f"--comment={job.file}"]
-    throttle = f"%{job.site.throttle}" if job.site.throttle and len(job.stage.tasks) > 1 else ""
-    words += [f"--array=0-{len(job.stage.tasks) - 1}{throttle}"] if job.array else []
+    throttle = f"%{job.site.throttle}" if job.site.throttle and job.size > 1 else ""
+    words += [f"--array=0-{job.size - 1}{throttle}"] if job.array else []
     if job.after and before:
         words += [f"--dependency={job.after}:{':'.join(before)}"]
         words += ["--kill-on-invalid-dep=yes"] if job.after == "afterok" else []
@@ -156,7 +223,7 @@ def _pattern(folder: Path) -> str:
 
 def resources(stage: Stage, site: Site) -> list[str]:
     """sbatch's options for what a job needs; the profile's own `options` come last and win."""
-    shape = _shape(stage, site)
+    shape = shape_of(stage, site)
     if shape.ranks is None:
         words = [f"--nodes={site.min_nodes}-{shape.nodes}"]
         # With --ntasks-per-node=1 Slurm takes one task as enough, and one node for it.
@@ -168,7 +235,8 @@ def resources(stage: Stage, site: Site) -> list[str]:
     # Not --gpus-per-task: each rank would see its own alone, and NCCL go through the host's memory.
     kind, gpus = _gpus(shape, site)
     words += [f"--gpus-per-node={kind}{gpus}"] if gpus else []
-    words += [f"--mem={site.memory}"] if site.memory else []
+    memory = site.memory or _summed(site.memory_per_rank, shape.per_node)
+    words += [f"--mem={memory}"] if memory else []
     words += [f"--time={site.time}", f"--signal=B:USR2@{site.signal_lead}"]
     words += ["--requeue", "--open-mode=append"]
     for name in ("partition", "account", "qos", "constraint"):
@@ -177,10 +245,17 @@ def resources(stage: Stage, site: Site) -> list[str]:
     return [*words, *site.options]
 
 
+def _summed(memory: str | None, ranks: int) -> str:
+    """Memory of so many ranks, in the unit of one's."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", memory or "")
+    return f"{int(match[1]) * ranks}{match[2]}" if match else ""
+
+
 def job_text(site: Site, tasks: Sequence[Task], shape: Shape | None = None) -> str:
     """A job file: `site` lines on how to start ranks, then one `task` line each, tabs between.
 
     A `task` line holds name, checkpoint directory (or nothing), done file, log, module, arguments.
+    A `pack` line stands before them where several share a job.
     """
     lines: list[Sequence[str]] = [("site", "launcher", site.launcher), ("site", "mpi", site.mpi)]
     lines += [("site", "bind", site.bind), ("site", "max_requeues", str(site.max_requeues))]
@@ -193,6 +268,8 @@ def job_text(site: Site, tasks: Sequence[Task], shape: Shape | None = None) -> s
     lines += [("site", "module", module) for module in site.modules]
     lines += [("site", "environment", f"{k}={v}") for k, v in site.environment.items()]
     lines += [("site", "option", option) for option in site.launcher_options]
+    if shape is not None and shape.pack:
+        lines += [("pack", *map(str, dataclasses.astuple(shape.pack)))]
     return "".join(_line(fields) for fields in [*lines, *map(_task_fields, tasks)])
 
 
@@ -208,26 +285,59 @@ def _line(fields: Sequence[str]) -> str:
     return "\t".join(fields) + "\n"
 
 
-def task_keys(text: str) -> list[tuple[str, str]]:
-    """(name, done file) of every task of a job file: the done file tells tasks apart."""
-    lines = (line.split("\t") for line in text.splitlines() if line.startswith("task\t"))
-    return [(fields[1], fields[3]) for fields in lines]
+@dataclass(frozen=True)
+class JobFile:
+    """What stands in a job file, less what only batch scripts need of the site."""
+
+    tasks: tuple[Task, ...]
+    pack: Pack | None
+    site: Mapping[str, str]
+    """its values of one word: bind, max_requeues, signal_lead, …"""
+
+    @property
+    def max_requeues(self) -> int:
+        """Times that a job may start a task again."""
+        return int(self.site["max_requeues"])
+
+    def of(self, index: int | None) -> tuple[Task, ...]:
+        """The tasks of one array task; of the whole array for None."""
+        each = self.pack.tasks if self.pack else 1
+        return self.tasks if index is None else self.tasks[index * each : (index + 1) * each]
+
+
+def read_job_file(file: Path, place: Callable[[str], Path] = Path) -> JobFile:
+    """What `job_text` has written; `place` makes paths of its words. Raises OSError."""
+    lines = [line.split("\t") for line in file.read_text().splitlines()]
+    packs = [Pack(*map(int, fields[1:])) for fields in lines if fields[0] == "pack"]
+    site = {fields[1]: fields[2] for fields in lines if fields[0] == "site"}
+    tasks = tuple(_task(fields[1:], place) for fields in lines if fields[0] == "task")
+    return JobFile(tasks, packs[0] if packs else None, site)
+
+
+def _task(fields: Sequence[str], place: Callable[[str], Path]) -> Task:
+    name, checkpoints, done, log, module, *words = fields
+    saved = place(checkpoints) if checkpoints else None
+    return Task(name, module, tuple(words), place(done), place(log), saved)
 
 
 def cost(stage: Stage, site: Site) -> str:
-    """What a stage may take, in words; upper bounds, for one allocation of each task."""
-    shape = _shape(stage, site)
+    """What a stage may take, in words; upper bounds, for one allocation of each job."""
+    shape = shape_of(stage, site)
     ranks = shape.ranks or shape.nodes * shape.per_node
-    count, cpus = len(stage.tasks), ranks * (site.cpus_per_rank or stage.threads)
+    jobs, cpus = -(-len(stage.tasks) // shape.tasks), ranks * (site.cpus_per_rank or stage.threads)
     hours = seconds(site.time) / 3600
     each = f"{plural(ranks, 'rank')} on {plural(shape.nodes, 'node')}, {plural(cpus, 'CPU')}"
-    total = f"up to {_hours(count * cpus * hours)} core-hours"
+    total = f"up to {_hours(jobs * cpus * hours)} core-hours"
     gpus = _gpus(shape, site)[1] * shape.nodes
     if gpus:
         each += f", {plural(gpus, 'GPU')}"
-        total += f" and {_hours(count * gpus * hours)} GPU-hours"
-    tasks = plural(count, "task")
-    return f"{stage.name}: {tasks} of {each}, {site.time} at a time: {total} per allocation"
+        total += f" and {_hours(jobs * gpus * hours)} GPU-hours"
+    tasks = plural(len(stage.tasks), "task")
+    if shape.pack:
+        tasks += f", {shape.tasks} to a job ({shape.pack.at_once} at a time): {plural(jobs, 'job')}"
+    apart = stage.tasks_per_job > 1 and shape.pack is None and len(stage.tasks) > 1
+    note = "; none shares a job, for each takes more than one node" if apart else ""
+    return f"{stage.name}: {tasks} of {each}, {site.time} at a time: {total} per allocation{note}"
 
 
 def _hours(hours: float) -> str:

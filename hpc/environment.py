@@ -16,8 +16,10 @@ CORES = "LAUNCH_CORES"
 """set by the launcher of this machine: cores that a task's ranks share, with commas between"""
 GPUS = "LAUNCH_GPUS"
 """set by launchers for a task that has GPUs: how many each rank must find"""
+FACTS = "LAUNCH_BATCH_FACTS"
+"""set for tasks that share a batch job: what Slurm says of it in variables that they do not get"""
 
-OURS = (BATCH_JOB, STARTED, CORES, GPUS)
+OURS = (BATCH_JOB, STARTED, CORES, GPUS, FACTS)
 SCHEDULERS = (
     "SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SINFO_", "SCONTROL_", "SACCT_",
     "SPRIO_", "SSTAT_", "SATTACH_", "SPANK_",

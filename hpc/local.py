@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -11,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -35,6 +36,25 @@ GRACE = 120.0
 """seconds that stopped tasks have for their checkpoints"""
 PATIENCE = 120.0
 """seconds in which the ranks of a task must have found each other"""
+LOOK_EVERY = 0.25
+"""seconds between two looks at tasks that say nothing; that one has ended is heard at once"""
+_DEADLY = range(signal.SIGILL, signal.SIGTERM + 1)
+"""numbers of signals that end a program; none of them is an exit code of ours"""
+
+
+class Clerk(Protocol):
+    """Who is told of every start and end of a task, and may want it started once more."""
+
+    def begins(self, task: Task) -> None:
+        """It is about to start."""
+        ...
+
+    def goes_on(self, task: Task, code: int) -> bool:
+        """Whether a task that was not done when it ended is to be started again at once.
+
+        `code` is its exit code as a shell tells it: 128 + signal where it was killed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +65,18 @@ class Local:
     """tasks at a time; 0 for as many as cores and GPUs hold"""
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs that tasks are given; without any, what CUDA shows them is left alone"""
-    tasks_per_gpu: int = 1
-    """tasks that share a GPU"""
+    program: tuple[str, ...] = (sys.executable,)
+    """the Python of the tasks"""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """more of their environment"""
+    bind: bool = True
+    """keep tasks on cores of their own, of those that this process may use, where they fill them"""
+    grace: float = GRACE
+    """seconds that stopped tasks have for their checkpoints"""
+    clerk: Clerk | None = None
+    """who is told of every start and end"""
+    stop: StopFlag | None = None
+    """the request to stop, where it is listened for already"""
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Run the stages one after the other; a failed task ends neither its stage nor the next.
@@ -65,11 +95,11 @@ class Local:
             _show(plans)
             return EXIT_COMPLETE
         failed = EXIT_COMPLETE
-        with outliving_the_reader(), _forwarding() as stop:
+        with outliving_the_reader(), _forwarding(self.stop) as stop, Bell() as bell:
             for plan in plans:
                 if failed and not plan.stage.after_failures:
                     continue
-                codes = _StageRun(plan, self, stop).run()
+                codes = _StageRun(plan, self, stop, bell).run()
                 if stop.signal:
                     return EXIT_AGAIN
                 failed = failed or next((code for code in codes if code), EXIT_COMPLETE)
@@ -89,10 +119,10 @@ def _show(plans: Sequence[_Plan]) -> None:
             print(shlex.join(command(stage, task)))
 
 
-def command(stage: Stage, task: Task) -> list[str]:
+def command(stage: Stage, task: Task, program: Sequence[str] = (sys.executable,)) -> list[str]:
     """The command line of one task."""
     launcher = [_mpiexec(), "-n", str(stage.ranks)] if stage.ranks > 1 else []
-    return [*launcher, sys.executable, "-m", task.module, *task.args]
+    return [*launcher, *program, "-m", task.module, *task.args]
 
 
 def _mpiexec() -> str:
@@ -131,19 +161,49 @@ def _plan(stage: Stage, given: Local) -> _Plan:
             f"{VISIBLE}= make submit … to train on the processor."
         )
     at_once = given.side_by_side or max(1, cores // need)
-    at_once = min(at_once, there * given.tasks_per_gpu // gpus) if gpus else at_once
+    at_once = min(at_once, there * stage.tasks_per_gpu // gpus) if gpus else at_once
     return _Plan(stage, need, gpus, min(at_once, max(1, len(stage.tasks))))
 
 
 @contextlib.contextmanager
-def _forwarding() -> Iterator[StopFlag]:
+def _forwarding(installed: StopFlag | None) -> Iterator[StopFlag]:
     """A stop flag while tasks run; the former handlers afterwards."""
+    if installed is not None:
+        yield installed
+        return
     before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)}
     try:
         yield StopFlag().install()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Bell:
+    """Rings when a process that was started here ends, or a signal comes that is listened to.
+
+    So nobody has to look again and again, and an end is seen at once.
+    """
+
+    def __enter__(self) -> Bell:
+        self._ear, self._wire = os.pipe()
+        os.set_blocking(self._ear, False)
+        os.set_blocking(self._wire, False)
+        # Without a handler of its own SIGCHLD is ignored, and wakes nobody.
+        self._before = signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._other = signal.set_wakeup_fd(self._wire, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._other)
+        signal.signal(signal.SIGCHLD, self._before)
+        os.close(self._ear)
+        os.close(self._wire)
+
+    def wait(self, seconds: float) -> None:
+        """Until it rings, at most so long."""
+        if select.select([self._ear], [], [], seconds)[0]:
+            os.read(self._ear, 4096)
 
 
 @dataclass
@@ -176,13 +236,14 @@ class _Running:
 class _StageRun:
     """One stage under way."""
 
-    def __init__(self, plan: _Plan, given: Local, stop: StopFlag) -> None:
-        self.plan, self.stage, self.stop = plan, plan.stage, stop
+    def __init__(self, plan: _Plan, given: Local, stop: StopFlag, bell: Bell) -> None:
+        self.plan, self.stage, self.stop, self.bell = plan, plan.stage, stop, bell
+        self.given = given
         self.waiting = list(self.stage.tasks)
         self.running: list[_Running] = []
         self.codes: list[int] = []
         self.free = sorted(os.sched_getaffinity(0))
-        self.loans = Loans(given.gpus, given.tasks_per_gpu) if given.gpus else None
+        self.loans = Loans(given.gpus, self.stage.tasks_per_gpu) if given.gpus else None
         self.console = Console()
         self.asked = 0.0
 
@@ -206,7 +267,7 @@ class _StageRun:
             while self.running or (self.waiting and not self.stop.signal):
                 self._start(scratch)
                 self._pass_on()
-                time.sleep(0.1)
+                self.bell.wait(LOOK_EVERY)
                 self._end_overdue()
                 self._reap()
                 display.refresh()
@@ -218,15 +279,18 @@ class _StageRun:
                 return
             task = self.waiting.pop(0)
             make_directory(task.log.parent)
+            if self.given.clerk:
+                self.given.clerk.begins(task)
             with storage_errors(task.log):
                 log = open(task.log, "ab")  # noqa: SIM115 - closed when the task ends
             offset = log.seek(0, os.SEEK_END)
-            cores = self.free[: self.plan.cores] if self.plan.bound else []
+            cores = self.free[: self.plan.cores] if self.plan.bound and self.given.bind else []
             growing = Growing(task.meter.records) if task.meter else None
             pace = Pace(growing.look().count if growing else 0)
             begun = scratch / task.name
+            begun.unlink(missing_ok=True)  # of its start before this one
             process = subprocess.Popen(
-                command(self.stage, task),
+                command(self.stage, task, self.given.program),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -255,6 +319,7 @@ class _StageRun:
             CORES: ",".join(map(str, cores)) if enough else "",
             **lent,
             **promise,
+            **self.given.variables,
         }
 
     def _pass_on(self) -> None:
@@ -267,7 +332,7 @@ class _StageRun:
             for run in self.running:
                 # MPICH's mpiexec hands USR1 on to every rank (USR2 would end it).
                 run.process.send_signal(signal.SIGUSR1)
-        elif time.monotonic() - self.asked > GRACE:
+        elif time.monotonic() - self.asked > self.given.grace:
             self._kill()
 
     def _end_overdue(self) -> None:
@@ -288,9 +353,19 @@ class _StageRun:
             if run.cores and run.cores[0] not in self.free:
                 self.free = sorted([*self.free, *run.cores])
             code = run.process.returncode
-            code = EXIT_INTERNAL if code < 0 else code
             if self.asked and run.task.done.exists() and not self.stage.sums_up:
                 code = EXIT_COMPLETE  # the request came when it had done its work, and ended it so
+            elif code and self.given.clerk and not self.stop.signal:
+                told = as_shell_code(code, self.stage.ranks)
+                if self.given.clerk.goes_on(run.task, told):
+                    self.waiting.append(run.task)
+                    self.console.print(
+                        f"[yellow]↻[/yellow] {run.task.name}: exit code {told}; it starts again",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+                    continue
+            code = EXIT_INTERNAL if code < 0 else code
             self.codes.append(code)
             self._tell(run, code)
 
@@ -352,6 +427,16 @@ class _StageRun:
             words += [f"{meter.work * rate:.0f} {meter.unit}"] if meter.work else []
             words += [run.pace.words(done, meter.total)]
         return Bar(name, "  ".join(words), done, meter.total)
+
+
+def as_shell_code(code: int, ranks: int) -> int:
+    """An exit code as a shell tells it: 128 + signal for what a signal has ended.
+
+    Python says - signal of its child, MPICH's mpiexec the bare number of what ended a rank.
+    """
+    if code < 0:
+        return 128 - code
+    return 128 + code if ranks > 1 and code in _DEADLY else code
 
 
 def _has_made_progress(run: _Running) -> bool:

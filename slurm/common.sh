@@ -29,6 +29,11 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_GPU_BIND@}" "${!SLURM_DISTRIBUTION@}"
 
     read_job "$stage" "$@"
+    if [ -n "$packed" ]; then main_packed; else main_alone; fi
+    exit "$status"
+}
+
+main_alone() { # the job of one task
     ! complete || { say "$name is complete; nothing to do"; exit 0; }
     load_modules
     make_command
@@ -38,12 +43,24 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
     say "$name on ${SLURM_JOB_NODELIST:-?}: log in $log"
     requeue begin --ranks "$ranks" | tee -a "$log"
     clear_shared_memory
-    run
+    run_ranks
     ! complete || status=0 # a signal that came after the last step has nothing to say
     say "$name ended with exit code $status"
     [ "$status" = 0 ] || requeue end --status "$status" --asked "$asked" --lead "$lead" --bound "$max_requeues" \
         --job-file "$job_file" | tee -a "$log"
-    exit "$status"
+}
+
+main_packed() { # many tasks on this node: hpc.packed starts them, and each has a log of its own
+    load_modules
+    make_packed_command
+    check_gpus
+    make_program
+    local part=(--job "$me" --job-file "$job_file" --index "${SLURM_ARRAY_TASK_ID:-0}")
+    say "tasks of $job_file, part ${SLURM_ARRAY_TASK_ID:-0}, on ${SLURM_JOB_NODELIST:-?}"
+    run "${launch[@]}" "$python" -m hpc.packed "${part[@]}" -- "${program[@]}"
+    say "ended with exit code $status"
+    [ "$status" = 0 ] || "$python" -m hpc.requeue end "${part[@]}" --status "$status" --asked "$asked" \
+        --lead "$lead" --bound "$max_requeues"
 }
 
 keep_own_array() { # forget the array of a job that this one was submitted from: Slurm hands its variables on
@@ -65,11 +82,11 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
     local job index=${SLURM_ARRAY_TASK_ID:-0} line field
     if [ "${1:-}" = --tasks ]; then
         job_file=$2
-        job=$(awk -F '\t' -v n="$index" '$1 == "site" || ($1 == "task" && k++ == n)' "$2") || fail 78 "cannot read $2"
+        job=$(awk -F '\t' -v n="$index" '$1 != "task" || k++ == n' "$2") || fail 78 "cannot read $2"
     else
         job=$("$python" -m jobs.task "$stage" "$@") || exit
     fi
-    name='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' gpus_per_rank='' gpus_per_node='' container=''
+    name='' packed='' launcher=srun mpi=none bind=none lead=120 max_requeues=0 per_node='' gpus_per_rank='' gpus_per_node='' container=''
     modules=() options=()
     while IFS= read -r line; do
         mapfile -t -d $'\t' field < <(printf '%s\t' "$line")
@@ -86,6 +103,7 @@ read_job() { # the lines of a job file that concern this job; see hpc/batch.py
             site:module) modules+=("${field[2]}") ;;
             site:environment) export "${field[2]?}" ;;
             site:option) options+=("${field[2]}") ;;
+            pack:*) packed=yes ;; # what follows is hpc.packed's
             task:*)
                 name=${field[1]} checkpoints=${field[2]} done_file=${field[3]} log=${field[4]} module=${field[5]}
                 arguments=("${field[@]:6}")
@@ -139,6 +157,16 @@ make_command() { # launch, ranks and forward: how to start the ranks, and the si
     launch+=("${options[@]}")
 }
 
+make_packed_command() { # the same for the launcher of many tasks, which starts their ranks itself
+    local binding=()
+    ranks=${SLURM_NTASKS:-1} launch=()
+    forward=USR1 # Slurm may hand it to all processes of a step, and MPICH's mpiexec dies of USR2
+    [ "$launcher" = srun ] || return 0
+    [ "$bind" = none ] || binding=(--cpu-bind="$bind")
+    # One step for all of them: some sites tell steps alone of a preemption.
+    launch=(srun --mpi=none --ntasks=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" "${binding[@]}" "${options[@]}")
+}
+
 check_gpus() { # promise ranks the GPUs that the profile gives them; a job that was submitted by hand may have none
     local wanted=$gpus_per_node nodes=${SLURM_JOB_NUM_NODES:-1}
     [ -n "$wanted" ] || [ -z "$gpus_per_rank" ] || wanted=${gpus_per_rank%1}$(((ranks + nodes - 1) / nodes))
@@ -170,10 +198,14 @@ clear_shared_memory() { # on every node of the job, what ranks that were killed 
             done'
 }
 
-run() { # start the ranks and wait for them; sets status
+run_ranks() { # the task's; sets status
+    run "${launch[@]}" "${program[@]}" -m "$module" "${arguments[@]}" >>"$log" 2>&1
+}
+
+run() { # run COMMAND...: start what runs the ranks and wait for it; sets status
     status=75
     [ -z "$asked" ] || return 0
-    "${launch[@]}" "${program[@]}" -m "$module" "${arguments[@]}" >>"$log" 2>&1 </dev/null &
+    "$@" </dev/null &
     child=$!
     [ -z "$asked" ] || kill -s "$forward" "$child" # it came between the last two lines
     # A trap ends `wait` with 128 + its signal; the launcher's own status comes from the wait after it.

@@ -132,6 +132,17 @@ def test_training_goes_on_after_a_failed_simulation_of_another_data_set(
     assert "good-0" in facts(tmp_path)
 
 
+def test_an_end_is_noticed_at_once(
+    make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next look: of many short runs every core would be idle half of the time."""
+    monkeypatch.setattr(local, "LOOK_EVERY", 30.0)
+    began = time.monotonic()
+    tasks = tuple(make_task(f"t{number}") for number in range(4))
+    assert local.Local(1).launch([Stage("train", tasks, 1, 1)]) == 0
+    assert time.monotonic() - began < 20
+
+
 def test_the_first_failure_gives_the_code(make_task: Callable[..., Task]) -> None:
     tasks = tuple(make_task(f"t{code}", code=code) for code in (0, 78, 65))
     assert local.Local(1).launch([Stage("train", tasks, 1, 1)]) == 78
@@ -199,8 +210,8 @@ def test_more_ranks_than_cores_are_not_pinned(
 CARDS = ("GPU-a", "GPU-b")
 
 
-def on_gpus(tasks: tuple[Task, ...], ranks: int = 1) -> Stage:
-    return Stage("train", tasks, ranks, 1, gpus_per_rank=1)
+def on_gpus(tasks: tuple[Task, ...], ranks: int = 1, sharing: int = 1) -> Stage:
+    return Stage("train", tasks, ranks, 1, gpus_per_rank=1, tasks_per_gpu=sharing)
 
 
 def test_runs_side_by_side_have_gpus_of_their_own(
@@ -234,7 +245,7 @@ def test_small_runs_share_a_gpu_where_that_is_asked_for(
     make_task: Callable[..., Task], tmp_path: Path
 ) -> None:
     tasks = tuple(make_task(name, seconds=0.5) for name in "ab")
-    assert local.Local(2, CARDS[:1], 2).launch([on_gpus(tasks)]) == 0
+    assert local.Local(2, CARDS[:1]).launch([on_gpus(tasks, sharing=2)]) == 0
     first, second = facts(tmp_path).values()
     assert first["gpus"] == second["gpus"] == "GPU-a"
     assert first["started"] < second["ended"]

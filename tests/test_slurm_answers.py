@@ -362,7 +362,7 @@ def test_submissions_of_one_second_have_directories_of_their_own(
 
 
 def tasks_of(file: Path) -> list[str]:
-    return [name for name, _ in batch.task_keys(file.read_text())]
+    return [task.name for task in batch.read_job_file(file).tasks]
 
 
 SUBMIT = """

@@ -356,7 +356,7 @@ def test_ranks_run_in_the_container_of_the_profile(
         read_job train --tasks "$1"
         make_command
         make_program
-        run
+        run_ranks
         exit "$status"
     """
     done = subprocess.run(

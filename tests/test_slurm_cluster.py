@@ -94,13 +94,13 @@ class StandInStudy:
         )
         return run
 
-    def submit(self, ranks: int = 2) -> None:
+    def submit(self, ranks: int = 2, per_job: int = 1) -> None:
         todo = tuple(task for task in self.tasks if not task.done.exists())
         words = ("collect", str(self.place.path))
         report = self.place.report
         last = Task("report", "tests.slurm.stand_in", words, report, self.place.path / "report.log")
         stages = [
-            Stage("train", todo, ranks, 1, main=True),
+            Stage("train", todo, ranks, 1, main=True, tasks_per_job=per_job),
             Stage("aggregate", (last,), 1, 1, sums_up=True),
         ]
         assert slurm.Slurm(self.place.path, str(self.site_file), {}, SECTIONS).launch(stages) == 0
@@ -193,6 +193,46 @@ def test_preemption_in_training_evaluation_and_start_up(
         assert_nothing_lost(run)
     assert starts(training)[1] >= 5
     assert starts(starting) == [0], "it had not begun"
+
+
+def test_runs_that_share_jobs_end_as_those_with_jobs_of_their_own(
+    cluster: Cluster, study: Callable[..., StandInStudy]
+) -> None:
+    """Two jobs of three runs, two at a time: one job is preempted, one run fails, one is killed."""
+    cluster.set_user_signal(False)
+    it = study(ranks_per_node=4)
+    long, bad = it.add("long", "--step-seconds", 0.2), it.add("bad", "--exit", 78)
+    next_, killed = it.add("next", "--step-seconds", 0.01), it.add("killed", "--step-seconds", 0.2)
+    others = [it.add(name, "--step-seconds", 0.01) for name in ("fifth", "sixth")]
+    good = [long, next_, killed, *others]
+    it.submit(per_job=3)
+    jobs = {name: row.target for name, row in it.rows().items()}
+    assert len({jobs[run.name] for run in [long, bad, next_]}) == 1, "they share a job"
+    assert len(set(jobs.values())) == 3, "two, and the report"
+    until(lambda: (killed.checkpoints / "step-000000005").exists(), "checkpoint", good)
+    tell(ranks_of(killed), signal.SIGKILL)
+    held = hold(long, lambda _: (long.checkpoints / "step-000000005").exists())
+    until(lambda: events(bad, "no_requeue"), "failure", good)
+    assert "bad" not in it.rows(), "it may be submitted again while the others run"
+    until(next_.result.exists, "the run whose turn came when another had failed", good)
+    cluster.take(it.rows()["long"].nodes)
+    release(held)
+    until(it.place.report.exists, "report", good)
+    for run in good:
+        assert_exact(run)
+    assert set(read_json(it.place.report)) == {run.name for run in good}
+    assert [reason.split(" at ")[0] for reason in reasons(long)] == ["preempted"]
+    assert_nothing_lost(long)
+    assert "killed" in reasons(killed, "restart")[0], "by the job itself, at once"
+    assert len(starts(killed)) == 2
+    assert len(events(bad, "job_start")) == len(events(next_, "job_start")) == 1
+    assert "bad configuration" in reasons(bad, "no_requeue")[0]
+    assert {event["job"] for run in good for event in events(run, "job_start")} == {
+        jobs["long"], jobs["killed"]
+    }  # fmt: skip
+    until(lambda: not it.rows(), "end of all jobs", [])
+    it.submit(per_job=3)
+    assert set(it.rows()) == {"bad", "report"}, "only what is missing"
 
 
 def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(

@@ -89,6 +89,17 @@ def test_states_come_from_directories_and_queue(study: Study, place: StudyDir) -
     assert status.waiting(place, rows) == ["report: pending, Dependency, job 8_0"]
 
 
+def test_a_run_whose_turn_has_not_come_waits_in_its_job(study: Study, place: StudyDir) -> None:
+    """Several share a job, and not all of them run at a time."""
+    run = RunDir(place.runs / "new")
+    facts = {"state": "missing", "reason": None, "starts": 0}
+    row = Queued("7", 1, "RUNNING", "None", "n1", "")
+    assert status.state_of(run, facts, row) == ("waiting", "not begun, n1, job 7_1")
+    run.path.mkdir()
+    run.events.write_text('{"event":"job_start"}')
+    assert status.state_of(run, facts, row) == ("running", "n1, job 7_1")
+
+
 def test_a_run_with_a_fresh_heartbeat_runs_on_this_machine(study: Study, place: StudyDir) -> None:
     run = RunDir(place.runs / study.runs[1].name)
     run.heartbeats.mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ import pytest
 from glass_cnn.paths import RunDir, StudyDir
 from hpc import slurm
 from hpc.checkpoint_names import newest_step
+from hpc.environment import BATCH_JOB
 from hpc.files import read_json
 from hpc.preempt import STOP_SIGNALS
 from hpc.records import read_records
@@ -186,7 +187,7 @@ def ranks_of(run: RunDir) -> Ranks:
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         ours = (run.name in words and str(run.path.parents[2]) in words) or str(run.path) in words
-        if ours and words[1:2] == ["-m"] and "SLURM_PROCID" in _environment(process):
+        if ours and words[1:2] == ["-m"] and BATCH_JOB in _environment(process):
             found.append(process)
     return found
 
