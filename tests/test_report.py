@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from glass_cnn.analysis.effects import Effect
 from glass_cnn.analysis.table import Aggregation, aggregate
 from glass_cnn.report import answers, pagedata, words
 from glass_cnn.settings import RunSettings
+from hpc.records import append_record
 from jobs.report import main
 from tests import synthetic
 from tests.collapse_study import EVIL, embedded, pages, text_of, with_report
@@ -259,6 +261,28 @@ def test_the_page_names_no_host_and_no_place_of_this_machine(large: Aggregation)
     assert "node1" not in page
     assert "node2" not in page
     assert str(large.directory.path.parent) not in page
+
+
+def test_reasons_on_the_pages_name_no_host_and_no_place(tmp_path: Path) -> None:
+    study = synthetic.study(seeds=2)
+    place = synthetic.directory(study, tmp_path)
+    first, second = study.runs
+    parent = tmp_path / "first/runs/base-s0-01234567/checkpoints"
+    said = f"node17.cluster.org was lost, and rank 1 on node17 with it; branched from {parent}"
+    folder = synthetic.write_run(place, first, start={"hosts": ["node1", "node17.cluster.org"]})
+    again = json.loads(folder.provenance.read_text()) | {"reason": said}
+    append_record(folder.provenance, again)
+    damaged = synthetic.write_run(place, second)
+    damaged.metrics.unlink()
+    damaged.metrics.mkdir()
+    for text in pages(study, place):
+        assert "node17" not in text
+        assert str(tmp_path) not in text
+        assert second.name in text_of(text)
+    assert "a node was lost, and rank 1 on a node with it; branched from first/runs/" in text_of(
+        place.report.read_text()
+    )
+    assert f"runs/{second.name}/metrics.jsonl" in text_of(place.report.read_text())
 
 
 def test_what_a_study_comes_after_is_named_without_its_place(tmp_path: Path) -> None:

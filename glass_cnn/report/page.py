@@ -139,7 +139,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """What both pages say."""
-    aside = result.table.filter(~pl.col("counted"))
+    aside, public = result.table.filter(~pl.col("counted")), tables.public(result)
     name = pl.coalesce("run", pl.format("{}, seed {}", "label", "seed"))
     return {
         "name": result.study.name,
@@ -152,7 +152,11 @@ def _common(result: Aggregation, estimates: Estimates, drawn: Sequence[Drawn]) -
         "answers": [*(("Warning:", told) for told in result.warnings), *answers.answers(estimates)],
         "confidence": words.level(estimates.arms[0].analysis.confidence),
         "any_learned": any(arm.times for arm in estimates.arms),
-        "not_counted": aside.select(name, "state", "reason").head(MOST_ROWS).rows(),
+        "not_counted": [
+            (run, state, public(reason))
+            for run, state, reason in aside.select(name, "state", "reason").head(MOST_ROWS).rows()
+        ],
+        "public": public,
         "not_counted_total": len(aside),
         "drawn": len(drawn),
         "copies": bool(result.study.section.copied_seeds),

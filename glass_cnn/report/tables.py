@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,26 @@ def _time_cell(seconds: float | None) -> tuple[str, Any, str]:
     if seconds is None:
         return "–", "", "n"
     return str(datetime.timedelta(seconds=round(seconds))), seconds, "n"
+
+
+def public(result: Aggregation) -> Callable[[str | None], str]:
+    """What takes places and names of hosts out of a reason: pages are sent around.
+
+    Reasons are what programs said at the time, of which a run's records keep every word.
+    """
+    place = result.directory.path
+    hosts = {h for text in result.table["hosts"].drop_nulls() for h in text.split()}
+    hosts |= {host.partition(".")[0] for host in hosts}
+    longest = sorted(map(re.escape, hosts), key=len, reverse=True)
+    host = re.compile(rf"(?<![\w.-])(?:{'|'.join(longest)})(?![\w-])") if hosts else None
+
+    def without(text: str | None) -> str:
+        told = text or ""
+        for folder in (place, place.resolve()):
+            told = told.replace(f"{folder}/", "").replace(f"{folder.parent}/", "")
+        return host.sub("a node", told) if host else told
+
+    return without
 
 
 def lineage(result: Aggregation) -> list[dict[str, Any]]:
