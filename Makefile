@@ -1,6 +1,6 @@
 # Every command of the project; `make` alone lists them. What a value says is never evaluated, neither by make (the
 # loop below takes it as it was typed) nor by the shell (recipes read it from the environment, in quotes).
-INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH TRAJECTORY FRAMES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT GPU MPI HOROVOD PYTHON JOBS QUICK
+INPUTS := CONFIG RUN SOURCE DATA FIT TEMPERATURES FORMAT WHICH TRAJECTORY FRAMES LAUNCHER RANKS SET DRY_RUN LOGS SEEDS COUNT BEST GPU MPI HOROVOD PYTHON JOBS QUICK
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 ifneq ($(LOGS),)
@@ -65,8 +65,8 @@ export-frames: setup ## data for OVITO: CONFIG=... [FORMAT=gsd|xyz] or one cooli
 	@$(GLASS) export-frames $(STUDY) $${FORMAT:+--format "$$FORMAT"} $${TRAJECTORY:+--trajectory "$$TRAJECTORY"} \
 	    $${FRAMES:+--frames "$$FRAMES"} $(SETS)
 
-verify: setup ## audit a run by replay: RUN=... [RANKS=as many as it had COUNT=parts trained again]
-	@$(IN_VENV) $${RANKS:+mpiexec -n "$$RANKS"} $(GLASS) verify $${RUN:+"$$RUN"} $${COUNT:+--count "$$COUNT"}
+verify: setup ## audit a run by replay: RUN=... [RANKS=as many as it had COUNT=parts trained again BEST=1]
+	@$(IN_VENV) $${RANKS:+mpiexec -n "$$RANKS"} $(GLASS) verify $${RUN:+"$$RUN"} $${COUNT:+--count "$$COUNT"} $(if $(filter-out 0,$(BEST)),--best)
 
 import: setup ## a data set from images or trajectory files: SOURCE=dir CONFIG=... [SET="a.b=c ..."]
 	@$(GLASS) import "$$SOURCE" $(STUDY) $(SETS)

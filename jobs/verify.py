@@ -3,9 +3,10 @@
 Every checkpoint that was kept is read and its state compared with the digest that the run recorded
 when it was saved; the chain of digests is compared with result.json and the provenance. Then
 --count stretches, chosen at random, each from a kept checkpoint (or from the seed) to the next
-digest, are trained once more on the same number of ranks, and must lead to it bit by bit. Nothing
-is written. Exit codes: 0 everything agrees, 65 something does not, or cannot be replayed here, 78
-bad configuration.
+digest, are trained once more on the same number of ranks, and must lead to it bit by bit. So is,
+with --best, what led to the optimal model, where the state of its step is not kept. Nothing is
+written. Exit codes: 0 everything agrees, 65 something does not, or cannot be replayed here, 78 bad
+configuration.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("verify", __doc__)
     parser.add_run()
     parser.add_argument("--count", type=int, default=2, help="stretches to replay (default: 2)")
+    parser.add_argument("--best", action="store_true", help="train up to the optimal model, too")
     parser.add_argument("--seed", type=int, help="which are chosen (default: another each time)")
     parser.add_logs("the one it lies in")
     return parser.parse_args(argv)
@@ -60,6 +62,8 @@ class Stretch:
     """step of the next digest"""
     sha256: str
     """that digest"""
+    weights: bool = False
+    """whether it is of the weights alone: those of the optimal model"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Audit:
     settings: RunSettings
     root: Path
     stretches: list[Stretch]
+    best: Stretch | None
+    """what leads to the optimal model, where that is not one of the states that were compared"""
 
 
 def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
@@ -86,13 +92,15 @@ def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     now = set_up_tensorflow(
         launch.threads_per_rank, ranks, launch.collectives, launch.division, precision
     )
-    chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args.count, args.seed)))
+    chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args)))
     examples = ranks.everywhere(lambda: training_data(audit.settings, audit.root))
     ranks.everywhere(lambda: examples.verify(ranks.share(examples.blocks), lambda: True))
     ranks.on_root(lambda: check_data(audit, examples.identity))
     for stretch in chosen:
         origin = ranks.on_root(functools.partial(read, stretch))
-        found = replay(audit.settings, origin, stretch.end, examples, now, ranks, stop)
+        found = replay(
+            audit.settings, origin, stretch.end, examples, now, ranks, stop, stretch.weights
+        )
         ranks.on_root(functools.partial(tell, stretch, found))
     ranks.on_root(lambda: print(f"{audit.run.name}: verified"))
 
@@ -125,8 +133,10 @@ def examine(args: argparse.Namespace) -> Audit:
     check_starts(run, digests, chain)
     print(f"{run.path}\n{plural(len(digests), 'digest')}, head of the chain {chain(digests)}")
     kept = check_checkpoints(run, settings, digests)
-    stretches = found_stretches(run, settings, digests, kept)
-    return Audit(run, settings, logs_root(args.logs or run.root), stretches)
+    origins = origins_of(settings, kept)
+    stretches = found_stretches(run, digests, origins)
+    best = check_best(run, settings, kept, origins)
+    return Audit(run, settings, logs_root(args.logs or run.root), stretches, best)
 
 
 Chain = Callable[[Sequence["StateDigest"]], str]
@@ -185,25 +195,72 @@ def check_checkpoints(
     return kept
 
 
+def check_best(
+    run: RunDir,
+    settings: RunSettings,
+    kept: dict[int, Path],
+    origins: dict[int, Path | None],
+) -> Stretch | None:
+    """Compare the optimal model with the result, and with the state of its step where it is kept.
+
+    Where it is not: what leads there, from the last origin before it. Raises DataError.
+    """
+    from glass_cnn.records import own_result
+    from hpc import checkpoint, checkpoint_names
+    from hpc.errors import DataError
+    from hpc.tensorfile import digest_tensors
+
+    place = run.checkpoints / checkpoint_names.BEST
+    if not (place / checkpoint_names.MANIFEST).exists():
+        return None
+    best = checkpoint.read(place, settings.run_digest())
+    digest = digest_tensors(best.tensors)
+    result = own_result(run, settings.seed, settings.train)
+    per = settings.train.batches_per_iteration
+    if result is not None and best.step != result.optimal.iteration * per:
+        raise DataError(
+            f"{place}: is the model of step {best.step}, and {run.result.name} says that the "
+            f"optimal one is that of step {result.optimal.iteration * per}."
+        )
+    if best.step in kept:
+        state = checkpoint.read(kept[best.step]).tensors
+        model = {name: value for name, value in state.items() if name.startswith("model/")}
+        if digest_tensors(model) != digest:
+            raise DataError(f"{place}: its weights are not those of {kept[best.step]}.")
+        print(f"{place.name}: has the weights of {kept[best.step].name}")
+        return None
+    begin = max((step for step in origins if step < best.step), default=None)
+    if begin is None or any(begin < step <= best.step for step in rolled_back(run)):
+        print(f"{place.name}: nothing is kept from which step {best.step} can be trained again")
+        return None
+    print(f"{place.name}: --best trains {best.step - begin} steps to compare it")
+    return Stretch(origins[begin], begin, best.step, digest, weights=True)
+
+
 # --- what is replayed ------------------------------------------------------------------------
 
 
-def found_stretches(
-    run: RunDir,
-    settings: RunSettings,
-    digests: Sequence[StateDigest],
-    kept: dict[int, Path],
-) -> list[Stretch]:
-    """From every kept checkpoint, and from the seed, to the digest after it.
-
-    Not to where a rollback began: it may have changed the state there.
-    """
+def rolled_back(run: RunDir) -> set[int]:
+    """Steps that rollbacks went back to: they may have changed the state there."""
     from hpc.records import read_events
 
-    rolled = {event.step for event in read_events(run.events) if event.event == "rollback"}
+    events = read_events(run.events)
+    return {e.step for e in events if e.event == "rollback" and e.step is not None}
+
+
+def origins_of(settings: RunSettings, kept: dict[int, Path]) -> dict[int, Path | None]:
+    """Where training can begin again: kept checkpoints by step, and the seed (None)."""
     origins: dict[int, Path | None] = dict(kept)
     if settings.train.restart_from is None:  # else it begins with another run's weights
         origins[0] = None
+    return origins
+
+
+def found_stretches(
+    run: RunDir, digests: Sequence[StateDigest], origins: dict[int, Path | None]
+) -> list[Stretch]:
+    """From every kept checkpoint, and from the seed, to the digest after it."""
+    rolled = rolled_back(run)
     following = {step: [d for d in digests if d.step > step][:1] for step in sorted(origins)}
     return [
         Stretch(origins[step], step, after.step, after.sha256)
@@ -213,24 +270,31 @@ def found_stretches(
     ]
 
 
-def choose(audit: Audit, now: Numerics, count: int, seed: int | None) -> list[Stretch]:
-    """Some stretches at random that round here as they did; raises DataError without any."""
+def choose(audit: Audit, now: Numerics, args: argparse.Namespace) -> list[Stretch]:
+    """Some stretches at random that round here as they did, and the optimal model's if asked for.
+
+    Raises DataError without any, or where that one rounds otherwise here.
+    """
     from hpc.errors import DataError
     from hpc.words import plural
 
-    differing = {stretch: why_not(audit, stretch, now) for stretch in audit.stretches}
-    same = [stretch for stretch, why in differing.items() if why is None]
-    if count and not same:
-        why = next(iter(differing.values()), None) or "no checkpoint was kept that another follows"
+    count: int = args.count
+    best = [audit.best] if args.best and audit.best else []
+    differing = {stretch: why_not(audit, stretch, now) for stretch in [*best, *audit.stretches]}
+    same = [stretch for stretch in audit.stretches if differing[stretch] is None]
+    lost = next((differing[stretch] for stretch in best), None)
+    if lost or (count and not same):
+        why = lost or next(iter(differing.values()), None)
+        why = why or "no checkpoint was kept that another follows"
         raise DataError(
             f"{audit.run.path}: nothing of it can be trained again here to the same bits: {why}. "
-            "Start as many ranks as it had (mpiexec -n N python -m jobs.verify …) on the same "
-            "kind of machine, or --count 0 to compare only what is written."
+            "Start as many ranks as it had (make verify RUN=… RANKS=n) on the same kind of "
+            "machine, or COUNT=0 to compare only what is written."
         )
-    number = random.SystemRandom().randrange(2**31) if seed is None else seed
+    number = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     chosen = random.Random(number).sample(same, min(count, len(same)))
     print(f"replaying {len(chosen)} of {plural(len(same), 'part')} (--seed {number})")
-    return sorted(chosen, key=lambda stretch: stretch.begin)
+    return [*sorted(chosen, key=lambda stretch: stretch.begin), *best]
 
 
 def why_not(audit: Audit, stretch: Stretch, now: Numerics) -> str | None:
@@ -264,12 +328,14 @@ def tell(stretch: Stretch, found: str) -> None:
     from hpc.errors import DataError
 
     what = f"steps {stretch.begin} to {stretch.end}, from {stretch.origin or 'the seed'}"
+    there = "the optimal model has" if stretch.weights else "the run recorded"
     if found != stretch.sha256:
         raise DataError(
-            f"{what}: trained again they lead to the digest {found[:12]}, and the run recorded "
+            f"{what}: trained again they lead to the digest {found[:12]}, and {there} "
             f"{stretch.sha256[:12]}: it was not made by these settings, data and libraries."
         )
-    print(f"{what}: trained again, every bit the same")
+    which = ", those of the optimal model" * stretch.weights
+    print(f"{what}: trained again, every bit the same{which}")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def test_values_are_never_evaluated(clone: Path, complete: dict[str, Any], by: s
         (["evaluate", "RUN=r", "DATA=d"], ["evaluate", "r", "--data", "d"]),
         (["visualize", "RUN=r"], ["visualize", "r"]),
         (["verify", "RUN=r", "COUNT=3"], ["verify", "r", "--count", "3"]),
+        (["verify", "RUN=r", "BEST=1"], ["verify", "r", "--best"]),
         (["schema"], ["schema"]),
         (["export-frames", "CONFIG=x", "FRAMES=5"], ["export-frames", "x", "--frames", "5"]),
         (["export", "RUN=r", "FORMAT=onnx"], ["export", "r", "--format", "onnx"]),

@@ -91,8 +91,11 @@ def copy(run: RunDir, tmp_path: Path) -> RunDir:
 
 
 def examined(run: RunDir) -> verify.Audit:
-    words = argparse.Namespace(run=run.path, count=1, seed=1, logs=None)
-    return verify.examine(words)
+    return verify.examine(words(run))
+
+
+def words(run: RunDir, count: int = 1, best: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(run=run.path, count=count, seed=5, logs=None, best=best)
 
 
 def forge(run: RunDir, step: int) -> None:
@@ -184,15 +187,66 @@ def test_changed_records_are_named(copy: RunDir) -> None:
 
 
 @needs_mpi
-def test_other_numerics_are_told_not_compared(copy: RunDir) -> None:
-    audit = examined(copy)
-    (start,) = read_starts(copy.provenance)
+def test_other_numerics_are_told_not_compared(run: RunDir) -> None:
+    audit = examined(run)
+    (start,) = read_starts(run.provenance)
     assert start.numerics is not None
-    assert len(verify.choose(audit, start.numerics, 2, 5)) == 2
-    assert verify.choose(audit, start.numerics, 2, 5) == verify.choose(audit, start.numerics, 2, 5)
+    assert len(verify.choose(audit, start.numerics, words(run, 2))) == 2
+    assert verify.choose(audit, start.numerics, words(run, 2)) == verify.choose(
+        audit, start.numerics, words(run, 2)
+    )
     start.numerics.ranks = 2
     with pytest.raises(
         DataError, match=r"nothing of it can be trained again here .* ranks 1, now 2"
     ):
-        verify.choose(audit, start.numerics, 2, 5)
-    assert verify.choose(audit, start.numerics, 0, 5) == []
+        verify.choose(audit, start.numerics, words(run, 2))
+    assert verify.choose(audit, start.numerics, words(run, 0)) == []
+
+
+@needs_mpi
+def test_the_optimal_model_must_be_that_of_the_result_and_of_the_state_of_its_step(
+    copy: RunDir,
+) -> None:
+    best = forge_best(copy)
+    with pytest.raises(DataError, match=rf"best: its weights are not those of .*{best.step:09d}"):
+        examined(copy)
+    result = read_json(copy.result)
+    result["optimal"]["iteration"] %= 4  # of four: another one
+    result["optimal"]["iteration"] += 1
+    write_json(copy.result, result)
+    with pytest.raises(DataError, match=rf"best: is the model of step {best.step}, and result"):
+        examined(copy)
+
+
+@needs_mpi
+def test_an_optimal_model_between_what_is_kept_is_trained_again(
+    copy: RunDir, mpirun: Callable[..., Any]
+) -> None:
+    best = checkpoint.read(copy.checkpoints / "best")
+    (state,) = [entry for entry in saved(copy.checkpoints) if entry.step == best.step]
+    shutil.rmtree(state.path)
+    done = mpirun(1, "jobs.verify", copy.path, "--count", "0", "--best")
+    assert done.returncode == EXIT_COMPLETE, done.stdout + done.stderr
+    assert f"steps {best.step - 3} to {best.step}, from " in done.stdout
+    assert "every bit the same, those of the optimal model" in done.stdout
+    right = examined(copy).best
+    forge_best(copy)
+    forged = examined(copy).best
+    assert right
+    assert forged
+    with pytest.raises(DataError, match="and the optimal model has "):
+        verify.tell(forged, right.sha256)
+
+
+def forge_best(run: RunDir) -> checkpoint.Checkpoint:
+    """Put other weights in place of the optimal model, all its checksums right."""
+    found = checkpoint.read(run.checkpoints / "best")
+    tensors = {name: np.asarray(tensor) + 1 for name, tensor in found.tensors.items()}
+    aside = run.path / "aside"
+    with Checkpoints(aside, found.identity, 1, None, 1, on_event=print) as checkpoints:
+        checkpoints.save_best(found.step, tensors, found.meta)
+        checkpoints.save(found.step, tensors, found.meta)
+    shutil.rmtree(run.checkpoints / "best")
+    (aside / "best").rename(run.checkpoints / "best")
+    shutil.rmtree(aside)
+    return found

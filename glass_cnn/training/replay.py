@@ -27,11 +27,13 @@ def replay(
     numerics: Numerics,
     world: World,
     stop: StopFlag,
+    weights: bool = False,
 ) -> str:
     """Train from `origin` (None: from the seed's initial weights) to step `end`; all ranks.
 
-    `origin` is read on rank 0 alone. Writes nothing. Returns the digest of the state, as the run
-    recorded it. Raises DataError for a checkpoint of other data, Stopped on request.
+    `origin` is read on rank 0 alone. Writes nothing. Returns the digest of the state, or of its
+    weights alone, as the run recorded it. Raises DataError for a checkpoint of other data, Stopped
+    on request.
     """
     with ExitStack() as opened:
         engine = Engine(settings, world)
@@ -52,7 +54,7 @@ def replay(
             say=print if world.is_root else bool,
         )
         _train_to(job, end)
-        return state.digest(state.tensors())
+        return state.digest(state.model() if weights else state.tensors())
 
 
 def _train_to(job: Work, end: int) -> None:
