@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from hpc.environment import STARTED
 from hpc.errors import EXIT_AGAIN, EXIT_COMPLETE, EXIT_INTERNAL, ConfigError, UserError
 from hpc.preempt import StopFlag
+from hpc.words import command
 
 if TYPE_CHECKING:
     from hpc.world import World
@@ -27,20 +28,14 @@ Work = Callable[[argparse.Namespace, "World", StopFlag], "int | None"]
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line of `python -m jobs.<job>`; raises ConfigError for what is wrong in it."""
+    """The command line of a job, named as people call it; raises ConfigError for a mistake."""
 
-    program: ClassVar[str | None] = None
-    """how the job was called, where not as `python -m jobs.<job>`"""
     on_parse: ClassVar[Callable[[argparse.ArgumentParser], None] | None] = None
     """called with a whole parser before it parses: how a shell's completion comes to know it"""
 
     def __init__(self, job: str, description: str | None) -> None:
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            prog=self.program or f"python -m jobs.{job}",
-            description=description,
-            formatter_class=form,
-        )
+        super().__init__(prog=command(job), description=description, formatter_class=form)
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """As argparse does."""

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+COMMAND = "glass"
+"""the program that people call, `.venv/bin/glass`; modules are started by launchers alone"""
+
+
+def command(job: str) -> str:
+    """How people call a job: `glass report`."""
+    return f"{COMMAND} {job}"
+
 
 def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`, `1,000 trajectories`."""

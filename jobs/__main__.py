@@ -19,6 +19,7 @@ from typing import Any
 
 from hpc.commandline import Parser, run_main
 from hpc.errors import ConfigError
+from hpc.words import COMMAND, command
 
 SHORT = {"import_data": "import"}
 """commands that are called otherwise than their module"""
@@ -52,8 +53,7 @@ def main(argv: list[str]) -> int | None:
     if name not in known:
         near = difflib.get_close_matches(name, [*known, "completion"], 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"glass {name}: there is no such command; {hint}See glass --help.")
-    Parser.program = f"glass {name}"
+        raise ConfigError(f"{command(name)}: there is no such command; {hint}See {COMMAND} --help.")
     code: int | None = importlib.import_module(f"jobs.{known[name]}").main(rest)
     return code
 
@@ -62,7 +62,7 @@ def overview(known: dict[str, str]) -> str:
     """What `glass --help` says: a line a command, the stages that submit starts last."""
     inner = [name for name in known if name in INNER]
     lines = [
-        "usage: glass COMMAND …; glass COMMAND --help tells the rest",
+        f"usage: {COMMAND} COMMAND …; {COMMAND} COMMAND --help tells the rest",
         "",
         *(f"  {name:<14}{purpose(known[name])}" for name in known if name not in INNER),
         f"  {'completion':<14}what a shell needs to complete all this",
@@ -88,9 +88,9 @@ def print_completion(rest: list[str]) -> None:
     shell = rest[0] if rest else Path(os.environ.get("SHELL", "bash")).name
     if len(rest) > 1 or shell not in SHELLS:
         raise ConfigError(
-            f"glass completion {' '.join(rest) or shell}: name one of {', '.join(SHELLS)}."
+            f"{command('completion')} {' '.join(rest) or shell}: name one of {', '.join(SHELLS)}."
         )
-    print(shellcode(["glass"], shell=shell))
+    print(shellcode([COMMAND], shell=shell))
 
 
 # --- completion -----------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def complete(known: dict[str, str]) -> None:
     if len(words) > 1 and words[1] in known:
         os.environ["_ARGCOMPLETE"] = "2"  # words from the second on are the command's
         importlib.import_module(f"jobs.{known[words[1]]}").parse([])
-    top = argparse.ArgumentParser(prog="glass")
+    top = argparse.ArgumentParser(prog=COMMAND)
     top.add_argument("command", choices=[*known, "completion"])
     autocomplete(top)
 

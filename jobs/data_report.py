@@ -26,7 +26,7 @@ from hpc.commandline import Parser, run_main
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = Parser("data_report", __doc__)
+    parser = Parser("data-report", __doc__)
     text = "directory of a data set, logs/datasets/<name>; or a study, for all its data sets"
     parser.add_argument("data", metavar="DATA", help=text)
     parser.add_settings()

@@ -1,6 +1,6 @@
 """Make the data sets of a study: simulate the trajectories that are missing, render the images.
 
-Runs on all ranks it is started with (mpiexec -n 4 python -m jobs.dataset …) or alone, and returns
+Runs on all ranks it is started with (mpiexec -n 4 glass dataset …) or alone, and returns
 at once when the data sets exist. Exit codes: 0 complete, 75 stopped on request (run it again),
 65 bad data, 78 bad configuration, 70 internal error.
 """

@@ -1,6 +1,6 @@
 """Say what this machine offers to the project, what is wrong with it, and what to do about it.
 
-    python -m jobs.doctor
+    glass doctor
 
 Everything that can crash is tried in a process of its own. Exit code 0, or 70 if a line says
 `problem`; a `note` says what will not be used.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = Parser("export_frames", __doc__)
+    parser = Parser("export-frames", __doc__)
     parser.add_study()
     parser.add_argument("--format", choices=("gsd", "xyz"), default="gsd", help="default: gsd")
     parser.add_argument("--trajectory", type=int, help="number of a cooling, to be simulated again")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = Parser("import_data", __doc__)
+    parser = Parser("import", __doc__)
     parser.add_argument("source", metavar="SOURCE", type=directory, help="directory to import")
     parser.add_study()
     parser.add_settings()

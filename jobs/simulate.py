@@ -1,6 +1,6 @@
 """Simulate the trajectories of a study: every distinct simulation among its points.
 
-Runs on all ranks it is started with (mpiexec -n 4 python -m jobs.simulate …) or alone, keeps
+Runs on all ranks it is started with (mpiexec -n 4 glass simulate …) or alone, keeps
 each finished trajectory, and returns at once when all are there. Exit codes: 0 complete,
 75 stopped on request (run it again), 78 bad configuration, 70 internal error.
 """

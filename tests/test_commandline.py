@@ -15,16 +15,17 @@ from hpc.commandline import Parser, assignments
 from hpc.errors import ConfigError
 from hpc.words import plural
 from jobs import import_data
+from jobs.__main__ import commands
 from tests.conftest import ROOT, MpiRun
 
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if not path.stem.startswith("_"))
 OF_RANKS = ("train", "dataset", "simulate", "import_data")
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_a_wrong_command_line_is_a_configuration_error(job: str) -> None:
-    with pytest.raises(ConfigError, match=rf"python -m jobs\.{job} --help") as caught:
-        importlib.import_module(f"jobs.{job}").parse(["--nonsense", "a", "b", "c", "d", "e"])
+@pytest.mark.parametrize(("name", "module"), commands().items())
+def test_a_wrong_command_line_is_a_configuration_error(name: str, module: str) -> None:
+    """Named as people call it, whoever started it."""
+    with pytest.raises(ConfigError, match=rf"see glass {name} --help") as caught:
+        importlib.import_module(f"jobs.{module}").parse(["--nonsense", "a", "b", "c", "d", "e"])
     assert caught.value.exit_code == 78
 
 
@@ -44,9 +45,7 @@ def test_a_mistake_is_one_line() -> None:
     command = [sys.executable, "-m", "jobs.report"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78
-    said = (
-        "error: the following arguments are required: CONFIG; see python -m jobs.report --help.\n"
-    )
+    said = "error: the following arguments are required: CONFIG; see glass report --help.\n"
     assert done.stderr == said
     assert done.stdout == ""
 

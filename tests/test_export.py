@@ -19,7 +19,11 @@ from hpc.errors import EXIT_COMPLETE, EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL
 from jobs import export as export_job
 from tests import saved_runs, tiny
 
-pytestmark = pytest.mark.usefixtures("tensorflow")
+pytestmark = [
+    pytest.mark.usefixtures("tensorflow"),
+    # Keras asks TensorFlow's variables for arrays as NumPy 1 did.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras"),
+]
 
 RECIPES = ("swanson2017", "modern")
 

@@ -24,7 +24,7 @@ from glass_cnn.settings import CLASSES, RunSettings, Split
 from glass_cnn.streams import Stream, permutation, philox
 from hpc.errors import DataError
 from hpc.files import read_json
-from hpc.words import plural
+from hpc.words import command, plural
 
 FORMAT = 1
 BLOCK = 256
@@ -174,7 +174,7 @@ def load(source: RunSettings | DatasetDir, root: Path | None = None) -> Dataset:
 def _how_to_make(settings: RunSettings) -> str:
     if settings.data.source == "import":
         return "Import it: make import SOURCE=<directory> CONFIG=<study file>"
-    return "Make it: make submit CONFIG=<study file>, or python -m jobs.dataset <study file>"
+    return f"Make it: make submit CONFIG=<study file>, or {command('dataset')} <study file>"
 
 
 def _open(place: DatasetDir) -> Dataset:

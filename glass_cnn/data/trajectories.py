@@ -21,6 +21,7 @@ from glass_cnn.paths import TrajectoriesDir, trajectories_dir
 from glass_cnn.settings import RunSettings
 from hpc.errors import DataError
 from hpc.files import write_atomic
+from hpc.words import command
 
 FORMAT = "glass-cnn trajectories 1"
 UNITS = "Lennard-Jones units of AA: lengths σ, energies ε, times τ, temperatures ε/k_B"
@@ -159,7 +160,7 @@ def load(place: TrajectoriesDir) -> list[Trajectory]:
     except FileNotFoundError:
         raise DataError(
             f"{path}: there are no such trajectories. Simulate them: "
-            "make submit CONFIG=<study file>, or python -m jobs.simulate <study file>"
+            f"make submit CONFIG=<study file>, or {command('simulate')} <study file>"
         ) from None
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
