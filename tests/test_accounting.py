@@ -89,10 +89,10 @@ def place(tmp_path: Path, study: Study) -> StudyDir:
     return place
 
 
-def started_in(run: RunDir, job: str) -> None:
+def started_in(run: RunDir, job: str, **more: str) -> None:
     array, _, index = job.partition("_")
     starts = [json.loads(line) for line in run.provenance.read_text().splitlines()]
-    told = {"job": "999", "array_job": array, "array_task": index}
+    told = {"job": "999", "array_job": array, "array_task": index, **more}
     run.provenance.write_text("".join(json.dumps({**s, "slurm": told}) + "\n" for s in starts))
 
 
@@ -144,6 +144,15 @@ def test_a_run_of_which_slurm_knows_a_part_keeps_its_own_count(
     run = RunDir(place.runs / study.runs[0].name)
     append_event(run.events, Event(event="job_start", job="77"))
     assert rows(accounted(aggregate(study, place))) == BY_RUNS
+
+
+def test_what_a_job_took_that_runs_share_is_laid_on_none_of_them(
+    pretend: Pretend, study: Study, place: StudyDir
+) -> None:
+    run = RunDir(place.runs / study.runs[0].name)
+    started_in(run, "101_0", tasks="3")
+    found = rows(accounted(aggregate(study, place)))
+    assert found == [BY_RUNS[0], BY_SLURM[1], BY_RUNS[2]]
 
 
 @pytest.mark.parametrize(

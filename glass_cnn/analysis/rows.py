@@ -150,7 +150,8 @@ class Row:
     hosts: str | None = None
     """machines of all starts"""
     slurm_jobs: str | None = None
-    """batch jobs of all starts, as sacct calls them; null where a start was in none"""
+    """batch jobs of all starts, as sacct calls them; null where a start was in none, or in one that
+    several runs share"""
     ranks: int | None = None
     """MPI ranks of the last start"""
     versions: str | None = None
@@ -386,7 +387,9 @@ def _slurm_jobs(starts: Sequence[records.Start], events: Sequence[Event]) -> str
     """Batch jobs that a run was started in, also those that were killed before it said so."""
     jobs = [event.job for event in events if event.event == "job_start" and event.job]
     for slurm in (start.slurm or {} for start in starts):
-        if not slurm.get("job"):
+        if (
+            not slurm.get("job") or "tasks" in slurm
+        ):  # what a shared job took was not all this run's
             return None
         array, index = slurm.get("array_job"), slurm.get("array_task")
         jobs.append(f"{array}_{index}" if array and index else slurm["job"])
