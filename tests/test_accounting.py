@@ -126,6 +126,17 @@ def test_killed_attempts_and_runs_without_an_end_are_counted_by_slurm(
     assert rows(accounted(aggregate(study, place))) == BY_SLURM
 
 
+def test_runs_that_share_a_job_share_its_cores_and_count_their_own_memory(
+    pretend: Pretend, study: Study, place: StudyDir
+) -> None:
+    third = RunDir(place.runs / study.runs[2].name)
+    append_event(third.events, Event(event="job_start", job="101_0"))
+    started_in(third, "101_0")
+    found = rows(accounted(aggregate(study, place)))
+    assert found[0] == found[2] == (3, "slurm", 3 * MIB, "run")
+    assert found[1] == BY_SLURM[1]
+
+
 def test_jobs_that_are_over_are_not_asked_for_again(
     pretend: Pretend, study: Study, place: StudyDir
 ) -> None:

@@ -9,6 +9,7 @@ Slurm's count alone, and so is what a run took that has not ended.
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,13 +68,23 @@ def _times(text: str) -> list[datetime.datetime]:
 
 
 def counted(table: pl.DataFrame, known: Known) -> pl.DataFrame:
-    """The table with Slurm's numbers where it told of all jobs of a run."""
+    """The table with Slurm's numbers where it told of all jobs of a run.
+
+    Runs that share a job have equal parts of its cores' time, and their own count of memory: a
+    task of such a job is all of them.
+    """
     if not known:
         return table
-    rows = [_of(jobs, known) for jobs in table["slurm_jobs"]]
-    seconds = [sum(each.core_seconds for each in row) if row else None for row in rows]
+    names = [(jobs or "").split() for jobs in table["slurm_jobs"]]
+    sharing = Counter(job for row in names for job in row)
+    of_all = [row if all(job in known for job in row) else [] for row in names]
+    seconds = [
+        sum(known[job].core_seconds / sharing[job] for job in row) if row else None
+        for row in of_all
+    ]
     memory = [
-        max((each.peak_memory for each in row if each.peak_memory), default=None) for row in rows
+        max((known[job].peak_memory or 0 for job in row if sharing[job] == 1), default=0) or None
+        for row in of_all
     ]
     told = table.with_columns(
         pl.Series("_hours", seconds, pl.Float64) / 3600, pl.Series("_memory", memory, pl.Int64)
@@ -87,9 +98,3 @@ def counted(table: pl.DataFrame, known: Known) -> pl.DataFrame:
         peak_memory=pl.when(more).then("_memory").otherwise("peak_memory"),
         peak_memory_by=pl.when(more).then(pl.lit(SLURM)).otherwise("peak_memory_by"),
     ).drop("_hours", "_memory")
-
-
-def _of(jobs: str | None, known: Known) -> list[Taken]:
-    """What is known of all jobs of a run; nothing unless it is of all."""
-    names = (jobs or "").split()
-    return [known[name] for name in names] if all(name in known for name in names) else []
