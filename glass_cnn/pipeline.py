@@ -16,6 +16,7 @@ from typing import Any
 from glass_cnn import records
 from glass_cnn.paths import DatasetDir, RunDir, dataset_dir
 from glass_cnn.records import Result
+from glass_cnn.settings import load_run
 from glass_cnn.study import AFTER, Run, Study, load_study
 from hpc.errors import ConfigError, DataError
 from hpc.files import make_directory, storage_errors, write_atomic
@@ -166,6 +167,18 @@ def _reach(chain: Sequence[Study], own: Sequence[str], needs: Sequence[str]) -> 
 def result_of(run: Run, place: RunDir) -> Result | None:
     """What a run ended with; None before its end, and for a result that is damaged or not its."""
     return records.result_of(place, run.seed, run.point.settings.train)
+
+
+def is_damaged(done: Path) -> bool:
+    """Whether the file by which a task is done is a run's result, and one that is none.
+
+    Raises ConfigError where the run's own settings cannot be read.
+    """
+    run = RunDir(done.parent)
+    if done != run.result or not (done.exists() and run.config.exists()):
+        return False
+    settings = load_run(run.config)
+    return records.result_of(run, settings.seed, settings.train) is None
 
 
 def set_aside(results: Sequence[Path]) -> None:

@@ -330,7 +330,9 @@ def cost(stage: Stage, site: Site) -> str:
     total = f"up to {_hours(jobs * cpus * hours)} core-hours"
     gpus = _gpus(shape, site)[1] * shape.nodes
     if gpus:
-        each += f", {plural(gpus, 'GPU')}"
+        # Slurm is asked per node, and nodes are alike: a rank each for some, one more for others.
+        idle = gpus - ranks
+        each += f", {plural(gpus, 'GPU')}" + (f" ({idle} of them idle)" if idle > 0 else "")
         total += f" and {_hours(jobs * gpus * hours)} GPU-hours"
     tasks = plural(len(stage.tasks), "task")
     if shape.pack:

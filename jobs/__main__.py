@@ -23,7 +23,7 @@ from hpc.words import COMMAND, command
 
 SHORT = {"import_data": "import"}
 """commands that are called otherwise than their module"""
-INNER = ("simulate", "dataset", "train", "task")
+INNER = ("simulate", "dataset", "train", "task", "damaged")
 """stages that `submit` starts; by hand on ranks of one's own"""
 SHELLS = ("bash", "zsh", "fish")
 COLUMNS = 62

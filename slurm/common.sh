@@ -34,6 +34,7 @@ main() { # main STAGE (--tasks FILE | ARGUMENT...)
 }
 
 main_alone() { # the job of one task
+    [ ! -e "$done_file" ] || set_damaged_aside
     ! complete || { say "$name is complete; nothing to do"; exit 0; }
     load_modules
     make_command
@@ -51,6 +52,7 @@ main_alone() { # the job of one task
 }
 
 main_packed() { # many tasks on this node: hpc.packed starts them, and each has a log of its own
+    set_damaged_aside
     load_modules
     make_packed_command
     check_gpus
@@ -71,6 +73,10 @@ keep_own_array() { # forget the array of a job that this one was submitted from:
         *" ArrayJobId=$SLURM_ARRAY_JOB_ID "*) ;;
         *) unset "${!SLURM_ARRAY_@}" ;;
     esac
+}
+
+set_damaged_aside() { # results that are none, so that their runs are finished again; by hand, jobs.task has seen to it
+    [ -z "$job_file" ] || "$python" -m jobs.damaged "$job_file" "${SLURM_ARRAY_TASK_ID:-0}" || exit
 }
 
 complete() { # a report that exists may be of fewer runs than there are now: it is always made again

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hpc.batch import job_text, plan, resources
 from hpc.errors import ConfigError
 from hpc.site import Site, load_site, seconds
 from hpc.stages import Task
+from tests import synthetic
 from tests.slurm.stages import LOGS, study_stages, task
 
 GOLDEN = Path(__file__).parent / "slurm" / "golden"
@@ -136,6 +138,8 @@ def test_gpus_are_for_training_only() -> None:
         assert not [w for w in resources(stage, site.of(stage.name)) if "gpu" in w]
         assert "gpus" not in job_text(site.of(stage.name), stage.tasks)
     assert "8 GPU-hours" in batch.cost(study_stages(1, 2)[1], site)
+    assert "idle" not in batch.cost(study_stages(1, 2)[1], site)
+    assert "6 GPUs (1 of them idle)" in batch.cost(study_stages(1, 5)[1], site)
     assert "16 GPU-hours" in batch.cost(
         study_stages(1, 2)[1], load_site("gpu", {"gpus_per_node": 4}, SECTIONS)
     )
@@ -306,6 +310,41 @@ def test_job_files_reach_the_program_word_for_word(root: Path, tmp_path: Path) -
     expected = ["r", str(log), str(job.done), HOSTILE[0], *HOSTILE[:3], *HOSTILE, ""]
     assert done.stdout.split("\0")[:-1] == expected
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.lasting
+def test_a_damaged_result_is_no_complete_run_for_the_template(root: Path, tmp_path: Path) -> None:
+    study = synthetic.study(seeds=3)
+    place = synthetic.directory(study, tmp_path)
+    cut, other, good = (synthetic.write_run(place, run) for run in study.runs)
+    cut.result.write_text(cut.result.read_text()[:-20])
+    other.result.write_text(good.result.read_text())  # of another seed
+    tasks = [Task(r.name, "m", (), r.result, r.output) for r in (cut, other, good)]
+    (tmp_path / "train-1.tsv").write_text(job_text(Site(), tasks))
+    script = f"""
+        . slurm/common.sh
+        for part in load_modules make_command check_gpus make_program clear_shared_memory \\
+            requeue; do
+            eval "$part() {{ :; }}"
+        done
+        run_ranks() {{ status=0; echo "$name: starts"; }}
+        python={sys.executable} stage=train SLURM_ARRAY_TASK_ID=$1 ranks=1
+        read_job train --tasks "$2"
+        main_alone
+    """
+    said = [
+        subprocess.run(
+            ["bash", "-uc", script, "bash", str(index), str(tmp_path / "train-1.tsv")],
+            cwd=root, capture_output=True, text=True, check=True,
+        ).stdout
+        for index in range(3)
+    ]  # fmt: skip
+    for run, told in zip((cut, other), said[:2], strict=True):
+        assert f"{run.name}: result.json is damaged: the run is finished again" in told
+        assert f"{run.name}: starts" in told
+        assert run.result.with_name("result.json.damaged").exists()
+    assert "is complete; nothing to do" in said[2]
+    assert good.result.exists()
 
 
 @pytest.mark.parametrize(

@@ -501,6 +501,7 @@ def test_the_template_starts_one_launcher_for_all(
         . {root}/slurm/common.sh
         python=PYTHON me=17_1 SLURM_ARRAY_TASK_ID=1 SLURM_CPUS_ON_NODE=6
         run() {{ status=0; echo "$forward: $*"; }}
+        set_damaged_aside() {{ echo "first: damaged results"; }}
         read_job train --tasks "$1"
         [ -n "$packed" ] && main_packed
     """
@@ -508,6 +509,7 @@ def test_the_template_starts_one_launcher_for_all(
         ["bash", "-uc", script, "bash", str(file)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("first: damaged results")
     part = f"--job 17_1 --job-file {file} --index 1"
     assert f"USR1: {words}-m hpc.packed {part} -- PYTHON\n" in done.stdout
     assert [each.name for each in read_job_file(file).of(1)] == ["r2", "r3"]
