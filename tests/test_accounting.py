@@ -130,8 +130,9 @@ def test_runs_that_share_a_job_share_its_cores_and_count_their_own_memory(
     pretend: Pretend, study: Study, place: StudyDir
 ) -> None:
     third = RunDir(place.runs / study.runs[2].name)
+    for run in (RunDir(place.runs / study.runs[0].name), third):
+        started_in(run, "101_0", tasks="2")
     append_event(third.events, Event(event="job_start", job="101_0"))
-    started_in(third, "101_0")
     found = rows(accounted(aggregate(study, place)))
     assert found[0] == found[2] == (3, "slurm", 3 * MIB, "run")
     assert found[1] == BY_SLURM[1]
@@ -155,15 +156,6 @@ def test_a_run_of_which_slurm_knows_a_part_keeps_its_own_count(
     run = RunDir(place.runs / study.runs[0].name)
     append_event(run.events, Event(event="job_start", job="77"))
     assert rows(accounted(aggregate(study, place))) == BY_RUNS
-
-
-def test_what_a_job_took_that_runs_share_is_laid_on_none_of_them(
-    pretend: Pretend, study: Study, place: StudyDir
-) -> None:
-    run = RunDir(place.runs / study.runs[0].name)
-    started_in(run, "101_0", tasks="3")
-    found = rows(accounted(aggregate(study, place)))
-    assert found == [BY_RUNS[0], BY_SLURM[1], BY_RUNS[2]]
 
 
 @pytest.mark.parametrize(

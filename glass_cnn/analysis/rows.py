@@ -130,7 +130,8 @@ class Row:
     wall_seconds: float | None = None
     """wall time of all starts together, s"""
     core_hours: float | None = None
-    """that time on the cores of the last start, h; by Slurm, of every attempt on its cores"""
+    """that time on the cores of the last start, h; by Slurm, of every attempt on its cores,
+    in equal parts where runs shared a job"""
     core_hours_by: str | None = None
     """whose count that is: run, its own; slurm, of Slurm's accounting, killed attempts included"""
     peak_memory: int | None = None
@@ -150,8 +151,7 @@ class Row:
     hosts: str | None = None
     """machines of all starts"""
     slurm_jobs: str | None = None
-    """batch jobs of all starts, as sacct calls them; null where a start was in none, or in one that
-    several runs share"""
+    """batch jobs of all starts, as sacct calls them; null where a start was in none"""
     ranks: int | None = None
     """MPI ranks of the last start"""
     versions: str | None = None
@@ -387,9 +387,7 @@ def _slurm_jobs(starts: Sequence[records.Start], events: Sequence[Event]) -> str
     """Batch jobs that a run was started in, also those that were killed before it said so."""
     jobs = [event.job for event in events if event.event == "job_start" and event.job]
     for slurm in (start.slurm or {} for start in starts):
-        if (
-            not slurm.get("job") or "tasks" in slurm
-        ):  # what a shared job took was not all this run's
+        if not slurm.get("job"):
             return None
         array, index = slurm.get("array_job"), slurm.get("array_task")
         jobs.append(f"{array}_{index}" if array and index else slurm["job"])
