@@ -33,6 +33,7 @@ LIGHT = {
     "glass_cnn.data": ("tensorflow", "keras", "horovod"),
     "glass_cnn.analysis": ("tensorflow", "keras", "horovod", "mpi4py"),
     "glass_cnn.report.page": ("tensorflow", "keras", "horovod", "mpi4py"),
+    "jobs.status": ("tensorflow", "scipy", "mpi4py"),  # it answers at once
     "hpc.commandline": ("numpy", "pydantic", "mpi4py"),  # signals are caught before slow imports
 }
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from glass_cnn import metrics, outcomes, records, train_settings
 from glass_cnn import settings as run_settings
-from glass_cnn.analysis import rows, statistics
+from glass_cnn.analysis import rows
 from glass_cnn.analysis.rows import FILES, SCHEMA, read_run, thresholds
 from glass_cnn.paths import RUN_NAME, StudyDir
 from glass_cnn.settings import Analysis
@@ -198,7 +198,7 @@ def _known(
 def code() -> str:
     """Checksum of the code that makes the rows: another version reads everything anew."""
     names = (config, run_settings, train_settings)
-    modules = (metrics, outcomes, records, rows, statistics, *names)
+    modules = (metrics, outcomes, records, rows, *names)
     files = (module.__file__ or "" for module in modules)
     return str(zlib.crc32(b"".join(Path(file).read_bytes() for file in files)))
 

@@ -125,7 +125,7 @@ def _environment() -> jinja2.Environment:
         "p_is": words.p_is,
         "points": words.points,
         "median": statistics.median,
-        "median_time": words.median_time,
+        "median_time": lambda curve: words.median_time(statistics.median_time(curve)),
         "ratio": words.ratio,
         "factor_name": words.factor_name,
         "md": words.markdown,

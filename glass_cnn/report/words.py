@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glass_cnn.analysis import statistics
-from glass_cnn.analysis.effects import Effect
-from glass_cnn.analysis.factors import Factor
 from glass_cnn.settings import RunSettings
 from glass_cnn.study_file import StudySection
 from hpc.config import to_tree
+
+if TYPE_CHECKING:  # they load SciPy, and `make status` has only words to say
+    from glass_cnn.analysis import statistics
+    from glass_cnn.analysis.effects import Effect
+    from glass_cnn.analysis.factors import Factor
 
 
 def number(value: float) -> str:
@@ -243,9 +245,8 @@ def points(value: float | None) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def median_time(curve: statistics.Survival) -> str:
+def median_time(value: float | None) -> str:
     """Steps by which half of the runs have collapsed; a dash if they never do."""
-    value = statistics.median_time(curve)
     return f"{value:.0f}" if value is not None else "–"
 
 
