@@ -246,6 +246,15 @@ class _StageRun:
         self.loans = Loans(given.gpus, self.stage.tasks_per_gpu) if given.gpus else None
         self.console = Console()
         self.asked = 0.0
+        threads = str(self.stage.threads)
+        self.environment = {
+            **for_ranks(),
+            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+            **given.variables,
+        }
 
     def run(self) -> list[int]:
         """Run all tasks; returns their exit codes."""
@@ -304,22 +313,16 @@ class _StageRun:
             )
 
     def _environment(self, cores: list[int], gpus: list[str], begun: Path) -> dict[str, str]:
-        threads = str(self.stage.threads)
         # Each rank sees all GPUs of its task and takes its own, so that they can reach each other.
         lent = {VISIBLE: ",".join(gpus)} if self.loans else {}
         promise = {GPUS: str(self.stage.gpus_per_rank)} if gpus else {}
         enough = len(cores) >= self.stage.ranks * self.stage.threads
         return {
-            **for_ranks(),
+            **self.environment,
             STARTED: str(begun),
-            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "PYTHONUNBUFFERED": "1",
             CORES: ",".join(map(str, cores)) if enough else "",
             **lent,
             **promise,
-            **self.given.variables,
         }
 
     def _pass_on(self) -> None:
@@ -337,8 +340,8 @@ class _StageRun:
 
     def _end_overdue(self) -> None:
         """End tasks of several ranks that have not found each other in all this time."""
-        for run in self.running:
-            late = run.seconds > PATIENCE and self.stage.ranks > 1 and not run.begun.exists()
+        for run in self.running if self.stage.ranks > 1 else ():
+            late = run.seconds > PATIENCE and not run.begun.exists()
             if late and not run.overdue and not _has_made_progress(run):
                 run.overdue = True
                 with contextlib.suppress(ProcessLookupError):
@@ -359,11 +362,7 @@ class _StageRun:
                 told = as_shell_code(code, self.stage.ranks)
                 if self.given.clerk.goes_on(run.task, told):
                     self.waiting.append(run.task)
-                    self.console.print(
-                        f"[yellow]↻[/yellow] {run.task.name}: exit code {told}; it starts again",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
+                    self._say("↻", "yellow", f"{run.task.name}: exit code {told}; starts again")
                     continue
             code = EXIT_INTERNAL if code < 0 else code
             self.codes.append(code)
@@ -372,20 +371,19 @@ class _StageRun:
     def _tell(self, run: _Running, code: int) -> None:
         name = run.task.name
         if code == EXIT_COMPLETE:
-            self.console.print(
-                f"[green]✓[/green] {name} ({run.seconds:.0f} s)", highlight=False, soft_wrap=True
-            )
+            self._say("✓", "green", f"{name} ({run.seconds:.0f} s)")
         elif code == EXIT_AGAIN:
-            self.console.print(
-                f"[yellow]‖[/yellow] {name} stopped at a checkpoint",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._say("‖", "yellow", f"{name} stopped at a checkpoint")
         else:
-            self.console.print(
-                f"[red]✗[/red] {name}: exit code {code}: ", Text(self._reason(run)),
-                f" (all of it: {run.task.log})", highlight=False, sep="", soft_wrap=True,
-            )  # fmt: skip
+            reason = f"{self._reason(run)} (all of it: {run.task.log})"
+            self._say("✗", "red", f"{name}: exit code {code}: {reason}")
+
+    def _say(self, sign: str, colour: str, words: str) -> None:
+        if self.console.is_terminal:
+            line = Text.assemble((sign, colour), " ", words)
+            self.console.print(line, highlight=False, soft_wrap=True)
+        else:  # what rich takes for a line is a third of what starting a run takes
+            print(sign, words, file=self.console.file, flush=True)
 
     def _reason(self, run: _Running) -> str:
         """Why a task failed, as far as that can be seen from here."""
