@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,19 +116,32 @@ class StandInStudy:
         slurm.call("scancel", "--batch", "--signal=USR2", self.rows()[name].target)
 
 
-@pytest.fixture
-def study(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., StandInStudy]]:
+Studies = Callable[..., StandInStudy]
+"""`make(**site)`: a study under a site profile with these values"""
+
+
+@contextmanager
+def studies_in(folder: Path) -> Iterator[Studies]:
+    """Studies with directories in one; whatever of them is in the queue at the end is cancelled."""
     made: list[StandInStudy] = []
 
     def make(**site: Any) -> StandInStudy:
-        made.append(StandInStudy(tmp_path / str(len(made)), **site))
+        made.append(StandInStudy(folder / str(len(made)), **site))
         return made[-1]
 
-    yield make
-    for one in made:
-        jobs = {row.job for row in one.rows().values()}
-        if jobs:
-            slurm.call("scancel", *jobs)
+    try:
+        yield make
+    finally:
+        for one in made:
+            jobs = {row.job for row in one.rows().values()}
+            if jobs:
+                slurm.call("scancel", *jobs)
+
+
+@pytest.fixture
+def study(cluster: Cluster, tmp_path: Path) -> Iterator[Studies]:
+    with studies_in(tmp_path) as make:
+        yield make
 
 
 def assert_exact(run: RunDir, steps: int = STEPS) -> None:
@@ -143,7 +158,7 @@ def assert_nothing_lost(run: RunDir) -> None:
     assert began[len(began) - len(stops) :] == stops, log(run)
 
 
-def test_study_through_arrays_to_the_report(study: Callable[..., StandInStudy]) -> None:
+def test_study_through_arrays_to_the_report(study: Studies) -> None:
     it = study(max_array_size=3, throttle=2)
     good = [it.add(f"good {i}", "--steps", STEPS) for i in range(3)]
     bad = it.add("wrong", "--exit", 78)
@@ -165,7 +180,7 @@ def test_study_through_arrays_to_the_report(study: Callable[..., StandInStudy]) 
 
 @pytest.mark.parametrize(("launcher", "user_signal"), [("srun", False), ("mpiexec", True)])
 def test_preemption_in_training_evaluation_and_start_up(
-    cluster: Cluster, study: Callable[..., StandInStudy], launcher: str, user_signal: bool
+    cluster: Cluster, study: Studies, launcher: str, user_signal: bool
 ) -> None:
     cluster.set_user_signal(user_signal)
     it = study(launcher=launcher, launcher_options=[])
@@ -196,7 +211,7 @@ def test_preemption_in_training_evaluation_and_start_up(
 
 
 def test_runs_that_share_jobs_end_as_those_with_jobs_of_their_own(
-    cluster: Cluster, study: Callable[..., StandInStudy]
+    cluster: Cluster, study: Studies
 ) -> None:
     """Two jobs of three runs, two at a time: one job is preempted, one run fails, one is killed."""
     cluster.set_user_signal(False)
@@ -235,43 +250,8 @@ def test_runs_that_share_jobs_end_as_those_with_jobs_of_their_own(
     assert set(it.rows()) == {"bad", "report"}, "only what is missing"
 
 
-def test_scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(
-    study: Callable[..., StandInStudy],
-) -> None:
-    it = study(launcher="mpiexec", launcher_options=[])
-    run = it.add("run", "--step-seconds", 0.5)
-    it.submit()
-    until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
-    slurm.call("scancel", it.rows()["run"].target)
-    until(lambda: "run" not in it.rows(), "end", [run])
-    assert reasons(run) == [], "no requeue"
-    stopped = newest_step(run.checkpoints)
-    it.submit()
-    until_done(run)
-    assert starts(run) == [0, stopped]
-    assert stopped >= 5
-    assert_exact(run)
-
-
-def test_make_cancel_stops_what_runs_and_forgets_what_waits(
-    study: Callable[..., StandInStudy],
-) -> None:
-    it = study(throttle=1)
-    run, waiting = it.add("run", "--step-seconds", 0.5), it.add("waiting")
-    it.submit()
-    until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
-    assert slurm.cancel(it.place.path) == (2, 1)
-    until(lambda: events(run, "no_requeue"), "decision", [run])
-    assert "make cancel" in reasons(run, "no_requeue")[0]
-    until(lambda: not it.rows(), "empty queue", [run])
-    assert not waiting.path.joinpath("events.jsonl").exists()
-    it.submit()
-    until_done(run, waiting)
-    assert_exact(run)
-
-
 def test_goes_on_with_fewer_ranks_when_nodes_are_missing(
-    study: Callable[..., StandInStudy],
+    study: Studies,
 ) -> None:
     it = study(min_nodes=1, gpus_per_rank=1)
     run = it.add("run", "--step-seconds", 0.3)
@@ -292,7 +272,86 @@ def test_goes_on_with_fewer_ranks_when_nodes_are_missing(
         assert given == [(1, "1")] * record["ranks"], "one GPU a rank, on nodes of two"
 
 
-def test_ranks_that_are_killed(study: Callable[..., StandInStudy]) -> None:
+def test_srun_starts_ranks_whatever_lies_in_memory(study: Studies) -> None:
+    """MPICH over UCX hands the heap behind its address to Slurm's PMI, which takes only so much."""
+    it = study()
+    done = it.place.path / "done"
+    it.tasks.append(
+        Task("crowded", "tests.slurm.crowded", (str(done),), done, done.with_name("log"))
+    )
+    it.submit()
+    until(lambda: done.exists() or not it.rows(), "end", [])
+    assert done.exists(), done.with_name("log").read_text()
+    assert done.read_text() == "2 ranks over ofi\n"
+
+
+def test_ten_thousand_runs_are_a_few_commands(study: Studies) -> None:
+    it = study(options=["--hold"])
+    for number in range(10_000):
+        it.add(f"run-{number}")
+    it.submit()
+    rows = it.rows()
+    assert len(rows) == 10_001
+    assert len({row.job for row in rows.values()}) == 11, "ten arrays and the aggregation"
+    it.submit()
+    assert it.rows().keys() == rows.keys(), "nothing twice"
+    assert slurm.cancel(it.place.path) == (10_001, 0)
+    assert it.rows() == {}
+
+
+def test_refusals_of_slurm_are_one_message(study: Studies) -> None:
+    it = study(partition="nowhere")
+    it.add("run")
+    with pytest.raises(slurm.SlurmError, match="invalid partition"):
+        it.submit()
+    assert it.rows() == {}
+
+
+def test_cluster_may_be_started_twice(cluster: Cluster) -> None:
+    daemons = sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid"))
+    cluster.do("up")
+    assert sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid")) == daemons
+
+
+# -- stories that need no node for themselves and wait most of the time: told together -------------
+
+
+def scancel_under_mpiexec_is_a_checkpoint_and_no_requeue(
+    study: Studies,
+) -> None:
+    it = study(launcher="mpiexec", launcher_options=[])
+    run = it.add("run", "--step-seconds", 0.5)
+    it.submit()
+    until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
+    slurm.call("scancel", it.rows()["run"].target)
+    until(lambda: "run" not in it.rows(), "end", [run])
+    assert reasons(run) == [], "no requeue"
+    stopped = newest_step(run.checkpoints)
+    it.submit()
+    until_done(run)
+    assert starts(run) == [0, stopped]
+    assert stopped >= 5
+    assert_exact(run)
+
+
+def make_cancel_stops_what_runs_and_forgets_what_waits(
+    study: Studies,
+) -> None:
+    it = study(throttle=1)
+    run, waiting = it.add("run", "--step-seconds", 0.5), it.add("waiting")
+    it.submit()
+    until(lambda: (run.checkpoints / "step-000000005").exists(), "checkpoint", [run])
+    assert slurm.cancel(it.place.path) == (2, 1)
+    until(lambda: events(run, "no_requeue"), "decision", [run])
+    assert "make cancel" in reasons(run, "no_requeue")[0]
+    until(lambda: not it.rows(), "empty queue", [run])
+    assert not waiting.path.joinpath("events.jsonl").exists()
+    it.submit()
+    until_done(run, waiting)
+    assert_exact(run)
+
+
+def ranks_that_are_killed(study: Studies) -> None:
     """All at once on one node, as for want of memory: MPICH's shared memory stays behind there."""
     it = study(ranks_per_node=2, gpus_per_rank=1)
     run = it.add("run", "--step-seconds", 0.3)
@@ -308,20 +367,7 @@ def test_ranks_that_are_killed(study: Callable[..., StandInStudy]) -> None:
         assert record["gpus"] == [["0,1", "1"]] * 2, "each sees both, to reach the other's"
 
 
-def test_srun_starts_ranks_whatever_lies_in_memory(study: Callable[..., StandInStudy]) -> None:
-    """MPICH over UCX hands the heap behind its address to Slurm's PMI, which takes only so much."""
-    it = study()
-    done = it.place.path / "done"
-    it.tasks.append(
-        Task("crowded", "tests.slurm.crowded", (str(done),), done, done.with_name("log"))
-    )
-    it.submit()
-    until(lambda: done.exists() or not it.rows(), "end", [])
-    assert done.exists(), done.with_name("log").read_text()
-    assert done.read_text() == "2 ranks over ofi\n"
-
-
-def test_two_starts_without_progress_are_the_last(study: Callable[..., StandInStudy]) -> None:
+def two_starts_without_progress_are_the_last(study: Studies) -> None:
     it = study()
     run = it.add("idle", "--stuck")
     it.submit()
@@ -333,29 +379,29 @@ def test_two_starts_without_progress_are_the_last(study: Callable[..., StandInSt
     assert len(events(run, "job_start")) == 2
 
 
-def test_ten_thousand_runs_are_a_few_commands(study: Callable[..., StandInStudy]) -> None:
-    it = study(options=["--hold"])
-    for number in range(10_000):
-        it.add(f"run-{number}")
-    it.submit()
-    rows = it.rows()
-    assert len(rows) == 10_001
-    assert len({row.job for row in rows.values()}) == 11, "ten arrays and the aggregation"
-    it.submit()
-    assert it.rows().keys() == rows.keys(), "nothing twice"
-    assert slurm.cancel(it.place.path) == (10_001, 0)
-    assert it.rows() == {}
+Story = Callable[[Studies], None]
+STORIES: list[Story] = [
+    make_cancel_stops_what_runs_and_forgets_what_waits,
+    ranks_that_are_killed,
+    scancel_under_mpiexec_is_a_checkpoint_and_no_requeue,
+    two_starts_without_progress_are_the_last,
+]
 
 
-def test_refusals_of_slurm_are_one_message(study: Callable[..., StandInStudy]) -> None:
-    it = study(partition="nowhere")
-    it.add("run")
-    with pytest.raises(slurm.SlurmError, match="invalid partition"):
-        it.submit()
-    assert it.rows() == {}
+@pytest.fixture(scope="module")
+def told(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Story, Future[None]]]:
+    with ExitStack() as scope:
+        threads = scope.enter_context(ThreadPoolExecutor(len(STORIES)))
+        yield {
+            story: threads.submit(
+                story, scope.enter_context(studies_in(tmp_path_factory.mktemp("story")))
+            )
+            for story in STORIES
+        }
 
 
-def test_cluster_may_be_started_twice(cluster: Cluster) -> None:
-    daemons = sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid"))
-    cluster.do("up")
-    assert sorted(p.read_text() for p in cluster.link.resolve().glob("*.pid")) == daemons
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_what_becomes_of_a_run(told: dict[Story, Future[None]], story: Story) -> None:
+    told[story].result()

@@ -367,7 +367,12 @@ def end(
     asked: list[str] = []
     state = requeue.JobState("RUNNING", 100, 160, preempted=True)
     monkeypatch.setattr(requeue, "job_state", lambda _: state)
-    monkeypatch.setattr(slurm, "ask", lambda *words, **_: asked.append(" ".join(words)) or "")
+
+    def ask(*words: str, **_: Any) -> str:
+        asked.append(" ".join(words))
+        return ""
+
+    monkeypatch.setattr(slurm, "ask", ask)
 
     def make(
         *histories: Sequence[tuple[str, int]], status: int = 75, cancelled: bool = False
