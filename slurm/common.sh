@@ -169,7 +169,8 @@ make_packed_command() { # the same for the launcher of many tasks, which starts 
     forward=USR1 # Slurm may hand it to all processes of a step, and MPICH's mpiexec dies of USR2
     [ "$launcher" = srun ] || return 0
     [ "$bind" = none ] || binding=(--cpu-bind="$bind")
-    # One step for all of them: some sites tell steps alone of a preemption.
+    # One step for all of them: some sites tell steps alone of a preemption. What the job was asked for is not for it.
+    unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_NTASKS_PER_NODE
     launch=(srun --mpi=none --ntasks=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" "${binding[@]}" "${options[@]}")
 }
 

@@ -285,6 +285,7 @@ def events(run: Task) -> list[str]:
     return [event["event"] for event in found if event["job"] == "17_0"]
 
 
+@pytest.mark.lasting
 def test_a_failure_ends_no_other_run_and_is_not_tried_for_ever(job: Callable[..., Any]) -> None:
     start, (bad, good) = job("exits=78", "sleeps=0.3")
     code, said = told(start())
@@ -305,6 +306,7 @@ def test_a_failure_ends_no_other_run_and_is_not_tried_for_ever(job: Callable[...
     assert facts["SLURM_JOB_ID"] is None, "no mpiexec looks for nodes"
 
 
+@pytest.mark.lasting
 def test_events_that_cannot_be_read_stop_no_other_run(job: Callable[..., Any]) -> None:
     start, (damaged, good) = job("sleeps=0", "sleeps=0")
     damaged.log.parent.mkdir(parents=True)
@@ -316,6 +318,7 @@ def test_events_that_cannot_be_read_stop_no_other_run(job: Callable[..., Any]) -
     assert not damaged.done.exists()
 
 
+@pytest.mark.lasting
 def test_ranks_that_were_killed_start_again_as_long_as_they_get_on(job: Callable[..., Any]) -> None:
     start, (once, always) = job("dies=9 saves=2", "always-dies=9")
     code, said = told(start())
@@ -330,12 +333,14 @@ def test_ranks_that_were_killed_start_again_as_long_as_they_get_on(job: Callable
     assert len(events(always)) == 4, "it is not tried again"
 
 
+@pytest.mark.lasting
 def test_no_run_is_started_again_more_often_than_a_job_of_its_own(job: Callable[..., Any]) -> None:
     start, (run, _) = job("dies=9", "sleeps=0", max_requeues=0)
     assert told(start())[0] == 70
     assert "requeued 0 times already (max_requeues)" in run.log.read_text()
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_request_to_stop_reaches_every_run(
     job: Callable[..., Any],
@@ -505,7 +510,8 @@ def test_the_template_starts_one_launcher_for_all(
     script = f"""
         . {root}/slurm/common.sh
         python=PYTHON me=17_1 SLURM_ARRAY_TASK_ID=1 SLURM_CPUS_ON_NODE=6
-        run() {{ status=0; echo "$forward: $*"; }}
+        export SLURM_CPUS_PER_TASK=1 SLURM_TRES_PER_TASK=cpu:1
+        run() {{ status=0; echo "$forward: $*"; env | grep _PER_TASK; }}
         set_damaged_aside() {{ echo "first: damaged results"; }}
         read_job train --tasks "$1"
         [ -n "$packed" ] && main_packed
@@ -517,4 +523,5 @@ def test_the_template_starts_one_launcher_for_all(
     assert done.stdout.startswith("first: damaged results")
     part = f"--job 17_1 --job-file {file} --index 1"
     assert f"USR1: {words}-m hpc.packed {part} -- PYTHON\n" in done.stdout
+    assert ("_PER_TASK" in done.stdout) == (launcher == "mpiexec"), "srun would ask for it again"
     assert [each.name for each in read_job_file(file).of(1)] == ["r2", "r3"]
