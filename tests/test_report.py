@@ -102,10 +102,22 @@ def test_every_part_is_there(large: Aggregation) -> None:
         ({"optimizer": {"kind": "sgd", "momentum": 0.9}}, "SGD (momentum 0.9)"),
         ({"augmentation": {"rotations": True, "flips": True}},
          "augmentation by rotations and flips"),
+        ({"order": "batch"}, "no augmentation, a new shuffle for each batch"),
+        ({"precision": "bfloat16"}, "no augmentation, bfloat16 factors"),
     ],
 )  # fmt: skip
 def test_captions_name_all_hyperparameters(changes: dict[str, Any], told: str) -> None:
     assert told in words.describe(RunSettings.model_validate({"train": changes}))
+
+
+def test_captions_name_what_is_set_beside_a_recipe_and_how_pictures_are_drawn() -> None:
+    beside = {"recipe": "modern", "input": "raw", "dense_rate": 0.01}
+    drawn = {"style": "disc", "background": "black", "pixels": 48, "window": 10.0}
+    settings = RunSettings.model_validate({"model": beside, "render": drawn})
+    assert words.describe(settings).startswith(
+        "data set endpoint (thermal, 48 px, discs, on black, windows of 10 σ), "
+        "model modern (input raw, dense rate 0.01), batch size 80"
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,19 +85,39 @@ def describe_augmentation(settings: RunSettings) -> str:
     return f"augmentation by {' and '.join(used)}" if used else "no augmentation"
 
 
+def describe_images(settings: RunSettings) -> str:
+    """The data set, and how its pictures differ from those of the log, in words."""
+    render = settings.render
+    told = [settings.data.form, f"{render.pixels} px"]
+    told += ["discs"] if render.style == "disc" else []
+    told += [f"on {render.background}"] if render.background != "white" else []
+    told += [f"windows of {number(render.window)} σ"] if render.window else []
+    return f"data set {settings.data.name} ({', '.join(told)})"
+
+
+def describe_model(settings: RunSettings) -> str:
+    """The recipe, and what is set beside it, in words."""
+    model = settings.model
+    names = ("input", "weights", "dense_rate")
+    beside = [f"{setting(k)} {plain(v)}" for k in names if (v := getattr(model, k)) is not None]
+    return f"model {model.recipe}" + (f" ({', '.join(beside)})" if beside else "")
+
+
 def describe(settings: RunSettings) -> str:
     """All hyperparameters of a run in the words of the results log."""
     train = settings.train
     return ", ".join(
         [
-            f"data set {settings.data.name} ({settings.data.form}, {settings.render.pixels} px)",
-            f"model {settings.model.recipe}",
+            describe_images(settings),
+            describe_model(settings),
             f"batch size {train.batch_size}",
             describe_rate(settings),
             describe_optimizer(settings),
             f"L2 {number(train.l2)}",
             f"dropout {number(train.dropout)}",
             describe_augmentation(settings),
+            *(["a new shuffle for each batch"] if train.order == "batch" else []),
+            *([f"{train.precision} factors"] if train.precision != "float32" else []),
         ]
     )
 
