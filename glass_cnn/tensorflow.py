@@ -16,20 +16,29 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from glass_cnn.numerics import SWITCH
+from glass_cnn.numerics import DRIVER, SWITCH
 from glass_cnn.train_settings import Precision
+from hpc.gpus import VISIBLE
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 NOTICE = re.compile(rb"^(I0000 |WARNING: All log messages before absl::InitializeLog).*\n", re.M)
 """what TensorFlow says at every start, that oneDNN is on, before it heeds LOG_LEVEL"""
+NO_GPU = re.compile(
+    rb"^(E0000 .*failed call to cuInit|WARNING: All log messages before absl::InitializeLog).*\n",
+    re.M,
+)
+"""what its build for GPUs says where there are none"""
 
 os.environ.setdefault(SWITCH, "1")
 os.environ.setdefault(LOG_LEVEL, "2")
+# Kernels that the driver compiles, for cards newer than TensorFlow's, are kept in ~/.nv or
+# CUDA_CACHE_PATH. By default less than they need; 4 GiB is the most that CUDA takes.
+os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(4 << 30))
 
 
 @contextlib.contextmanager
-def without_notice() -> Iterator[None]:
-    """Hold back what is written to stderr meanwhile, by C++ too; then say it without NOTICE."""
+def without_notice(notice: re.Pattern[bytes] = NOTICE) -> Iterator[None]:
+    """Hold back what is written to stderr meanwhile, by C++ too; then say it without `notice`."""
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
@@ -40,7 +49,7 @@ def without_notice() -> Iterator[None]:
             os.close(stderr)
             held.seek(0)
             said = held.read()
-            os.write(2, said if os.environ[LOG_LEVEL] == "0" else NOTICE.sub(b"", said))
+            os.write(2, said if os.environ[LOG_LEVEL] == "0" else notice.sub(b"", said))
 
 
 class _Later:
@@ -82,7 +91,9 @@ def prepare(number: int = 0, precision: Precision = "float32") -> Any | None:
     """
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")  # on by itself
-    gpus = tf.config.list_physical_devices("GPU")
+    wanted = DRIVER.exists() and os.environ.get(VISIBLE) != ""
+    with contextlib.nullcontext() if wanted else without_notice(NO_GPU):
+        gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return None
     mine = gpus[number % len(gpus)]

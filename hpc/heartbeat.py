@@ -41,6 +41,7 @@ class Heartbeat:
         self.size = size
         self.limit = limit
         self._count = 0
+        self._patience = 0.0
         self._where = "starting"
         self._closed = threading.Event()
         make_directory(directory)
@@ -48,10 +49,13 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def beat(self, where: str) -> None:
-        """Say that this rank is alive and about to do `where`; every rank beats in step."""
-        self._count += 1
-        self._where = where
+    def beat(self, where: str, patience: float = 0.0) -> None:
+        """Say that this rank is alive and about to do `where`; every rank beats in step.
+
+        It may take `patience` seconds more than the limit.
+        """
+        self._where, self._patience = where, patience
+        self._count += 1  # last: by it the thread sees that there are others
 
     def close(self) -> None:
         """Stop watching."""
@@ -84,14 +88,14 @@ class Heartbeat:
 
     def _watch(self) -> None:
         every = min(WRITE_EVERY, self.limit / 4)
-        written, silent, looked = -1, 0.0, time.monotonic()
+        written, silent, looked, allowed = -1, 0.0, time.monotonic(), self.limit
         while not self._closed.wait(every):
             before, looked = looked, time.monotonic()
             silent += min(looked - before, 2 * every)  # a leap: this process was stopped itself
             if self._count != written:
-                written, silent = self._count, 0.0
+                written, silent, allowed = self._count, 0.0, self.limit + self._patience
                 self._write()
-            if silent > self.limit:
+            if silent > allowed:
                 self._end(silent)
 
     def _end(self, silent: float) -> None:

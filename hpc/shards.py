@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from hpc import tensorfile
+from hpc.tensorfile import InParts
 from hpc.world import World
 
 
@@ -21,7 +23,9 @@ class Sharded:
     Its rows are asked of the ranks when they are read, which goes within `Shards.answered` only.
     """
 
-    def __init__(self, world: World, name: str, own: np.ndarray, bounds: Sequence[slice]) -> None:
+    def __init__(
+        self, world: World, name: str, own: np.ndarray | InParts, bounds: Sequence[slice]
+    ) -> None:
         self._world, self._name, self._own, self._bounds = world, name, own, bounds
         self.shape: tuple[int, ...] = (bounds[-1].stop, *own.shape[1:])
         self.dtype = own.dtype
@@ -49,7 +53,7 @@ class Sharded:
         if not self._world.is_root:
             raise RuntimeError(f"{self._name} is whole on rank 0 alone")
         if rank == 0:
-            np.copyto(rows, self._own)
+            tensorfile.copy(self._own, rows)
         else:
             self._world.comm.send(self._name, dest=rank)
             self._world.comm.Recv(rows, source=rank)
@@ -70,7 +74,7 @@ class Shards:
         self.world, self.divided, self.bounds = world, divided, bounds
         self._given: dict[str, np.ndarray] = {}
 
-    def whole(self, name: str, own: np.ndarray) -> np.ndarray | Sharded:
+    def whole(self, name: str, own: np.ndarray | InParts) -> np.ndarray | InParts:
         """An array as rank 0 sees it, from what this rank has of it."""
         return Sharded(self.world, name, own, self.bounds) if self.divided(name) else own
 

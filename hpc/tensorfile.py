@@ -61,7 +61,7 @@ class DamagedFile(Exception):
 
 
 class InParts(Protocol):
-    """An array that lies in no one place of this process's memory, and is never made whole in it.
+    """An array that lies elsewhere, on other ranks or a GPU, and comes when it is copied.
 
     What is cut from it is cut along its first axis.
     """
@@ -166,11 +166,15 @@ class Snapshot:
     def fill(self, tensors: Tensors) -> None:
         """Copy arrays of exactly this layout's names, dtypes and shapes."""
         for name, view in self._views.items():
-            tensor = tensors[name]
-            if isinstance(tensor, np.ndarray):
-                np.copyto(view, tensor, casting="equiv")
-            else:
-                tensor.copy_to(view)
+            copy(tensors[name], view)
+
+
+def copy(tensor: np.ndarray | InParts, memory: np.ndarray) -> None:
+    """Put all of an array into a contiguous one of its shape and type."""
+    if isinstance(tensor, np.ndarray):
+        np.copyto(memory, tensor, casting="equiv")
+    else:
+        tensor.copy_to(memory)
 
 
 def write(path: Path, snapshot: Snapshot) -> list[str]:

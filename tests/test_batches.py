@@ -187,9 +187,10 @@ def test_a_run_reads_its_batches_in_the_order_of_its_settings(
     train = SETTINGS.train.model_copy(update={"order": kind})
     settings = SETTINGS.model_copy(update={"train": train})
     whole = batches.TrainingData(settings, tiny, data.split(tiny, settings))
-    reading = whole.batches(slice(None), slice(None), 5)
-    _, labels = next(reading)
+    reading = whole.batches(slice(None), slice(None), 5, lambda *batch: ("there", batch[1]))
+    where, labels = next(reading)
     reading.close()
+    assert where == "there"
     part = whole.parts.train
     chosen = part[batches.order(settings.seed, 5, train.batch_size, len(part), kind)]
     assert (labels == tiny.labels[chosen]).all()
@@ -235,8 +236,9 @@ def readers() -> int:
     return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
-def test_one_batch_is_read_ahead_and_the_thread_ends(tiny: data.Dataset) -> None:
-    read = []
+def test_two_batches_are_handed_over_ahead_and_the_thread_ends(tiny: data.Dataset) -> None:
+    """By a thread of its own: a GPU lets whoever hands over wait for its steps."""
+    read, handed_over = [], []
 
     class Watched(np.ndarray):
         def __getitem__(self, index: Any) -> Any:
@@ -244,13 +246,20 @@ def test_one_batch_is_read_ahead_and_the_thread_ends(tiny: data.Dataset) -> None
             return super().__getitem__(index)
 
     watched = dataclasses.replace(tiny, images=tiny.images.view(Watched))
-    reading = batches.batches(watched, np.arange(10), 1, 5, Augmentation())
-    next(reading)
+
+    def hand_over(images: np.ndarray, labels: np.ndarray) -> tuple[str, int]:
+        handed_over.append(threading.current_thread().name)
+        return "batch", len(handed_over)
+
+    part, plain = np.arange(10), Augmentation()
+    reading = batches.batches(watched, part, 1, 5, plain, hand_over=hand_over)
+    assert next(reading) == ("batch", 1)
     deadline = time.monotonic() + 10
-    while len(read) < 2 and time.monotonic() < deadline:
+    while len(handed_over) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(read) == 2
+    assert len(read) == len(handed_over) == 3
+    assert all(name.startswith("batches") for name in handed_over)
     assert readers() == 1
     reading.close()
     assert readers() == 0

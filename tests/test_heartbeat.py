@@ -106,6 +106,29 @@ def test_a_rank_alone_that_stands_still_says_where(tmp_path: Path) -> None:
     )
 
 
+COMPILING = """
+import sys, time
+from pathlib import Path
+from hpc.heartbeat import Heartbeat
+
+with Heartbeat(Path(sys.argv[1]), 0, 1, limit=1.0) as heart:
+    heart.beat("before step 1", patience=3.0)
+    time.sleep(2.5)
+    heart.beat("before step 2")
+    time.sleep(60)
+"""
+
+
+def test_what_is_done_for_the_first_time_may_take_longer_and_nothing_after_it(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", COMPILING, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert ended.returncode == 70
+    assert "error: no progress for 1 s: " in ended.stderr
+    assert "last seen before step 2) came no further" in ended.stderr
+
+
 @pytest.mark.parametrize("content", ["", "{"])
 def test_a_torn_file_of_another_rank_does_no_harm(tmp_path: Path, content: str) -> None:
     with Heartbeat(tmp_path, 0, 2, limit=60) as heart:

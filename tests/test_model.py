@@ -16,6 +16,7 @@ from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc.world import world
+from tests import tiny
 
 PIXELS = 20
 Arrays = dict[str, np.ndarray]
@@ -188,9 +189,9 @@ def test_gradients_are_those_of_the_whole_loss(l2: float) -> None:
     before = values(e.network)
     result = e.train_step(images, labels, 0, 1e-3)
     mean = cross_entropies(forward(images, before, "modern"), labels).mean()
-    assert result.loss == pytest.approx(mean, rel=1e-5)  # without L2
+    assert result.sums.loss == pytest.approx(mean, rel=1e-5)  # without L2
     guesses = forward(images, before, "modern").argmax(axis=1)
-    assert result.correct == (guesses == labels).sum()
+    assert result.sums.correct == (guesses == labels).sum()
     rng = np.random.default_rng(0)
     for name, gradient in result.gradients.items():
         direction = rng.normal(size=before[name].shape)
@@ -226,7 +227,7 @@ def test_dropout_reaches_loss_and_gradients() -> None:
     mask = dropout_mask(0, tf.constant(12, tf.int64), 6, 0.5).numpy()
     result = e.train_step(images, labels, 12, 1e-3)
     logits = forward(images, before, "modern", mask)
-    assert result.loss == pytest.approx(cross_entropies(logits, labels).mean(), rel=1e-5)
+    assert result.sums.loss == pytest.approx(cross_entropies(logits, labels).mean(), rel=1e-5)
 
 
 # Update rules
@@ -340,7 +341,7 @@ def test_clipping_bounds_the_global_norm_of_the_whole_gradient(limit: float) -> 
 def test_training_lowers_the_loss() -> None:
     e = engine(batch_size=20, dropout=0.0, l2=0.0)
     images, labels = pictures(20)
-    losses = [e.train_step(images, labels, step, 1e-3).loss for step in range(30)]
+    losses = [e.train_step(images, labels, step, 1e-3).sums.loss for step in range(30)]
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -350,7 +351,7 @@ def test_training_lowers_the_loss() -> None:
 def test_evaluation_counts() -> None:
     e = engine(batch_size=4)
     images, labels = pictures(31)
-    found = dict(zip(COUNTS, e.evaluate(images, labels), strict=True))
+    found = dict(zip(COUNTS, e.evaluate(images, labels).numpy(), strict=True))
     logits = forward(images, values(e.network), "modern")
     gap = logits[:, 1] - logits[:, 0]
     assert found["examples"] == 31
@@ -367,7 +368,7 @@ def test_equal_logits_count_as_liquid() -> None:
     for name in ("output/weights", "output/biases"):
         e.network.parameters[name].assign(tf.zeros_like(e.network.parameters[name]))
     images, labels = pictures(10)
-    found = dict(zip(COUNTS, e.evaluate(images, labels), strict=True))
+    found = dict(zip(COUNTS, e.evaluate(images, labels).numpy(), strict=True))
     assert found["predicted_glass"] == 0
     assert found["correct"] == 10 - labels.sum()
 
@@ -376,15 +377,16 @@ def test_state_goes_out_and_back_in() -> None:
     images, labels = pictures(4)
     e = engine(batch_size=4)
     e.train_step(images, labels, 0, 1e-3)
-    kept = {name: value.copy() for name, value in e.snapshot().items()}
+    kept = tiny.arrays(e.snapshot())
     assert len(kept) == 8 + 16
     e.train_step(images, labels, 1, 1e-3)
-    ended = e.snapshot("model/")["model/dense/weights"].copy()
+    ended = tiny.arrays(e.snapshot("model/"))
     other = engine(batch_size=4)
     other.assign(kept)
     other.optimizer.count = 1
     other.train_step(images, labels, 1, 1e-3)
-    assert (other.snapshot("model/")["model/dense/weights"] == ended).all()
+    again = tiny.arrays(other.snapshot("model/"))
+    assert all((again[name] == value).all() for name, value in ended.items())
     with pytest.raises(ValueError, match="shape"):
         other.assign({"model/dense/biases": np.zeros(3, np.float32)})
 
@@ -393,9 +395,9 @@ def test_measuring_changes_no_bit_and_measures_what_it_says() -> None:
     images, labels = pictures(8)
     e = engine(batch_size=8)
     result = e.train_step(images, labels, 0, 1e-3)
-    before = {name: value.copy() for name, value in e.snapshot().items()}
+    before = tiny.arrays(e.snapshot())
     found = Diagnostics(e.network, e.optimizer, images).measure(result.gradients, 1e-3)
-    assert all((before[name] == value).all() for name, value in e.snapshot().items())
+    assert all((before[name] == value).all() for name, value in tiny.arrays(e.snapshot()).items())
     p = values(e.network)
     for name, value in p.items():
         assert found["weight_norm"][name] == pytest.approx(np.linalg.norm(value), rel=1e-5)

@@ -34,10 +34,10 @@ def engine(tensorflow: object) -> Engine:
 
 def changed(engine: Engine, step: int) -> list[tuple[str, int, int]]:
     """Tensor and place of what moves before an update, and by how many units."""
-    before = {name: value.copy() for name, value in engine.snapshot().items()}
+    before = tiny.arrays(engine.snapshot())
     move_if_due(engine, step)
     found = []
-    for name, now in engine.snapshot().items():
+    for name, now in tiny.arrays(engine.snapshot()).items():
         moved = now.view(np.int32).astype(np.int64) - before[name].view(np.int32)
         found += [(name, int(at), int(moved.flat[at])) for at in np.flatnonzero(moved)]
     return found

@@ -16,6 +16,7 @@ import glass_cnn.tensorflow as room
 from glass_cnn.training.division import Horovod
 from hpc.environment import GPUS
 from hpc.errors import EXIT_CONFIG, ConfigError
+from hpc.gpus import VISIBLE
 from hpc.world import World
 from tests.conftest import MpiRun
 
@@ -47,6 +48,32 @@ def test_who_asks_for_all_that_tensorflow_says_gets_it(
     with room.without_notice():
         os.write(2, NOTICE.encode())
     assert capfd.readouterr().err == NOTICE
+
+
+@pytest.mark.parametrize(
+    ("driver", "visible", "told"),
+    [(False, "0", False), (True, "", False), (True, "0", True)],
+    ids=["no driver", "all hidden", "some wanted"],
+)
+def test_that_there_is_no_gpu_is_said_where_one_is_wanted(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    driver: bool,
+    visible: str,
+    told: bool,
+) -> None:
+    said = "E0000 00:00:1.2 3 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)\n"
+
+    def none(_: str) -> list[object]:
+        os.write(2, said.encode())
+        return []
+
+    monkeypatch.setattr(room, "DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setenv(VISIBLE, visible)
+    monkeypatch.setattr(room.tf.config, "list_physical_devices", none)
+    assert room.prepare() is None
+    assert capfd.readouterr().err == (said if told else "")
 
 
 @pytest.mark.lasting

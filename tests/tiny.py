@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from glass_cnn.data import simulate, store
@@ -17,6 +18,7 @@ from glass_cnn.settings import RunSettings, build_run
 from hpc.config import overlay
 from hpc.files import read_json
 from hpc.records import read_records
+from hpc.tensorfile import Snapshot, Tensors, lay_out
 from hpc.world import world
 from tests.torture.case import STUDY
 
@@ -107,6 +109,13 @@ def fingerprint(directory: Path) -> dict[str, str]:
 def starts(run: RunDir) -> list[int]:
     """Step that each start began at."""
     return [record["resumed_step"] for record in read_records(run.provenance)]
+
+
+def arrays(tensors: Tensors) -> dict[str, np.ndarray]:
+    """A copy of each."""
+    snapshot = Snapshot(lay_out(tensors))
+    snapshot.fill(tensors)
+    return {name: tensor.copy() for name, tensor in snapshot.tensors.items()}
 
 
 def load_answer(path: Path) -> Any:

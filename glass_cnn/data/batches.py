@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,11 @@ from glass_cnn.train_settings import Augmentation
 
 Order = Literal["epoch", "batch"]
 """see `Train.order`"""
+HandOver = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
+"""takes images and labels of a batch to where they are used"""
+AHEAD = 2
+"""batches that are read before they are asked for: one is handed over to a GPU, which waits for
+the step that it computes, while it begins the next one with the other"""
 
 
 @functools.lru_cache(maxsize=2)
@@ -124,8 +130,8 @@ class TrainingData:
         return self.dataset.verify(share, go_on)
 
     def batches(
-        self, share: slice, strip: slice, first_step: int
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        self, share: slice, strip: slice, first_step: int, hand_over: HandOver
+    ) -> Generator[tuple[Any, Any], None, None]:
         """The run's batches from a step on; see `batches`."""
         train = self.settings.train
         return batches(
@@ -138,6 +144,7 @@ class TrainingData:
             first_step=first_step,
             kind=train.order,
             strip=strip,
+            hand_over=hand_over,
         )
 
 
@@ -157,22 +164,27 @@ def batches(
     first_step: int = 0,
     kind: Order = "epoch",
     strip: slice = slice(None),
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    hand_over: HandOver = lambda images, labels: (images, labels),
+) -> Generator[tuple[Any, Any], None, None]:
     """Images uint8 [n, strip, pixels, 3] and labels uint8 [n] of one step after another, for ever.
 
     `part` holds the indices to draw from, `share` is this rank's of the global batch, `strip` the
-    rows of pixels that it wants of every image. While one batch is used a thread reads the next.
-    The only state is the step, and closing the generator ends the thread; an error in it is raised
-    by the `next` that asks for its batch.
+    rows of pixels that it wants of every image. While one batch is used a thread reads those of the
+    next AHEAD steps, and yields what `hand_over` makes of them. The only state is the step, and
+    closing the generator ends the thread; an error in it is raised by the `next` that asks for its
+    batch.
     """
-    read: Callable[[int], tuple[np.ndarray, np.ndarray]] = functools.partial(
-        _read, dataset, part, kind, seed, batch_size, augmentation, share, strip
-    )
+
+    def read(step: int) -> tuple[Any, Any]:
+        return hand_over(
+            *_read(dataset, part, kind, seed, batch_size, augmentation, share, strip, step)
+        )
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
-        ahead = reader.submit(read, first_step)
-        for step in itertools.count(first_step + 1):
-            ready, ahead = ahead, reader.submit(read, step)
-            yield ready.result()
+        ahead = deque(reader.submit(read, first_step + number) for number in range(AHEAD))
+        for step in itertools.count(first_step + AHEAD):
+            ahead.append(reader.submit(read, step))
+            yield ahead.popleft().result()
 
 
 def _read(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +19,7 @@ from glass_cnn.train_settings import Precision
 from glass_cnn.training.division import Kind, Way, divide, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
+from hpc.tensorfile import InParts
 from hpc.world import World
 
 
@@ -79,16 +82,65 @@ def capability(gpu: Any) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """What is counted of a step, on its device; to read it is to wait for the step."""
+
+    tensor: tf.Tensor
+    """float32 [2], as `loss` and `correct` have them"""
+
+    @functools.cached_property
+    def _read(self) -> list[float]:
+        read: list[float] = self.tensor.numpy().tolist()
+        return read
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the global batch, with dropout, without L2."""
+        return self._read[0]
+
+    @property
+    def correct(self) -> int:
+        """Examples of the global batch that were classified correctly."""
+        return round(self._read[1])
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one step gives back, of the global batch."""
 
-    loss: float
-    """mean cross-entropy of the global batch, with dropout, without L2"""
-    correct: int
-    """examples of the global batch that were classified correctly"""
+    sums: Sums
     gradients: dict[str, tf.Tensor]
     """gradients of the whole loss, L2 and clipping included, of what this rank has"""
 
+
+class OnDevice:
+    """A variable as checkpoints read it: on the host when it is copied, and not before.
+
+    An `hpc.tensorfile.InParts`, so that on a GPU no second whole of the state is made.
+    """
+
+    def __init__(self, variable: tf.Variable) -> None:
+        self._variable = variable
+        self.shape: tuple[int, ...] = tuple(variable.shape)
+        self.dtype = np.dtype(variable.dtype.as_numpy_dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def copy_to(self, memory: np.ndarray) -> None:
+        """Put the values into a contiguous array of its shape and type."""
+        np.copyto(memory, _view(self._variable), casting="equiv")
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The values, valid until the next step."""
+        yield _view(self._variable)
+
+
+COMPILING = 3600.0
+"""seconds more that the first use of a GPU's kernels may take: for a card that is newer than they
+are the driver compiles them, which TensorFlow calls half an hour or longer"""
 
 COUNTS = ("examples", "correct", "loss", "glass", "predicted_glass", "gap", "gap_squared")
 
@@ -109,8 +161,11 @@ class Engine:
         self.share, self.strip = self.division.share(train.batch_size), part.pixels
         self.network = Network(settings.recipe, pixels, settings.seed, part, train.precision)
         self.optimizer = Optimizer(train.optimizer, self.network)
+        self._device = "GPU:0" if tf.config.get_visible_devices("GPU") else "CPU:0"
+        self._used: set[str] = set()
         image = tf.TensorSpec((None, len(range(pixels)[self.strip]), pixels, 3), tf.uint8)
-        label = tf.TensorSpec((None,), tf.int32)
+        # Not int32: TensorFlow compares those on the host, whatever the device.
+        label = tf.TensorSpec((None,), tf.int64)
         scalar = tf.TensorSpec((), tf.float32)
         self._train_step = tf.function(
             self._train,
@@ -132,13 +187,14 @@ class Engine:
         model = {f"model/{k}": v for k, v in self.network.parameters.items()}
         return model | {f"optimizer/{k}": v for k, v in self.optimizer.slots.items()}
 
-    def snapshot(self, prefix: str = "") -> dict[str, Any]:
-        """The whole state, valid until the next step: views of arrays (no copies on a CPU).
+    def snapshot(self, prefix: str = "") -> dict[str, np.ndarray | InParts]:
+        """The whole state, or what of it has that prefix; to be read until the next step.
 
-        What ranks hold in parts is an `InParts`, to be read on rank 0 within `gathering`.
+        Nothing is copied before it is read. What ranks hold in parts can be read on rank 0 alone,
+        within `gathering`.
         """
         return {
-            name: self.division.shards.whole(name, _view(variable))
+            name: self.division.shards.whole(name, OnDevice(variable))
             for name, variable in self.state().items()
             if name.startswith(prefix)
         }
@@ -164,27 +220,46 @@ class Engine:
         self.division.broadcast([v for name, v in state.items() if not shards.divided(name)])
         shards.scatter(lambda name, rows: state[name].assign(rows))
 
+    def compiling(self, what: str) -> float:
+        """Seconds that `what` may take longer this time: the first time in a process, on a GPU."""
+        first = what not in self._used
+        self._used.add(what)
+        return COMPILING if first and self._device != "CPU:0" else 0.0
+
+    def hand_over(self, images: np.ndarray, labels: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images and labels in the memory of the device that computes with them; by any thread.
+
+        On a GPU this waits for the steps that it has been given before.
+        """
+        # By way of the host: straight to a GPU, other threads of Python would wait, too.
+        with tf.device("CPU:0"):
+            batch = tf.constant(images), tf.constant(labels, tf.int64)
+        with tf.device(self._device):
+            return tf.identity(batch[0]), tf.identity(batch[1])
+
     def train_step(
-        self, images: np.ndarray, labels: np.ndarray, step: int, rate: float
+        self, images: np.ndarray | tf.Tensor, labels: np.ndarray | tf.Tensor, step: int, rate: float
     ) -> StepResult:
         """One update on the global batch, of which `images`, `labels` are this rank's share.
 
+        Returns before a GPU has made it.
+
         Args:
             images: uint8 [share, strip, pixels, 3].
-            labels: int [share], 0 liquid, 1 glass.
+            labels: int [share], 0 liquid, 1 glass; both as they are read, or handed over.
             step: number that the dropout masks follow from.
             rate: learning rate of this update.
         """
-        sums, gradients = self._train_step(
-            tf.constant(images),
-            tf.constant(labels, tf.int32),
-            tf.constant(step, tf.int64),
-            tf.constant(rate, tf.float32),
-            tf.constant(self.optimizer.powers()),
-        )
+        with tf.device("CPU:0"):  # straight to a GPU they would wait for the step before
+            numbers = (
+                tf.constant(step, tf.int64),
+                tf.constant(rate, tf.float32),
+                tf.constant(self.optimizer.powers()),
+            )
+        labels = tf.convert_to_tensor(labels, tf.int64)
+        sums, gradients = self._train_step(tf.convert_to_tensor(images), labels, *numbers)
         self.optimizer.count += 1
-        loss, correct = sums.numpy().tolist()
-        return StepResult(loss, round(correct), gradients)
+        return StepResult(Sums(sums), gradients)
 
     def _train(self, images, labels, step, rate, powers):  # type: ignore[no-untyped-def]
         train = self.settings.train
@@ -209,13 +284,13 @@ class Engine:
         self.optimizer.apply(named, rate, powers)
         return sums, named
 
-    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> tf.Tensor:
         """Sums over a batch, float64 [7], in the order of COUNTS: exact counts, summed losses.
 
         Collective where ranks have parts of the network: all with the same examples.
         `gap` is the difference of the two logits, glass minus liquid.
         """
-        return self._evaluate_batch(tf.constant(images), tf.constant(labels, tf.int32)).numpy()
+        return self._evaluate_batch(*self.hand_over(images, labels))
 
     def _evaluate(self, images, labels):  # type: ignore[no-untyped-def]
         logits = self.network.logits(images)
@@ -228,7 +303,7 @@ class Engine:
 
 def predicted(logits: tf.Tensor) -> tf.Tensor:
     """Class of each row of logits: glass only where its logit is the larger one."""
-    return tf.cast(logits[:, 1] > logits[:, 0], tf.int32)
+    return tf.cast(logits[:, 1] > logits[:, 0], tf.int64)
 
 
 def _view(variable: tf.Variable) -> np.ndarray:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from glass_cnn.records import DataIdentity
+
+HandOver = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
+"""takes images and labels of a batch to where they are used"""
 
 
 class Part(Protocol):
@@ -56,9 +59,9 @@ class Examples(Protocol):
         """Compare blocks with their checksums; False where `go_on` said no; raises DataError."""
 
     def batches(
-        self, share: slice, strip: slice, first_step: int
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Images and labels of a share of the global batch, step after step, for ever.
+        self, share: slice, strip: slice, first_step: int, hand_over: HandOver
+    ) -> Generator[tuple[Any, Any], None, None]:
+        """What `hand_over` makes of a share of the global batch, step after step, for ever.
 
-        Of the images, the rows of pixels in `strip`.
+        Of the images, the rows of pixels in `strip`. It is called ahead, by another thread.
         """

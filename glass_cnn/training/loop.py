@@ -155,7 +155,7 @@ def _open(
         examples=examples,
         engine=engine,
         state=State(settings, engine, examples.identity, numerics, len(parts.train)),
-        feed=opened.enter_context(Feed(examples, engine.share, engine.strip)),
+        feed=opened.enter_context(Feed(examples, engine)),
         recorder=recorder,
         rollbacks=Rollbacks(settings, run, world, recorder),
         diagnostics=Diagnostics(
@@ -168,11 +168,11 @@ def _open(
 
 
 class Feed:
-    """This rank's share of the batches, of images its strip, read ahead in the order of steps."""
+    """An engine's share of the batches, handed over to it ahead, in the order of steps."""
 
-    def __init__(self, examples: Examples, share: slice, strip: slice) -> None:
-        self.examples, self.share, self.strip = examples, share, strip
-        self._batches: Generator[tuple[np.ndarray, np.ndarray], None, None] | None = None
+    def __init__(self, examples: Examples, engine: Engine) -> None:
+        self.examples, self.engine = examples, engine
+        self._batches: Generator[tuple[Any, Any], None, None] | None = None
         self._next: int | None = None
 
     def __enter__(self) -> Feed:
@@ -182,11 +182,14 @@ class Feed:
         if self._batches is not None:
             self._batches.close()
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int) -> tuple[Any, Any]:
         """Images and labels of step number `step`; reading starts anew where it does not follow."""
         if self._batches is None or step != self._next:
             self.__exit__()
-            self._batches = self.examples.batches(self.share, self.strip, step)
+            engine = self.engine
+            self._batches = self.examples.batches(
+                engine.share, engine.strip, step, engine.hand_over
+            )
         self._next = step + 1
         return next(self._batches)
 
@@ -236,13 +239,14 @@ def take_step(job: Work) -> tuple[StepResult, float]:
     """One update on all ranks; returns what it gave, and the rate that it was made with."""
     state = job.state
     reached("step", job.engine)
-    job.heart.beat(f"before step {state.progress.step + 1}")
+    where = f"before step {state.progress.step + 1}"
+    job.heart.beat(where, job.engine.compiling("a step"))
     images, labels = job.feed.batch(state.sample_step)
     rate = state.rate(state.progress.step)
     if told := move_if_due(job.engine, state.progress.step):
         job.say(told)
     result = job.engine.train_step(images, labels, state.sample_step, rate)
-    state.take_step(result)
+    state.take_step(result.sums)
     return result, rate
 
 
@@ -251,16 +255,18 @@ def evaluate(job: Work, part: np.ndarray) -> np.ndarray | None:
 
     Returns None on every rank as soon as any rank was asked to stop.
     """
-    sums, engine = np.zeros(len(COUNTS)), job.engine
+    found, engine = [], job.engine
     images, labels = job.examples.images, job.examples.parts.labels
+    where = f"evaluating after step {job.state.progress.step}"
     for portion in engine.division.portions(len(part), job.settings.train.evaluation_batch):
-        job.heart.beat(f"evaluating after step {job.state.progress.step}")
+        job.heart.beat(where, engine.compiling("an evaluation"))
         chosen = part[portion]
         if len(chosen):
             reached("evaluate")
-            sums += engine.evaluate(images[chosen, engine.strip], labels[chosen])
+            found.append(engine.evaluate(images[chosen, engine.strip], labels[chosen]))
         if job.stop.agreed(job.world):
             return None
+    sums = sum((counts.numpy() for counts in found), np.zeros(len(COUNTS)))
     return engine.division.counted(sums)
 
 
@@ -333,7 +339,8 @@ def _agreed_digest(job: TrainingJob) -> str:
     """SHA-256 of the weights; those that all ranks have are the same on each, or an error."""
     reached("compare weights")
     weights = job.state.model()
-    everywhere = {k: v for k, v in weights.items() if isinstance(v, np.ndarray)}
+    divided = job.engine.division.shards.divided
+    everywhere = {name: tensor for name, tensor in weights.items() if not divided(name)}
     digests = job.world.comm.allgather(digest_tensors(everywhere))
     if len(set(digests)) > 1:
         raise RuntimeError(f"ranks ended with different weights: {digests}")

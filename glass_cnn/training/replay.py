@@ -49,7 +49,7 @@ def replay(
             examples=examples,
             engine=engine,
             state=state,
-            feed=opened.enter_context(Feed(examples, engine.share, engine.strip)),
+            feed=opened.enter_context(Feed(examples, engine)),
             heart=opened.enter_context(Heartbeat(place, world.rank, world.size, limit)),
             say=print if world.is_root else bool,
         )

@@ -15,7 +15,7 @@ from glass_cnn import data_identity, numerics
 from glass_cnn.records import DataIdentity, Evaluation, Numerics, NumericsChange
 from glass_cnn.settings import RunSettings
 from glass_cnn.training.diagnostics import output_statistics
-from glass_cnn.training.engine import COUNTS, Engine, StepResult
+from glass_cnn.training.engine import COUNTS, Engine, Sums
 from glass_cnn.training.schedule import learning_rate
 from hpc.checkpoint import Checkpoint
 from hpc.tensorfile import Tensors, digest_tensors
@@ -65,16 +65,17 @@ class State:
         self.data, self.training_examples = data, training_examples
         self.progress = Progress()
         self.numerics_changes: list[NumericsChange] = []
+        self._uncounted: Sums | None = None
         self._clock = time.monotonic()
 
     # -- what a checkpoint holds --------------------------------------------------------------
 
     def tensors(self) -> Tensors:
-        """Views of every tensor, valid until the next step; see `Engine.snapshot`."""
+        """Every tensor, to be read until the next step; see `Engine.snapshot`."""
         return self.engine.snapshot()
 
     def model(self) -> Tensors:
-        """Views of the weights alone."""
+        """The weights alone."""
         return self.engine.snapshot("model/")
 
     def digest(self, tensors: Tensors) -> str:
@@ -85,6 +86,7 @@ class State:
 
     def meta(self) -> dict[str, Any]:
         """Progress, updates that the optimizer has seen, and numerics, as JSON values."""
+        self.count()
         self.tick()
         return dataclasses.asdict(self.progress) | {
             "updates": self.engine.optimizer.count,
@@ -100,6 +102,7 @@ class State:
         """
         meta = checkpoint.meta
         data_identity.check(checkpoint.path, data_identity.of(meta.get("data")), self.data)
+        self._uncounted = None
         names = {field.name for field in dataclasses.fields(Progress)}
         self.progress = Progress(**{key: meta[key] for key in meta if key in names})
         self.begin_with(checkpoint.tensors, int(meta["updates"]))
@@ -148,14 +151,22 @@ class State:
 
     # -- how it goes on -----------------------------------------------------------------------
 
-    def take_step(self, result: StepResult) -> None:
-        """Count an update that was made."""
+    def take_step(self, sums: Sums) -> None:
+        """Count an update that is under way. Its sums are read when the next one is."""
         self.progress.step += 1
-        self.progress.loss_sum += result.loss
-        self.progress.correct += result.correct
+        self.count()
+        self._uncounted = sums
+
+    def count(self) -> None:
+        """Add the sums of the last step, which waits for it."""
+        if self._uncounted is not None:
+            self.progress.loss_sum += self._uncounted.loss
+            self.progress.correct += self._uncounted.correct
+            self._uncounted = None
 
     def take_evaluation(self, counts: np.ndarray) -> Evaluation:
         """Take in an evaluation (sums in the order of COUNTS) and return its record."""
+        self.count()
         progress, train = self.progress, self.settings.train
         count = dict(zip(COUNTS, counts.tolist(), strict=True))
         rate = self.rate(progress.step - 1)

@@ -28,7 +28,7 @@ def main() -> None:
         labels = rng.integers(0, 2, batch)
         brightest = 200 + 55 * labels[:, None, None, None]
         images = (rng.random(shape) * brightest).astype(np.uint8)
-        losses.append(engine.train_step(images, labels, step, 1e-4).loss)
+        losses.append(engine.train_step(images, labels, step, 1e-4).sums.loss)
     print(json.dumps({"gpus": found.gpus, "losses": losses}))
 
 

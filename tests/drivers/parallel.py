@@ -56,7 +56,7 @@ def steps(opened: data.Dataset, settings: RunSettings, ranks: World, count: int)
     """Train for a few steps; results of each, first gradients, last weights."""
     engine = Engine(settings, ranks)
     if not ranks.is_root:  # else all begin alike, and a broadcast has nothing to do
-        engine.assign({name: np.zeros_like(v) for name, v in engine.snapshot().items()})
+        engine.assign({k: 0 * v for k, v in tiny.arrays(engine.snapshot()).items()})
     engine.broadcast()
     own = feed(opened, settings, engine.share)
     losses, corrects = [], []
@@ -64,11 +64,11 @@ def steps(opened: data.Dataset, settings: RunSettings, ranks: World, count: int)
     for step in range(count):
         images, labels = next(own)
         result = engine.train_step(images, labels, step, 1e-3)
-        losses.append(result.loss)
-        corrects.append(result.correct)
+        losses.append(result.sums.loss)
+        corrects.append(result.sums.correct)
         first = first or {k: g.numpy() for k, g in result.gradients.items()}
     own.close()
-    weights = {k: v.copy() for k, v in engine.snapshot("model/").items()}
+    weights = tiny.arrays(engine.snapshot("model/"))
     digests = ranks.comm.allgather(digest(*weights.values()))
     assert len(set(digests)) == 1, "ranks have different weights"
     return {
@@ -87,7 +87,7 @@ def evaluations(opened: data.Dataset, engine: Engine, ranks: World) -> dict[str,
             slices += 1
             seen += chosen.tolist()
             if len(chosen):
-                sums += engine.evaluate(opened.images[chosen], opened.labels[chosen])
+                sums += engine.evaluate(opened.images[chosen], opened.labels[chosen]).numpy()
         total = ranks.sum(sums)
         found[f"{count}/{batch}"] = {
             "sums": dict(zip(COUNTS, total.tolist(), strict=True)),

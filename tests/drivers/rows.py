@@ -20,7 +20,7 @@ from glass_cnn.training.engine import COUNTS, Engine, set_up_tensorflow
 from glass_cnn.training.rounding import move_if_due
 from hpc.errors import DataError
 from hpc.shards import Shards
-from hpc.tensorfile import Snapshot, digest_tensors, lay_out
+from hpc.tensorfile import digest_tensors
 from hpc.world import World, share, world
 from tests import tiny
 
@@ -74,10 +74,9 @@ def whole(engine: Engine, ranks: World, prefix: str = "") -> dict[str, np.ndarra
         if not ranks.is_root:
             return {}
         tensors = engine.snapshot(prefix)
-        copy = Snapshot(lay_out(tensors))
-        copy.fill(tensors)
-        assert digest_tensors(tensors) == digest_tensors(copy.tensors)
-    return {name: tensor.copy() for name, tensor in copy.tensors.items()}
+        copies = tiny.arrays(tensors)
+        assert digest_tensors(tensors) == digest_tensors(copies)
+    return copies
 
 
 def gathered(engine: Engine, ranks: World, gradients: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -108,8 +107,8 @@ def trained(
     for step in range(STEPS):
         images, labels = pictures(BATCH, step)
         result = engine.train_step(images[engine.share][:, strip], labels[engine.share], step, 1e-3)
-        answer["losses"].append(result.loss)
-        answer["corrects"].append(result.correct)
+        answer["losses"].append(result.sums.loss)
+        answer["corrects"].append(result.sums.correct)
         if step in (0, STEPS - 1):
             found = gathered(engine, ranks, result.gradients)
             arrays |= {f"gradient {step}/{k}": g for k, g in found.items()}
@@ -125,7 +124,7 @@ def trained(
     sums = np.zeros(len(COUNTS))
     for portion in engine.division.portions(len(images), settings.train.evaluation_batch):
         if portion.stop > portion.start:
-            sums += engine.evaluate(images[portion][:, strip], labels[portion])
+            sums += engine.evaluate(images[portion][:, strip], labels[portion]).numpy()
     answer["counts"] = engine.division.counted(sums).tolist()
     told = move_if_due(engine, STEPS)
     assert told is not None

@@ -29,6 +29,7 @@ from hpc import moments
 from hpc.commandline import run_main
 from hpc.world import world
 from jobs import train, verify
+from tests import tiny
 
 Fault = dict[str, Any]
 
@@ -64,10 +65,9 @@ def strike(what: str, engine: Any) -> None:
 
 def flip_a_bit(engine: Any) -> None:
     """The lowest bit of one weight, as bad memory does."""
-    name, values = next(iter(engine.snapshot("model/").items()))
-    flipped = values.copy()
-    flipped.view("uint32").ravel()[0] ^= 1
-    engine.assign({name: flipped})
+    name, values = next(iter(tiny.arrays(engine.snapshot("model/")).items()))
+    values.view("uint32").ravel()[0] ^= 1
+    engine.assign({name: values})
 
 
 @contextmanager
