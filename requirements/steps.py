@@ -83,7 +83,8 @@ def byte_compile() -> None:
     for folder in VENV.glob("lib/python*/site-packages"):
         command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(folder)]
         with LOG.open("a") as log:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            wait(child, "compiling to bytecode")
 
 
 def pip(*arguments: str, step: str, env: Mapping[str, str] | None = None) -> None:

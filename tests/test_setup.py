@@ -133,16 +133,18 @@ def test_uv_installs_where_it_can_and_pip_where_not(
         assert f"{steps.REQUIREMENTS}/cpu.txt" in call
 
 
-def test_packages_are_compiled_whatever_python_is_told(
-    steps: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_packages_are_compiled_whatever_python_is_told_with_signs_of_life(
+    steps: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(steps, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(steps, "PYTHON", Path(sys.executable))
     folder = steps.VENV / "lib/python3.11/site-packages"
     folder.mkdir(parents=True)
     (folder / "good.py").write_text("x = 1\n")
     (folder / "template.py").write_text("x = {{ value\n")
     steps.byte_compile()
+    assert "setup: ... compiling to bytecode, 0 s so far" in capsys.readouterr().out
     assert [path.name.split(".")[0] for path in folder.glob("__pycache__/*.pyc")] == ["good"]
 
 
