@@ -27,8 +27,16 @@ from glass_cnn.report.words import percent
 from glass_cnn.study import Study
 from hpc import slurm
 from hpc.commandline import Parser, run_main
-from hpc.errors import EXIT_CONFIG, EXIT_DATA, EXIT_INTERNAL, ConfigError, UserError
+from hpc.errors import (
+    EXIT_CONFIG,
+    EXIT_DATA,
+    EXIT_INTERNAL,
+    ConfigError,
+    DataError,
+    UserError,
+)
 from hpc.records import read_events
+from hpc.starts import BACK
 from hpc.words import duration, plural
 
 EVERY = 5.0
@@ -242,8 +250,8 @@ def state_of(
         return "complete", ""
     if row is not None:
         again = row.state == "PENDING" and facts["starts"]
-        if row.state == "RUNNING" and not facts["starts"] and not run.events.exists():
-            return "waiting", f"not begun, {said(row)}"  # of those that share a job
+        if row.state == "RUNNING" and not has_begun(run, row.target, facts["starts"]):
+            return "waiting", f"for its turn, {said(row)}"
         known = {"RUNNING": "running", "COMPLETING": "ending", "PENDING": "pending"}
         return "requeued" if again else known.get(row.state, row.state.lower()), said(row)
     if alive(run):
@@ -253,6 +261,17 @@ def state_of(
     if facts["state"] == "missing":
         return ended(run) if run.events.exists() else ("waiting", "not submitted")
     return ended(run) if facts["state"] == "unfinished" else (facts["state"], facts["reason"] or "")
+
+
+def has_begun(run: RunDir, job: str, starts: int | None) -> bool:
+    """Whether a job that runs has started a run: of those that share it some wait for their turn.
+
+    `starts` are those that the run itself has written down, by whatever job.
+    """
+    with contextlib.suppress(DataError):  # told where the run is read as a whole
+        mine = [event.event for event in read_events(run.events) if event.job == job]
+        return mine[-1] not in BACK if mine else bool(starts)
+    return True
 
 
 def alive(run: RunDir) -> bool:

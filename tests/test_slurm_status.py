@@ -23,7 +23,7 @@ from glass_cnn.report import terminal
 from glass_cnn.study import Study
 from hpc.batch import job_text
 from hpc.environment import BATCH_JOB
-from hpc.records import append_record, read_records
+from hpc.records import Event, append_event, append_record, read_records
 from hpc.site import Site
 from hpc.slurm import Queued
 from hpc.stages import Task
@@ -51,7 +51,8 @@ def place(study: Study, tmp_path: Path) -> StudyDir:
         failed / "events.jsonl",
         {"event": "no_requeue", "status": 65, "reason": "exit code 65: bad data"},
     )
-    append_record(place.runs / study.runs[4].name / "events.jsonl", {"event": "job_start"})
+    begun = {"event": "job_start", "job": "7_4"}
+    append_record(place.runs / study.runs[4].name / "events.jsonl", begun)
     return place
 
 
@@ -94,10 +95,13 @@ def test_a_run_whose_turn_has_not_come_waits_in_its_job(study: Study, place: Stu
     run = RunDir(place.runs / "new")
     facts = {"state": "missing", "reason": None, "starts": 0}
     row = Queued("7", 1, "RUNNING", "None", "n1", "")
-    assert status.state_of(run, facts, row) == ("waiting", "not begun, n1, job 7_1")
+    waits, runs = ("waiting", "for its turn, n1, job 7_1"), ("running", "n1, job 7_1")
+    assert status.state_of(run, facts, row) == waits
     run.path.mkdir()
-    run.events.write_text('{"event":"job_start"}')
-    assert status.state_of(run, facts, row) == ("running", "n1, job 7_1")
+    for event, state in (("job_start", runs), ("requeue", waits), ("job_start", runs)):
+        append_event(run.events, Event(event=event, job="7_1"))
+        append_event(run.events, Event(event="stopped"))
+        assert status.state_of(run, facts, row) == state
 
 
 def test_a_run_with_a_fresh_heartbeat_runs_on_this_machine(study: Study, place: StudyDir) -> None:
