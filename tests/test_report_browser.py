@@ -316,12 +316,21 @@ def test_a_grid_shows_its_map_and_a_panel_for_each_level_of_the_second_factor(
         synthetic.write_run(place, run, "permanent_collapse" if run.seed else "survived")
     pages(study, place)
     page = browser.new_page(viewport={"width": width, "height": 800})
+    page.add_init_script(
+        """globalThis.drawn = []; new MutationObserver((all) => all.forEach(({ target }) => {
+            const which = target.id || "map";
+            if (target.matches(".js-plotly-plot") && !drawn.includes(which)) drawn.push(which);
+        })).observe(document, { attributeFilter: ["class"], subtree: true });"""
+    )
     page.goto(place.report.as_uri())
     page.wait_for_selector("html[data-ready]", state="attached")
     assert page.locator(".heat .heatmaplayer").count() == 1
-    titles = page.locator("#survival-plot .annotation-text").all_text_contents()
-    assert titles == ["dropout 0", "dropout 0.2", "dropout 0.5"]
-    assert page.locator("#survival-plot .legendtext").all_text_contents() == ["0.0001", "0.001"]
+    for plot in ("#survival-plot", "#profiles-plot"):
+        titles = page.locator(f"{plot} .annotation-text").all_text_contents()
+        assert titles == ["dropout 0", "dropout 0.2", "dropout 0.5"]
+        assert page.locator(f"{plot} .legendtext").all_text_contents() == ["0.0001", "0.001"]
+    assert page.evaluate("drawn[0]") == "map", "what is in sight is drawn first"
+    assert len(page.evaluate("drawn")) == 4
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.close()
 

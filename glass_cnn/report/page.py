@@ -216,7 +216,7 @@ def _page(
         "provenance": tables.provenance(result),
         "study_yaml": _study_yaml(result),
         "css": _colors() + _asset("report.css") + _asset("print.css"),
-        "scripts": [_asset("charts.js"), _asset("tables.js")],
+        "scripts": [_asset("charts.js") + _asset("estimates.js"), _asset("tables.js")],
         "plotly": _plotly(),
         "data": _embedded(pagedata.figure_data(estimates, drawn, heatmaps, others)),
         "others": _packed(_json(others)),

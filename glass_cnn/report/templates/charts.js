@@ -1,5 +1,6 @@
-// Charts of report.html: curves of runs side by side, estimates. Plotly draws; colours are the
-// variables of the style sheet, so that they follow the screen's light or dark.
+// Charts of report.html: curves of runs side by side, and what all charts share; estimates.js has
+// the others. Plotly draws; colours are the variables of the style sheet, so that they follow the
+// screen's light or dark.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -11,7 +12,8 @@ const faint = (arm) => `${tone(arm)}24`;
 const isNarrow = () => innerWidth < 600;
 
 // --- plots ----------------------------------------------------------------------------------
-const plots = new Map(); // element -> function that gives its traces and layout
+const plots = new Map(); // element -> function that gives its traces and layout, of those drawn
+const figures = []; // elements that are to be drawn, and what draws each
 const PAPER = 680; // width of a plot on paper, px
 const MANY = 8; // arms from which on legends stand at the side, and bands are left out
 
@@ -33,13 +35,14 @@ const layout = (x, y) => {
     zeroline: false,
   };
   return {
-    margin: { l: isNarrow() ? 48 : 62, r: isNarrow() ? 8 : 24, t: 12, b: 48 },
+    margin: { l: 62, r: isNarrow() ? 8 : 24, t: 12, b: 48 },
     font: { family: "system-ui, 'DejaVu Sans', sans-serif", size: 12, color: color("ink") },
     paper_bgcolor: color("paper"),
     plot_bgcolor: color("paper"),
     hovermode: "closest",
     xaxis: { ...axis, title: { text: x }, rangemode: "tozero" },
     yaxis: { ...axis, title: { text: y } },
+    showlegend: data.arms.length <= MANY || !isNarrow(), // the table of arms has their colours
     legend: {
       traceorder: "normal",
       ...(data.arms.length <= MANY ? LEGEND_ABOVE : { font: { size: 9 } }),
@@ -50,10 +53,6 @@ const layout = (x, y) => {
 const draw = (element) => {
   const { traces, shape } = plots.get(element)();
   return Plotly.react(element, traces, shape, config);
-};
-const add = (element, make) => {
-  plots.set(element, make);
-  return draw(element);
 };
 
 // --- curves ---------------------------------------------------------------------------------
@@ -277,131 +276,12 @@ const showCurves = async () => {
   chart.on("plotly_click", (event) => {
     if (event.points[0].data.meta) isolate(event.points[0].data.meta);
   });
-};
-
-// --- time to collapse, profiles, grid -------------------------------------------------------
-const bandOf = (x, low, high, arm, shape) => {
-  if (data.arms.length > MANY) return [];
-  const edge = {
-    x,
-    mode: "lines",
-    line: { width: 0, shape },
-    hoverinfo: "skip",
-    showlegend: false,
-  };
-  return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faint(arm) }];
-};
-
-// Of a grid a panel for each choice of all factors but the first, which the colours tell.
-const survival = () => {
-  const grid = data.panels;
-  const seen = new Set();
-  const traces = data.survival.flatMap((s) => {
-    const { label, dash } = data.arms[s.arm];
-    const place = grid ? axesOf(grid.of[s.arm]) : {};
-    const name = grid ? grid.lines[s.arm] : label;
-    const showlegend = !seen.has(name);
-    seen.add(name);
-    const band = grid ? [] : bandOf(s.time, s.low, s.high, s.arm, "hv");
-    return [
-      ...band,
-      {
-        ...place,
-        x: s.time,
-        y: s.survival,
-        customdata: s.risk.map((count, i) => [count, s.low[i], s.high[i]]),
-        mode: "lines",
-        name: safe(name),
-        legendgroup: name,
-        showlegend,
-        line: { color: tone(s.arm), dash, width: 2, shape: "hv" },
-        hovertemplate: `<b>${safe(label)}</b><br>%{y:.0%} (%{customdata[1]:.0%}–` +
-          "%{customdata[2]:.0%}) not collapsed after %{x} steps<br>" +
-          "%{customdata[0]} at risk<extra></extra>",
-      },
-      {
-        ...place,
-        x: s.censored,
-        y: s.censored_at,
-        mode: "markers",
-        legendgroup: name,
-        marker: { symbol: "line-ns-open", size: 9, color: tone(s.arm) },
-        hoverinfo: "skip",
-        showlegend: false,
-      },
-    ];
+  document.addEventListener("isolate", async (event) => {
+    await include(event.detail);
+    if (view.isolated !== event.detail) isolate(event.detail);
   });
-  const shape = layout("steps since learned", "share not collapsed");
-  Object.assign(shape.yaxis, { range: [0, 1.04], tickformat: ".0%", ticks: "" });
-  if (!grid) return { traces, shape };
-  shape.legend = { ...shape.legend, ...LEGEND_ABOVE, title: { text: grid.factor } };
-  shape.margin.t = 56;
-  const titles = grid.titles.map((text) => ({ text, color: color("ink") }));
-  return { traces, shape: panels(shape, byId("survival-plot"), titles) };
 };
-
-const profiles = () => {
-  const traces = data.profiles.flatMap((p) => {
-    const { label } = data.arms[p.arm];
-    const common = { x: data.tau, mode: "lines", legendgroup: label };
-    const line = { color: tone(p.arm), width: 2 };
-    const hover = (which) =>
-      `<b>${safe(label)}</b><br>${which} above %{x:.1%}: %{y:.0%} of runs<extra></extra>`;
-    return [
-      ...bandOf(data.tau, p.low, p.high, p.arm, "linear"),
-      { ...common, y: p.final, name: safe(label), line, hovertemplate: hover("final") },
-      {
-        ...common,
-        y: p.optimal,
-        showlegend: false,
-        line: { ...line, dash: "dot", width: 1.5 },
-        hovertemplate: hover("optimal"),
-      },
-    ];
-  });
-  const shape = layout("validation accuracy τ", "share of runs above τ");
-  Object.assign(shape.yaxis, { range: [-0.02, 1.04], tickformat: ".0%" });
-  Object.assign(shape.xaxis, { tickformat: ".0%", rangemode: "normal" });
-  return { traces, shape };
-};
-
-const heatmap = (map) => () => {
-  const trace = {
-    type: "heatmap",
-    x: map.x,
-    y: map.y,
-    z: map.z,
-    text: isNarrow() ? map.short : map.text,
-    hovertext: map.text,
-    texttemplate: "%{text}",
-    zmin: 0,
-    zmax: map.highest,
-    xgap: 2,
-    ygap: 2,
-    colorscale: [[0, color("map-low")], [0.5, color("map-middle")], [1, color("map-high")]],
-    colorbar: { tickformat: ".0%", thickness: 12, outlinewidth: 0 },
-    hovertemplate: `${safe(map.x_name)} %{x}<br>${safe(map.y_name)} %{y}<br>` +
-      "%{hovertext}<extra></extra>",
-  };
-  const shape = layout(map.x_name, map.y_name);
-  Object.assign(shape.xaxis, { type: "category", showgrid: false });
-  Object.assign(shape.yaxis, { type: "category", showgrid: false, automargin: true });
-  return { traces: [trace], shape };
-};
-
-const showEstimates = () => {
-  const plot = byId("survival-plot");
-  if (plot && data.panels) {
-    plot.style.height = `${Math.max(380, 190 * rowsOf(plot, data.panels.titles.length))}px`;
-  }
-  if (plot) add(plot, survival);
-  if (byId("profiles-plot")) add(byId("profiles-plot"), profiles);
-  for (const element of document.querySelectorAll("[data-map]")) {
-    const map = data.heatmaps[Number(element.dataset.map)];
-    element.style.height = `${110 + 52 * map.y.length}px`;
-    add(element, heatmap(map));
-  }
-};
+if (chart) figures.push([chart, showCurves]);
 
 // --- the page -------------------------------------------------------------------------------
 const unpack = (id) => {
@@ -410,16 +290,17 @@ const unpack = (id) => {
   return new Response(stream).text();
 };
 
+const pause = () => new Promise((go) => setTimeout(go));
+const isInSight = ([element]) => {
+  const { top, bottom } = element.getBoundingClientRect();
+  return top < innerHeight && bottom > 0;
+};
+
 const start = async () => {
+  await pause(); // words first
   const library = document.createElement("script");
   library.textContent = await unpack("plotly");
   document.head.append(library);
-  if (chart) await showCurves();
-  showEstimates();
-  document.addEventListener("isolate", async (event) => {
-    await include(event.detail);
-    if (view.isolated !== event.detail) isolate(event.detail);
-  });
   const redrawAll = () => [...plots.keys()].forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
   // Paper is white, and everything has its width.
@@ -435,6 +316,12 @@ const start = async () => {
     delete document.documentElement.dataset.paper;
     redrawAll();
   });
+  // What is in sight, and then the rest; the page answers a scroll or a key in between.
+  while (figures.length > 0) {
+    const [[, show]] = figures.splice(Math.max(0, figures.findIndex(isInSight)), 1);
+    await show();
+    await pause();
+  }
   document.documentElement.dataset.ready = "true";
 };
-start();
+addEventListener("DOMContentLoaded", start);
