@@ -129,7 +129,7 @@ def set_up(asked: Mapping[str, Any]) -> None:
 def fill(options: Options, toolkit: cuda.Toolkit | None) -> None:
     """All that jobs need, from what is quick to check to what takes long."""
     PACKAGES.unlink(missing_ok=True)
-    size = "3 GB the first time, 7 GB of disk" if options.gpu else "400 MB the first time"
+    size = "3.6 GB the first time, 7 GB of disk" if options.gpu else "400 MB the first time"
     say(f"packages from PyPI (some minutes; {size})")
     parts = ("gpu" if options.gpu else "cpu", "mpi" if options.mpi == "wheel" else "site")
     steps.install_pins("base", *parts, step="installing packages")
