@@ -214,7 +214,9 @@ def test_second_builder_waits_for_the_first(copy: Path, finished: bool) -> None:
 
 
 def test_no_trajectories(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such trajectories.*jobs\.simulate"):
+    with pytest.raises(
+        DataError, match=r"no such trajectories.*make submit CONFIG=.*glass simulate"
+    ):
         store.build(SETTINGS, tmp_path, world())
     assert not list((tmp_path / "datasets").glob("tiny*"))
 

@@ -173,9 +173,11 @@ def _checked(where: str, raw: RawFrame, names: Mapping[str, str]) -> Configurati
     places, box = raw.places, raw.box[:2]
     if len(places) < FEWEST:
         raise DataError(f"{where}: has {len(places)} particles; {FEWEST} are the fewest.")
-    if not (np.isfinite(places).all() and np.isfinite(box).all()):
-        strange = np.flatnonzero(~np.isfinite(places).all(axis=1))
-        which = f"particle {_name(raw, strange[0])} of it" if len(strange) else "its box"
+    strange = np.flatnonzero(~np.isfinite(places).all(axis=1))
+    finite_box = np.isfinite(box).all()
+    if len(strange) or not finite_box:
+        # The box first: places that are told in parts of it, or from its centre, go with it.
+        which = f"particle {_name(raw, strange[0])} of it" if finite_box else "its box"
         raise DataError(f"{where}: {which} has numbers that are not finite.")
     if box.min() < SMALLEST_BOX:
         raise DataError(
