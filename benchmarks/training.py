@@ -26,12 +26,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from glass_cnn import numerics
-from hpc.errors import ConfigError
+from typing import Any
 
 BATCH = 80
 PEERS = Path(sys.prefix) / "peers" / "bin" / "python"
@@ -46,6 +44,7 @@ Step = Callable[[], None]
 
 def ours(pixels: int, threads: int, division: str = "data", precision: str = "float32") -> Step:
     """The engine of this project; one rank of as many as it was started with."""
+    from glass_cnn import numerics
     from glass_cnn.settings import Launch, build_run
 
     numerics.choose(Launch(), lambda _: None)
@@ -218,7 +217,7 @@ def serve(name: str, pixels: int, threads: int) -> None:
         print("ready", flush=True)
     while True:
         line = sys.stdin.readline() if root else ""
-        line = line if comm is None else comm.bcast(line)
+        line = line if comm is None else asked(comm, line)
         if not line:
             return
         began, steps = time.perf_counter(), 0
@@ -230,6 +229,19 @@ def serve(name: str, pixels: int, threads: int) -> None:
             going = going if comm is None else comm.bcast(going)
         if root:
             print(json.dumps(steps * BATCH / (time.perf_counter() - began)), flush=True)
+
+
+def asked(comm: Any, line: str) -> str:
+    """Rank 0's line on all ranks, which sleep until it comes: in MPI they would wait at work."""
+    if comm.rank == 0:
+        for rank in range(1, comm.size):
+            comm.send(line, rank)
+    else:
+        while not comm.Iprobe():
+            time.sleep(0.002)
+        line = comm.recv()
+    comm.barrier()
+    return line
 
 
 # -- all sides by turns ----------------------------------------------------------------------------
@@ -291,12 +303,18 @@ LAYOUTS = {
 }
 
 
+TOGETHER = (("one core",), ("one process, two threads", "two ranks of one core"))
+"""layouts that are measured by turns; one after the other, for each side has 2 GB at 250 px"""
+
+
 @contextmanager
-def sides(pixels: int, peers: str | None) -> Iterator[dict[tuple[str, str], Side]]:
-    """All processes, ended in the end."""
+def sides(
+    pixels: int, layouts: Sequence[str], peers: str | None
+) -> Iterator[dict[tuple[str, str], Side]]:
+    """The processes of some layouts, ended in the end."""
     with ExitStack() as stack:
         found = {}
-        for layout in LAYOUTS.values():
+        for layout in map(LAYOUTS.__getitem__, layouts):
             if len(layout.cores) < layout.ranks * layout.threads:
                 continue
             of_ranks = ("ours", "ours_rows")
@@ -314,6 +332,9 @@ def sides(pixels: int, peers: str | None) -> Iterator[dict[tuple[str, str], Side
 @functools.cache
 def emulated(name: str) -> bool:
     """Whether this processor would emulate a side of ours, which then refuses to train; told."""
+    from glass_cnn import numerics
+    from hpc.errors import ConfigError
+
     try:
         numerics.check("bfloat16" if name == "ours_bfloat16" else "float32", None)
     except ConfigError as error:
@@ -324,11 +345,14 @@ def emulated(name: str) -> bool:
 
 def measure(pixels: int, turns: int, seconds: float, peers: str | None) -> list[dict[str, object]]:
     """Medians of speeds and of ratios to PyTorch's and the matrix product's of the same turn."""
-    with sides(pixels, peers) as found:
-        for _ in range(turns):
-            for side in found.values():
-                side.turn(seconds)
-        return [row(pixels, key, found) for key in found]
+    rows = []
+    for layouts in TOGETHER:
+        with sides(pixels, layouts, peers) as found:
+            for _ in range(turns):
+                for side in found.values():
+                    side.turn(seconds)
+            rows += [row(pixels, key, found) for key in found]
+    return rows
 
 
 def row(pixels: int, key: tuple[str, str], found: dict[tuple[str, str], Side]) -> dict[str, object]:

@@ -15,8 +15,13 @@ pass_on() { # a wish to stop, to the launcher, which tells all ranks
 say() { printf '%s %s\n' "$(date -u +%FT%T+00:00)" "$*"; }
 fail() { local code=$1; shift; printf 'error: %s\n' "$*" >&2; exit "$code"; }
 
+help() { # what stands at the head of the template
+    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$0"
+}
+
 main() { # main STAGE (--tasks FILE | ARGUMENT...)
     local stage=$1; shift
+    case "${1:-}" in -h | --help) help && exit 0 ;; esac
     [ -n "${SLURM_JOB_ID:-}" ] || fail 78 "submit this with sbatch; on this machine use make submit LAUNCHER=local"
     python=$PWD/.venv/bin/python
     [ -x "$python" ] || fail 78 "$python is missing: run 'make setup' in $PWD"

@@ -58,6 +58,16 @@ def test_templates_are_complete_batch_scripts(root: Path, stage: str) -> None:
     assert "sbatch" in done.stderr
 
 
+@pytest.mark.parametrize("stage", ["train", "simulate", "aggregate"])
+def test_a_template_tells_how_it_is_submitted(root: Path, stage: str) -> None:
+    done = subprocess.run(
+        ["bash", f"slurm/{stage}.sh", "--help"], cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"sbatch slurm/{stage}.sh CONFIG" in done.stdout
+    assert "#SBATCH" not in done.stdout
+
+
 def test_arrays_are_chunked_and_hold_every_run_once() -> None:
     train = plan(study_stages(10_000), Path("/j"), Site(), 1001)[1]
     assert [len(job.stage.tasks) for job in train] == [1000] * 10
