@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,15 @@ def test_the_answer_says_whose_the_spread_is(found: Estimates) -> None:
     assert "Of two copies of a seed 67 % end with different outcomes" in told
     assert "100 % of the spread is rounding's" in told
     assert "One seed has copies; how much rounding does to others is not known." in told
+
+
+def test_copies_that_never_differed_are_told_without_an_interval(found: Estimates) -> None:
+    copies = copies_of(found)
+    alike = copies.outcome._replace(within=0.0, share=0.0, low=math.nan, high=math.nan)
+    arm = dataclasses.replace(found.arms[0], copies=dataclasses.replace(copies, outcome=alike))
+    told = rounding_answer(arm)
+    assert "0 % of the spread is rounding's (copies of a seed never differed, so how much" in told
+    assert "nan" not in told
 
 
 def test_the_pages_tell_copies_from_seeds(made: Aggregation) -> None:

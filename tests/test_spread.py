@@ -55,6 +55,14 @@ def test_outcomes_differ_or_do_not() -> None:
     assert found.share == 1, "more than all of it is all of it"
 
 
+def test_copies_that_never_differ_have_no_interval() -> None:
+    """A bootstrap of them would end at 0 to 0, whatever the number of copies."""
+    found = of_outcomes([0] * 8 + [1, 2], ["survived"] * 9 + ["never_learned"], 0.95)
+    assert (found.within, found.share) == (0, 0)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
 @pytest.mark.parametrize(("between", "within"), [(0.0, 1.0), (1.0, 0.0), (2.0, 1.0)])
 def test_estimates_are_right_in_the_mean(between: float, within: float) -> None:
     seeds = [0] * 12 + list(range(1, 12))

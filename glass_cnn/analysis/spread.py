@@ -35,6 +35,7 @@ class Spread(NamedTuple):
     """within / total, at most 1"""
     low: float
     high: float
+    """ends of the interval of `share`; not-a-number where copies of a seed never differ, too"""
 
 
 def of_outcomes(seeds: Sequence[int], outcomes: Sequence[str], confidence: float) -> Spread:
@@ -85,7 +86,8 @@ def spread(
         share = float(np.divide(within, total))
     shares = shares[np.isfinite(shares)]
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    ends = np.quantile(shares, tails) if len(shares) else [np.nan, np.nan]
+    # Of copies that never differed every resample says the same, which is no interval.
+    ends = np.quantile(shares, tails) if len(shares) and within > 0 else [np.nan, np.nan]
     found = [float(np.minimum(value, 1)) for value in (share, *ends)]
     return Spread(len(place), len(names), int(copied.sum()), within, total, *found)
 

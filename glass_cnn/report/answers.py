@@ -177,9 +177,11 @@ def _share(spread: Spread, arm: Arm) -> str:
     if math.isnan(spread.share):
         return "there is no spread to divide"
     ends = f"{100 * spread.low:.0f}–{100 * spread.high:.0f} %"
+    level = words.level(arm.analysis.confidence)
+    alike = "copies of a seed never differed, so how much it may be is not known"
     return (
         f"{words.percent(spread.share, 0)} of the spread is rounding's "
-        f"({words.level(arm.analysis.confidence)} interval {ends}), the rest the seed's"
+        f"({alike if math.isnan(spread.low) else f'{level} interval {ends}'}), the rest the seed's"
     )
 
 
