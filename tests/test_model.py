@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +163,29 @@ def test_dropout_masks_are_a_pure_function_of_seed_and_step() -> None:
     for seed, step in ((3, 11), (4, 10)):
         assert (one != dropout_mask(seed, tf.constant(step, tf.int64), 50, 0.3).numpy()).any()
     assert (dropout_mask(3, tf.constant(10, tf.int64), 50, 0.0).numpy() == 1).all()
+
+
+TWO_DEVICES = """
+from glass_cnn.settings import build_run
+from glass_cnn.tensorflow import tf
+from glass_cnn.training.model import Network
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+draw, drawn = tf.random.stateless_truncated_normal, []
+tf.random.stateless_truncated_normal = lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]
+with tf.device("CPU:1"):  # as a GPU takes what says nothing
+    network = Network(build_run({"model": {"recipe": "modern"}}, "test").recipe, 20, seed=3)
+print({x.device[-5:] for x in drawn}, {v.device[-5:] for v in network.parameters.values()})
+"""
+
+
+def test_initial_weights_are_drawn_on_the_host_and_lie_where_the_network_computes(
+    root: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], cwd=root, capture_output=True, text=True
+    )
+    assert done.stdout == "{'CPU:0'} {'CPU:1'}\n", done.stderr
 
 
 # Loss and gradients

@@ -99,9 +99,10 @@ class Network(tf.Module):
         self.parameters: dict[str, tf.Variable] = {}
         key = training_key(TrainingStream.WEIGHTS, seed)
         for number, (layer, shape) in enumerate(shapes.items()):
-            weights = tf.random.stateless_truncated_normal(
-                shape, seed=(key, number), stddev=self._spread(shape), alg="philox"
-            )
+            with tf.device("CPU:0"):  # the kernel of a GPU would round to other last bits
+                weights = tf.random.stateless_truncated_normal(
+                    shape, seed=(key, number), stddev=self._spread(shape), alg="philox"
+                )
             if layer == "dense" and part is not WHOLE:
                 # By way of NumPy, for a slice would keep the whole in memory.
                 weights = tf.constant(weights[shard(part.rows, side)].numpy())
