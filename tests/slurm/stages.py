@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from glass_cnn.paths import DatasetDir
+from hpc.batch import plan
+from hpc.site import Site
 from hpc.stages import Stage, Task
 
 LOGS = Path("/scratch/o'hara & sons/100% $HOME/logs")
@@ -28,3 +31,16 @@ def study_stages(runs: int, ranks: int = 4, folder: Path = LOGS) -> list[Stage]:
         Stage("train", trainings, ranks, 2, needs="success", main=True),
         Stage("aggregate", (report,), 1, 1, sums_up=True),
     ]
+
+
+def share_jobs(
+    study: Path, runs: int, per_job: int = 2, module: str = "m", **site: Any
+) -> tuple[Path, list[Task]]:
+    """Write the job file of a study whose runs share jobs; returns it and the runs."""
+    tasks = [task(f"r{i}", module, study) for i in range(runs)]
+    stage = Stage("train", tuple(tasks), 1, 1, main=True, tasks_per_job=per_job)
+    profile = Site(ranks_per_node=per_job, bind="none", **site)
+    (jobs,) = plan([stage], study / "jobs" / "20260102-030405", profile, 1001)
+    jobs[0].file.parent.mkdir(parents=True)
+    jobs[0].file.write_text(jobs[0].text)
+    return jobs[0].file, tasks
