@@ -13,6 +13,7 @@ from glass_cnn.settings import RunSettings, build_run
 from glass_cnn.train_settings import Precision
 from hpc.errors import ConfigError
 from hpc.world import world
+from tests import tiny
 
 PIXELS = 64
 AVX512 = "avx512f avx512bw avx512vl avx512dq"
@@ -86,6 +87,27 @@ def test_a_step_in_bfloat16_is_near_the_one_in_float32_and_not_the_same(
         a, b, c = (np.asarray(r.gradients[name]).ravel() for r in results)
         assert np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(a), name
         np.testing.assert_array_equal(b, c, err_msg=name)
+
+
+def test_a_run_in_bfloat16_goes_on_from_its_state_with_the_same_bits(
+    tensorflow: Numerics,
+) -> None:
+    images, labels = pictures(16)
+    whole, first, second = (engine("bfloat16") for _ in range(3))
+    for step in range(4):
+        whole.train_step(images, labels, step, 1e-3)
+    for step in range(2):
+        first.train_step(images, labels, step, 1e-3)
+    second.assign(tiny.arrays(first.snapshot()))
+    second.optimizer.count = 2
+    for step in range(2, 4):
+        second.train_step(images, labels, step, 1e-3)
+    wanted, found = (tiny.arrays(e.snapshot()) for e in (whole, second))
+    assert {array.dtype for array in wanted.values()} == {np.dtype("float32")}
+    assert all((found[name] == array).all() for name, array in wanted.items())
+    assert any(
+        (array != tiny.arrays(first.snapshot())[name]).any() for name, array in wanted.items()
+    )
 
 
 @pytest.fixture
