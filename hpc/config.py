@@ -127,8 +127,22 @@ def validate(model: type[S], tree: Any, source: str) -> S:
         return model.model_validate(dict(tree))
     except pydantic.ValidationError as error:
         items = [item for item in error.errors() if not _follows_from_others(item, tree)]
-        lines = [_explain(model, tree, item) for item in items]
+        lines = [_explain(model, tree, item) for item in _one_a_value(items, tree)]
         raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _one_a_value(items: Iterable[Any], tree: Any) -> Iterable[Any]:
+    """The errors; where a value is none of a union's members, one for what each of them wants."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, item in enumerate(items):
+        place = tuple(_without_tags(item, tree))
+        key = place if item["loc"][:-1] == place else number  # a member's name stands last
+        if key in found:
+            wanted = item["msg"].removeprefix("Input should be ").partition(", unable to")[0]
+            found[key]["msg"] += f" or {wanted}"
+        else:
+            found[key] = dict(item)
+    return found.values()
 
 
 def _follows_from_others(item: Any, tree: Any) -> bool:

@@ -56,6 +56,8 @@ class Machine(Settings):
     """what it moves with"""
     parts: list[Wing] = []
     """more of them"""
+    wheels: Literal["auto"] | Annotated[int, pydantic.Field(ge=1)] = "auto"
+    """how many touch the ground"""
 
 
 def refused(tree: Any) -> str:
@@ -137,6 +139,9 @@ def test_keys_that_neither_kind_knows_stay_to_be_refused() -> None:
             ["parts.0.spam is no setting: did you"],
         ),
         ({3: 1}, ["3 is a number; keys must be text."]),
+        ({"wheels": 0}, ["wheels = 0: must be 'auto' or greater than or equal to 1 (how many"]),
+        ({"wheels": "many"}, ["wheels = \"many\": must be 'auto' or a valid integer"]),
+        ({"wheels": 1.5}, ["wheels = 1.5: must be 'auto' or a valid integer"]),
         ({"part": {"kind": ["wing"]}}, ['part.kind = ["wing"] is none of']),
         ({"part": {"kind": None}}, ["part.kind = null is none of"]),
         (
