@@ -89,9 +89,8 @@ check: .venv/.ready-dev ## format, lint, types, shell scripts and the page's scr
 docs: .docs/.ready ## the documentation as pages that open from disk; every link is checked
 	@NO_MKDOCS_2_WARNING=1 .docs/bin/python -m mkdocs build --strict && echo .docs/site/index.html
 
-bench: .venv/.ready-dev ## benchmarks, each against a peer measured in the same run
-	@$(IN_VENV); for file in benchmarks/[!_]*.py; do \
-	    name=$$(basename "$$file" .py); echo "== $$name"; python -m "benchmarks.$$name" || exit; done
+bench: .venv/.ready-dev ## all benchmarks, each against a peer, into one table (forty minutes; QUICK=1: five)
+	@$(IN_VENV) .venv/bin/python -m benchmarks $(if $(filter-out 0,$(QUICK)),--quick)
 
 torture: setup ## faults injected into real runs until COUNT of them are survived
 	@$(IN_VENV) .venv/bin/python -m tests.torture $${COUNT:+--count "$$COUNT"}

@@ -1,4 +1,4 @@
-"""Seconds to aggregate a large synthetic study: cold, warm, and after some runs went on.
+"""Seconds to aggregate a large synthetic study, cold, warm, after some runs went on; to look at it.
 
 python -m benchmarks.aggregation [--runs 100000] [--evaluations 20] [--folder DIR] [--keep]
 
@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,15 +24,22 @@ import numpy as np
 import yaml
 from msgspec.structs import replace
 
+from benchmarks.table import measured, tell
 from glass_cnn.analysis.table import aggregate, write
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.study import Study
 from hpc.config import to_yaml
 from hpc.records import as_line
+from hpc.words import plural
 from tests import synthetic
 
 ARMS = 20
 VARIANTS = 50
+GOALS: dict[int, tuple[float | None, float | None, float | None]] = {
+    1_000: (None, None, 0.5),
+    100_000: (30, 1, 2),
+}
+"""runs -> seconds at most: cold, again, make status"""
 
 
 COURSES = [
@@ -62,14 +72,24 @@ def make(study: Study, place: StudyDir, evaluations: int) -> None:
         target.result.write_text(as_line(synthetic.result(run.seed, records)))
 
 
-def timed(what: str, study: Study, place: StudyDir) -> None:
-    """Aggregate, write the table, print how long it took."""
+def timed(what: str, study: Study, place: StudyDir) -> float:
+    """Aggregate, write the table, print how long it took; returns the seconds."""
     began, busy = time.perf_counter(), processor_seconds()
     result = aggregate(study, place)
     write(result)
     wall, busy = time.perf_counter() - began, processor_seconds() - busy
     assert len(result.counted) == len(study.runs), "damaged runs take less time"
     print(f"{wall:>8.2f} s {what} ({busy:.2f} s of processor; {len(result.counted)} counted)")
+    return wall
+
+
+def look_at(study: Study, place: StudyDir) -> float:
+    """Seconds of `make status` on a terminal, from its start to its end."""
+    words = [sys.executable, "-m", "jobs", "status", study.name, "--logs", str(place.path.parent)]
+    terminal = os.environ | {"FORCE_COLOR": "1", "LINES": "40", "COLUMNS": "120"}
+    began = time.perf_counter()
+    subprocess.run(words, env=terminal, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
 
 
 def processor_seconds() -> float:
@@ -129,14 +149,25 @@ def measure(study: Study, place: StudyDir) -> None:
     size = sum(f.stat().st_size for run in place.runs.iterdir() for f in run.iterdir())
     print(f"{len(study.runs)} runs, {size / 1e9:.2f} GB, {ARMS} arms")
     time.sleep(2.5)  # files younger than 2 s are read again the next time, by design
-    timed("cold", study, place)
-    timed("again", study, place)
+    cold = timed("cold", study, place)
+    again = [timed("again", study, place) for _ in range(3)]
+    looks = [look_at(study, place) for _ in range(3)]
+    print(f"{min(looks):>8.2f} s make status, nothing changed (fastest of {len(looks)})")
     append_to_some(place, 100)
-    timed("after 100 runs changed", study, place)
-    per_run = plainly(place, 300)
-    print(f"{per_run * len(study.runs):>8.0f} s plain PyYAML and json, one process (from 300 runs)")
+    later = timed("after 100 runs changed", study, place)
+    plain = plainly(place, 300) * len(study.runs)
+    print(f"{plain:>8.0f} s plain PyYAML and json, one process (from 300 runs)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{peak:>8.2f} GB peak memory")
+    runs = plural(len(study.runs), "run")
+    goals = GOALS.get(len(study.runs), (None, None, None))
+    tell(
+        measured(f"{runs} to a table, nothing known", [cold], "s", at_most=goals[0]),
+        measured(f"{runs}: plain PyYAML and json / that", [plain / cold]),
+        measured(f"{runs} again", again, "s", at_most=goals[1]),
+        measured(f"{runs} after 100 went on", [later], "s"),
+        measured(f"{runs}: make status, nothing changed", looks, "s", at_most=goals[2]),
+    )
 
 
 if __name__ == "__main__":

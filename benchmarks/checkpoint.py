@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from benchmarks.table import Row, measured, ratios, tell
 from glass_cnn.settings import RunSettings, build_run
 from glass_cnn.tensorflow import tf
 from glass_cnn.training.engine import Engine, set_up_tensorflow
@@ -165,6 +166,20 @@ def peers(directory: Path, state: Tensors) -> list[Method]:
         peer(directory / "pickle", pickle_dump, unpickle),
         tensorflow_checkpoint(directory / "tf.train.Checkpoint", state),
     ]
+
+
+def rows(megabytes: float, costs: Mapping[str, list[Cost]]) -> list[Row]:
+    """What goes into the table of all benchmarks: seconds, and against the best of the peers."""
+    found = []
+    for column, what in (("blocked", "training stands still"), ("durable", "until it is durable"),
+                         ("restore", "restart, verified")):  # fmt: skip
+        seconds = {name: [getattr(cost, column) for cost in each] for name, each in costs.items()}
+        own = seconds.pop(PROJECT)
+        best = min(seconds, key=lambda name: statistics.median(seconds[name]))
+        label = f"checkpoint of {megabytes:.0f} MB: {what}"
+        found.append(measured(label, own, "s"))
+        found.append(measured(f"{label} / {best}, the fastest peer", ratios(own, seconds[best])))
+    return found
 
 
 def processor_seconds() -> float:
@@ -306,6 +321,9 @@ def overhead(pixels: int, pairs: int, threads: int, examples: int, directory: Pa
         size = f"{plural(ranks.size, 'rank')} of {plural(threads, 'thread')}"
         print(f"{megabytes:.0f} MB every iteration of 10 steps and {examples:,} examples, {size},")
         print(overhead_text(times[True], times[False]))
+        longer = [100 * (ratio - 1) for ratio in ratios(times[True], times[False])]
+        what = f"{pixels} px, {size}: a checkpoint of {megabytes:.0f} MB an iteration makes it"
+        tell(measured(f"{what} longer by", longer, "%", at_most=2))
 
 
 def overhead_text(saving: list[float], plain: list[float]) -> str:
@@ -343,6 +361,7 @@ def main() -> None:
     print(f"{options.megabytes:.0f} MB, median of {options.rounds}, {os.cpu_count()} cores,")
     print(f"load {os.getloadavg()[0]:.1f}, Linux {platform.release()}; (n×): n times the first row")
     print(table(costs))
+    tell(*rows(options.megabytes, costs))
 
 
 if __name__ == "__main__":

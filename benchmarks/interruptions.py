@@ -32,6 +32,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.table import Row, measured, tell
 from glass_cnn.paths import RunDir
 from glass_cnn.study import load_study
 from hpc import slurm
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=700, help="length of the run")
     args = parser.parse_args()
     if shutil.which("sbatch") is None or shutil.which("slurmctld") is None:
-        print("interruptions: needs Slurm (make slurm-up installs it); nothing measured")
+        tell(
+            Row("interruptions on Slurm", why="left out: no Slurm here; make slurm-up installs it")
+        )
         return
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)):
@@ -203,6 +206,13 @@ def report(found: list[Measured]) -> None:
             text = "".join(f"{cell:>16}" for cell in cells)
             print(f"{kind:12}{len(rows):4}{text}{statistics.median(lost):7.0f} / {max(lost):4}")
     print("median / largest, seconds")
+    for key, what in (("durable", "asked to stop, until the checkpoint is durable"),
+                      ("start", "ranks' start to the first step")):  # fmt: skip
+        if values := [float(row[key]) for row in found if key in row]:
+            tell(measured(f"interrupted on Slurm: {what}", values, "s"))
+    warned = [float(row["lost"]) for row in found if row["kind"] != "kill -9"]
+    if warned:
+        tell(measured("interrupted on Slurm with notice: steps lost", [max(warned)], at_most=0))
 
 
 def spread(rows: list[Measured], key: str) -> str:

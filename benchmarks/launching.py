@@ -7,7 +7,7 @@ of a packed batch job (`hpc.packed`, which keeps a record of each start), and of
 this machine with bars on a terminal, whose runs also write a record each second. Beside them
 `xargs -P`, which starts the same commands and keeps no records. Processor time is that of the
 launcher's own process, user and system, the starting of processes included: it hardly depends on
-what else the machine does; rates do. QUICK=1: 3 rounds.
+what else the machine does; rates do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.table import measured, tell
 from hpc import packed
 from hpc.batch import plan
 from hpc.local import Local
@@ -37,23 +38,35 @@ LONG = 5
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    quick = os.environ.get("QUICK", "0") not in ("", "0")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launching", description=__doc__)
     parser.add_argument("--at-once", type=int, default=32, help="runs at a time")
-    parser.add_argument("--rounds", type=int, default=3 if quick else 8, help="runs of each place")
+    parser.add_argument("--rounds", type=int, default=8, help="runs of each place")
     args = parser.parse_args()
     runs = args.at_once * args.rounds
     print("| launcher | runs | of seconds | at a time | started/s | share of a core | ms a run |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="launching-") as folder:
         place = Path(folder)
-        row("packed job", runs, 1, args.at_once, lambda: in_job(place, runs, args.at_once))
-        row("xargs -P", runs, 1, args.at_once, lambda: by_xargs(runs, args.at_once))
+        ours, share = row(
+            "packed job", runs, 1, args.at_once, lambda: in_job(place, runs, args.at_once)
+        )
+        peer, _ = row("xargs -P", runs, 1, args.at_once, lambda: by_xargs(runs, args.at_once))
         row("make submit", args.at_once, LONG, args.at_once, lambda: here(place, args.at_once))
+    what = f"packed job, {args.at_once} runs of 1 s at a time"
+    tell(
+        measured(f"{what}: started", [ours], "a second", at_least=20),
+        measured(f"{what}: started / by xargs -P", [ours / peer]),
+        measured(f"{what}: the launcher's share of their cores", [share], "%", at_most=1),
+    )
 
 
-def row(name: str, runs: int, seconds: int, at_once: int, work: Callable[[], float]) -> None:
-    """Measure one launcher; `work` returns the processor seconds that it has taken."""
+def row(
+    name: str, runs: int, seconds: int, at_once: int, work: Callable[[], float]
+) -> tuple[float, float]:
+    """Measure one launcher; `work` returns the processor seconds that it has taken.
+
+    Returns runs started a second, and its share of the cores that the runs have, in percent.
+    """
     began = time.monotonic()
     taken = work()
     wall = time.monotonic() - began
@@ -62,6 +75,7 @@ def row(name: str, runs: int, seconds: int, at_once: int, work: Callable[[], flo
         f"{1000 * taken / runs:.2f} |",
         flush=True,
     )
+    return runs / wall, 100 * taken / wall / at_once
 
 
 def used() -> float:

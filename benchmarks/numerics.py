@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks.table import measured, ratios, tell
 from glass_cnn import numerics
 from glass_cnn.settings import Launch, build_run
 
@@ -59,11 +60,13 @@ def compare(pixels: int, args: argparse.Namespace) -> None:
             letters.setdefault(ends[name], chr(ord("A") + len(letters)))
     print(f"\n| {pixels} px | img/s | ratio to default (range) | bits |\n|---|---|---|---|")
     for name, found in speeds.items():
-        ratios = [a / b for a, b in zip(found, speeds["default"], strict=True)]
-        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        to_default = ratios(found, speeds["default"])
+        middle, low, high = statistics.median(to_default), min(to_default), max(to_default)
         speed = statistics.median(found)
         shown = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         print(f"| {name} | {speed:.1f} | {shown} | {letters[ends[name]]} |", flush=True)
+    for name in ("max_cpu_isa: avx2", "onednn: false"):
+        tell(measured(f"{pixels} px, {name} / default", ratios(speeds[name], speeds["default"])))
 
 
 def measure(name: str, pixels: int, args: argparse.Namespace) -> tuple[float, str]:
