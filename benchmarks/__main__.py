@@ -57,6 +57,11 @@ PARTS = (
     ),
     Part("training-250", "-m benchmarks.training --pixels 250 --turns 3 --seconds 4"),
     Part(
+        "input",
+        "-m benchmarks.input --turns 5 --seconds 3",
+        "-m benchmarks.input --turns 2 --seconds 1 --images 600",
+    ),
+    Part(
         "simulation", "-m benchmarks.simulation --rounds 5", "-m benchmarks.simulation --rounds 1"
     ),
     Part("rendering", "-m benchmarks.rendering", "-m benchmarks.rendering"),

@@ -1,8 +1,8 @@
-"""Who trains in turns: the engine of this project, Keras, PyTorch, and the processor's products.
+"""Who works in turns: the engine of this project, Keras, PyTorch, bare products, bare reading.
 
 Each side is a process that stays, is pinned to the same cores as those it is compared with, and is
-asked in its turn to train for some seconds; the others sleep meanwhile. All train the 2017 network
-(modern recipe, dropout 0.5, L2 0.01, Adam) on the same random images.
+asked in its turn to work for some seconds; the others sleep meanwhile. All train the 2017 network
+(modern recipe, dropout 0.5, L2 0.01, Adam) on the same random images, or read what it would.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import Any
 
 BATCH = 80
 CONV1, CONV2, DENSE, OUTPUT = (10, 3, 6), (5, 6, 16), 80, 2  # side, channels in, channels out
+
+IMAGES = "GLASS_BENCHMARK_IMAGES"
+"""names the file, uint8 [images, pixels, pixels, 3], that `reading` reads"""
 
 Step = Callable[[], None]
 
@@ -158,6 +161,30 @@ def matrix_product(pixels: int, threads: int, batch: int) -> Step:
     return train
 
 
+def reading(pixels: int, threads: int, batch: int) -> Step:  # noqa: ARG001 - what a side is given
+    """A training's batches and nothing else: shuffled for each batch, turned, mirrored, shifted."""
+    from pathlib import Path
+
+    import numpy as np
+
+    from glass_cnn.data.batches import batches
+    from glass_cnn.data.dataset import Dataset
+    from glass_cnn.paths import DatasetDir
+    from glass_cnn.train_settings import Augmentation
+
+    path = Path(os.environ[IMAGES])
+    images = np.load(path, mmap_mode="r").view(np.ndarray)
+    numbers = np.arange(len(images))
+    data = Dataset(DatasetDir(path.parent), {}, images, (numbers % 2).astype(np.uint8), numbers)
+    moves = Augmentation(rotations=True, flips=True, translations=True)
+    coming = batches(data, numbers, 0, batch, moves, kind="batch")
+
+    def take() -> None:
+        next(coming)
+
+    return take
+
+
 def forward(pixels: int) -> int:
     """Multiply-adds of the network for one image."""
     first, second = (pixels - 9) ** 2, (pixels - 13) ** 2
@@ -185,6 +212,7 @@ SIDES: dict[str, Callable[[int, int, int], Step]] = {
     "pytorch": pytorch,
     "pytorch_bfloat16": pytorch_bfloat16,
     "matrix_product": matrix_product,
+    "reading": reading,
 }
 
 

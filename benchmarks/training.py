@@ -38,6 +38,10 @@ TOGETHER = (("one core",), ("one process, two threads", "two ranks of one core")
 """layouts that are measured by turns; one after the other, for each side has 2 GB at 250 px"""
 
 
+NOT_HERE = ("ours_rows", "reading")
+"""sides that say nothing on one rank, or of training"""
+
+
 @contextmanager
 def sides(
     pixels: int, layouts: Sequence[str], peers: str | None
@@ -50,7 +54,7 @@ def sides(
                 tell(Row(f"{pixels} px, {layout.name}", why="left out: there is one core"))
                 continue
             of_ranks = ("ours", "ours_rows")
-            alone = [name for name in SIDES if name != "ours_rows" and not emulated(name)]
+            alone = [name for name in SIDES if name not in NOT_HERE and not emulated(name)]
             for name in of_ranks if layout.ranks > 1 else alone:
                 outside = name.startswith("pytorch")
                 if outside and peers is None:
