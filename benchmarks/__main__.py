@@ -62,6 +62,12 @@ PARTS = (
         "-m benchmarks.input --turns 2 --seconds 1 --images 600",
     ),
     Part(
+        "study",
+        "-m benchmarks.study --iterations 200 --seconds 5",
+        "-m benchmarks.study --iterations 20 --seconds 2",
+        cores=2,
+    ),
+    Part(
         "simulation", "-m benchmarks.simulation --rounds 5", "-m benchmarks.simulation --rounds 1"
     ),
     Part("rendering", "-m benchmarks.rendering", "-m benchmarks.rendering"),

@@ -30,7 +30,12 @@ Step = Callable[[], None]
 
 
 def ours(
-    pixels: int, threads: int, batch: int, division: str = "data", precision: str = "float32"
+    pixels: int,
+    threads: int,
+    batch: int,
+    division: str = "data",
+    precision: str = "float32",
+    evaluates: bool = False,
 ) -> Step:
     """The engine of this project; one rank of as many as it was started with."""
     from glass_cnn import numerics
@@ -59,7 +64,15 @@ def ours(
         last = engine.train_step(mine, classes, next(step), 1e-4)
         assert last.sums.loss  # a GPU is waited for
 
-    return train
+    def evaluate() -> None:
+        engine.evaluate(mine, classes).numpy()
+
+    return evaluate if evaluates else train
+
+
+def ours_evaluating(pixels: int, threads: int, batch: int) -> Step:
+    """The same, classifying images and no more."""
+    return ours(pixels, threads, batch, evaluates=True)
 
 
 def ours_rows(pixels: int, threads: int, batch: int) -> Step:
@@ -207,6 +220,7 @@ def examples(pixels: int, batch: int):  # type: ignore[no-untyped-def]
 SIDES: dict[str, Callable[[int, int, int], Step]] = {
     "ours": ours,
     "ours_rows": ours_rows,
+    "ours_evaluating": ours_evaluating,
     "ours_bfloat16": ours_bfloat16,
     "keras": keras,
     "pytorch": pytorch,
