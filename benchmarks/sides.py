@@ -54,7 +54,7 @@ def ours(
         "launch": {"ranks": world().size, "division": division},
     }
     settings = build_run(tree, "benchmark")
-    set_up_tensorflow(threads, world(), None, settings.launch.division, settings.train.precision)
+    set_up_tensorflow(threads, world(), None, settings.train.precision)
     engine = Engine(settings, world())
     images, labels = examples(pixels, batch)
     mine, classes = np.ascontiguousarray(images[engine.share, engine.strip]), labels[engine.share]

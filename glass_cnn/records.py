@@ -184,7 +184,7 @@ class Numerics(msgspec.Struct, kw_only=True):
     """CPU threads of each rank"""
     ranks: int
     division: str = "data"
-    """how a step is divided over them: `launch.division`; data on one rank"""
+    """how a step is divided over them, data or rows; data on one rank"""
     horovod: str | None = None
     """version; null where it has no part: on one rank, or where ranks add through MPI itself"""
     mpi: str | None = None

@@ -223,10 +223,12 @@ class Launch(Settings):
     """MPI ranks of each training"""
     threads_per_rank: Count = 1
     """CPU threads of each rank"""
-    division: Literal["data", "rows"] = "data"
+    division: Literal["auto", "data", "rows"] = "auto"
     """how ranks share a step: by examples of the batch, all gradients added (data), or by rows of
     every image, each rank with the dense weights of its rows (rows): little to send, memory
-    divided, faster where the images are large; other rounding at most"""
+    divided; auto: as the checkpoint was made that as many ranks go on from, else rows where an
+    image's rows, 13 fewer than its pixels, are at least a third of train.batch_size and no fewer
+    than the ranks, and data elsewhere; other rounding at most"""
     collectives: Literal["horovod", "mpi"] | None = None
     """how ranks add their gradients: through Horovod, or MPI's own calls on the host's memory, for
     environments without it; null: Horovod where it is installed; other rounding at most"""
@@ -298,11 +300,11 @@ class RunSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> RunSettings:
-        if self.train.batch_size < self.launch.ranks:
+        if self.launch.division != "rows" and self.train.batch_size < self.launch.ranks:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is smaller than launch.ranks "
-                f"{self.launch.ranks}: every rank needs at least one example; fewer ranks or a "
-                "larger batch"
+                f"{self.launch.ranks}: every rank needs at least one example; fewer ranks, a "
+                "larger batch, or launch.division: rows"
             )
         if self.train.augmentation.translations and self.render.window is not None:
             raise ValueError(

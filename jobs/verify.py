@@ -89,18 +89,17 @@ def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     from glass_cnn.training.replay import replay
 
     launch, precision = audit.settings.launch, audit.settings.train.precision
-    now = set_up_tensorflow(
-        launch.threads_per_rank, ranks, launch.collectives, launch.division, precision
-    )
+    now = set_up_tensorflow(launch.threads_per_rank, ranks, launch.collectives, precision)
     chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args)))
     examples = ranks.everywhere(lambda: training_data(audit.settings, audit.root))
     ranks.everywhere(lambda: examples.verify(ranks.share(examples.blocks), lambda: True))
     ranks.on_root(lambda: check_data(audit, examples.identity))
     for stretch in chosen:
         origin = ranks.on_root(functools.partial(read, stretch))
-        found = replay(
-            audit.settings, origin, stretch.end, examples, now, ranks, stop, stretch.weights
-        )
+        divided = ranks.broadcast(ranks.on_root(functools.partial(division, audit, stretch)))
+        under = launch.model_copy(update={"division": divided})
+        settings = audit.settings.model_copy(update={"launch": under})
+        found = replay(settings, origin, stretch.end, examples, now, ranks, stop, stretch.weights)
         ranks.on_root(functools.partial(tell, stretch, found))
     ranks.on_root(lambda: print(f"{audit.run.name}: verified"))
 
@@ -299,13 +298,29 @@ def choose(audit: Audit, now: Numerics, args: argparse.Namespace) -> list[Stretc
 
 def why_not(audit: Audit, stretch: Stretch, now: Numerics) -> str | None:
     """What rounds otherwise here than where a stretch was trained; None where nothing does."""
-    from glass_cnn.lineage import starts_of
+    import msgspec
+
     from glass_cnn.numerics import changes
+
+    alike = msgspec.structs.replace(now, division=division(audit, stretch))
+    made = made_under(audit, stretch)
+    differing = [told for numerics in made if (told := changes(numerics, alike))]
+    return differing[0] if differing else None
+
+
+def division(audit: Audit, stretch: Stretch) -> str:
+    """By what the steps of a stretch were divided, the first of them where that changed."""
+    made = made_under(audit, stretch)
+    return made[0].division if made and made[0] else "data"
+
+
+def made_under(audit: Audit, stretch: Stretch) -> list[Numerics | None]:
+    """The numerics of the starts that a stretch was trained by; None where they are unknown."""
+    from glass_cnn.lineage import starts_of
     from glass_cnn.records import read_starts
 
     starts = starts_of(read_starts(audit.run.provenance), stretch.begin, stretch.end)
-    differing = [told for start in starts if (told := changes(start.numerics, now))]
-    return differing[0] if differing else None
+    return [start.numerics for start in starts]
 
 
 def check_data(audit: Audit, identity: DataIdentity) -> None:

@@ -24,6 +24,8 @@ class Plan:
     place: Path
     data: Path
     ranks: int
+    launch: dict[str, Any] = field(default_factory=dict)
+    """settings of `launch` in the study files of all cases"""
     items: list[dict[str, Any]] = field(default_factory=list)
     cases: list[str] = field(default_factory=list)
     """case of each start"""
@@ -41,6 +43,8 @@ class Plan:
         """The study file of a case, and its logs directory with the data."""
         if not self.logs(case).exists():
             tiny.share(self.data, self.logs(case))
+        if self.launch:
+            sections = {"launch": self.launch, **sections}
         return tiny.write_study(self.place / f"{case}.yaml", tiny.tree(**sections))
 
     def add(

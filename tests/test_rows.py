@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from glass_cnn.paths import RunDir
-from glass_cnn.settings import Launch
-from glass_cnn.training.division import DataParallel, divide
+from glass_cnn.training.division import DataParallel, Kind, chosen, divide
+from glass_cnn.training.resume import division_before
+from hpc.checkpoint_names import MANIFEST
 from hpc.errors import ConfigError
 from hpc.files import read_json
 from hpc.records import read_events, read_records
 from hpc.world import world
 from tests import tiny
+from tests.checkpoints import Directory, state
 from tests.conftest import MpiRun
 from tests.plans import Plan, fault
 from tests.test_rollback import COLLAPSING
@@ -148,11 +150,58 @@ def test_arrays_in_parts_come_to_rank_0_and_go_back(
 def test_more_ranks_than_rows_are_refused() -> None:
     crowd: Any = SimpleNamespace(rank=0, size=8)
     with pytest.raises(ConfigError, match=r"20 px leave 7 rows .* for 8 ranks; start at most 7"):
-        divide(Launch(division="rows"), 20, crowd)
+        divide("rows", tiny.settings(render={"pixels": 20}), crowd)
 
 
 def test_one_rank_has_everything_under_either_division() -> None:
-    assert isinstance(divide(Launch(division="rows"), 32, world()), DataParallel)
+    assert isinstance(divide("rows", tiny.settings(), world()), DataParallel)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "batch", "ranks", "kind"),
+    [
+        (250, 80, 2, "rows"),
+        (48, 80, 2, "rows"),
+        (250, 80, 64, "rows"),
+        (40, 81, 2, "rows"),
+        (40, 82, 2, "data"),  # 27 rows are less than a third
+        (32, 80, 2, "data"),
+        (32, 20, 19, "rows"),
+        (32, 20, 20, "data"),  # one rank would have none
+        (250, 80, 1, "data"),
+    ],
+)
+def test_by_itself_a_run_takes_rows_where_they_are_worth_it(
+    pixels: int, batch: int, ranks: int, kind: str
+) -> None:
+    render, train = {"pixels": pixels}, {"batch_size": batch}
+    assert chosen(tiny.settings(render=render, train=train), ranks)[0] == kind
+
+
+@pytest.mark.parametrize(("before", "other"), [("data", "rows"), ("rows", "data")])
+def test_a_run_goes_on_as_its_checkpoint_was_made_unless_told_otherwise(
+    before: Kind, other: Kind
+) -> None:
+    settings = tiny.settings(train={"batch_size": 20 if before == "data" else 200})
+    assert chosen(settings, 2)[0] == other
+    assert chosen(settings, 2, before)[0] == before
+    told = tiny.settings(launch={"division": other})
+    assert chosen(told, 2, before)[0] == other
+
+
+def test_how_a_checkpoint_was_made_is_what_the_newest_readable_one_says(tmp_path: Path) -> None:
+    """Older versions said nothing, and divided by examples; other ranks go on with other bits."""
+    run = RunDir(tmp_path)
+    assert division_before(run, 2) is None
+    folder = Directory(run.checkpoints)
+    folder.write(1)
+    assert division_before(run, 2) == "data"
+    with folder.open() as checkpoints:
+        checkpoints.save(2, state(2), {"numerics": {"division": "rows"}})
+    assert division_before(run, 2) == "rows"
+    assert division_before(run, 3) is None
+    (folder.kept()[-1] / MANIFEST).write_text("{")
+    assert division_before(run, 2) == "data"
 
 
 # Whole runs on 3 ranks
@@ -165,13 +214,15 @@ def plan(mpirun: MpiRun, tiny_logs: Path, tmp_path_factory: pytest.TempPathFacto
     stop = fault(1, "step", 4, "SIGTERM")
     for case, kinds in {
         "rows": ["rows"],
-        "stopped": ["rows"] * 2,
+        "stopped": ["auto"] * 2,
         "to and fro": TO_AND_FRO,
+        "examples": ["data"],
+        "begun by examples": ["data", "auto"],
     }.items():
-        plan.study(case, train={"diagnostics_every": 4}, checkpoint={"after_end": "all"})
+        plan.study(case, train={"diagnostics_every": 4}, checkpoint={"after_end": "all", "keep": 9})
         for left, kind in zip(range(len(kinds) - 1, -1, -1), kinds, strict=True):
             plan.add(case, stop if left else None, "--set", f"launch.division={kind}")
-    plan.verify("rows", "tiny/runs/*", "--seed", "1")
+    plan.verify("to and fro", "tiny/runs/*", "--count", "9")
     source = {"run": "tiny/runs/*", "which": "latest", "optimizer_state": True}
     still = {"iterations": 1, "l2": 0, "learning_rate": {"kind": "constant", "initial": 1e-12}}
     study = {"name": "branch", "seeds": 1}
@@ -191,6 +242,8 @@ def run_of(plan: Plan, case: str, study: str = "tiny") -> RunDir:
 @pytest.mark.requires("mpi")
 @pytest.mark.slow
 def test_a_stopped_run_by_rows_ends_with_the_same_bits(plan: Plan) -> None:
+    """Rows are what its settings leave it to take; it says so."""
+    assert "steps divided by rows (launch.division auto: 19 rows, 3" in plan.said["stopped"][0][0]
     assert plan.codes["stopped"] == [[75] * 3, [0] * 3]
     wanted = tiny.outcome(run_of(plan, "rows"))
     assert tiny.outcome(run_of(plan, "stopped")) == wanted
@@ -199,9 +252,19 @@ def test_a_stopped_run_by_rows_ends_with_the_same_bits(plan: Plan) -> None:
 
 @pytest.mark.requires("mpi")
 @pytest.mark.slow
+def test_a_run_begun_by_examples_goes_on_by_them_with_the_same_bits(plan: Plan) -> None:
+    assert plan.codes["begun by examples"] == [[75] * 3, [0] * 3]
+    run = run_of(plan, "begun by examples")
+    assert not [e for e in read_events(run.events) if e.event == "numerics_changed"]
+    assert "by data (launch.division auto: as the" in plan.said["begun by examples"][1][0]
+    assert tiny.outcome(run) == tiny.outcome(run_of(plan, "examples"))
+
+
+@pytest.mark.requires("mpi")
+@pytest.mark.slow
 def test_a_run_goes_on_under_another_division_and_says_so(plan: Plan) -> None:
     """By examples up to step 4, by rows up to step 8, then by examples again."""
-    assert plan.codes["to and fro"] == [[75] * 3, [75] * 3, [0] * 3]
+    assert plan.codes["to and fro"][:3] == [[75] * 3, [75] * 3, [0] * 3]
     run = run_of(plan, "to and fro")
     changes = [e for e in read_events(run.events) if e.event == "numerics_changed"]
     assert [(e.step, e.reason) for e in changes] == [
@@ -220,11 +283,19 @@ def test_a_run_goes_on_under_another_division_and_says_so(plan: Plan) -> None:
 
 @pytest.mark.requires("mpi")
 @pytest.mark.slow
-def test_a_run_by_rows_can_be_trained_again_and_started_from(plan: Plan) -> None:
-    """An audit of it, then a run that begins with its weights, at a rate that keeps them."""
-    assert plan.codes["rows"] == [[0] * 3] * 3
-    _, audit, _ = plan.said["rows"]
-    assert audit[0].count("trained again, every bit the same") == 2
+def test_an_audit_trains_each_part_again_as_it_was_divided(plan: Plan) -> None:
+    assert plan.codes["to and fro"][3] == [0] * 3
+    audit = plan.said["to and fro"][3][0]
+    assert "steps 0 to 4, from the seed: trained again, every bit the same" in audit
+    assert "steps 6 to 8" in audit
+    assert "steps 8 to 12" in audit
+
+
+@pytest.mark.requires("mpi")
+@pytest.mark.slow
+def test_another_run_can_begin_with_the_weights_of_one_by_rows(plan: Plan) -> None:
+    """At a rate that keeps them."""
+    assert plan.codes["rows"] == [[0] * 3] * 2
     (record,) = read_records(run_of(plan, "rows", "branch").metrics)
     last = read_records(run_of(plan, "rows").metrics)[-1]
     assert record["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-5)

@@ -24,10 +24,13 @@ from tests.plans import DRIVER, Fault, Plan, fault
 pytestmark = [pytest.mark.requires("mpi"), pytest.mark.slow, pytest.mark.timeout(1800)]
 SIZES = (3, 1, 2)
 """in this order: a run that one leaves unfinished is finished by the next"""
+WANTED = {1: "auto", 2: "auto", 3: "data"}
+"""launch.division of so many ranks; on two of them auto takes rows"""
+DIVISION = {1: "data", 2: "rows", 3: "data"}
 
 # What happens to the runs that are compared with an undisturbed one: lists of faults, one a start.
-# An iteration evaluates 41 examples in portions of 10 over all ranks: 5 calls on 1 rank, 5 on 2 or
-# 3; the test of the final and of the best weights has 42 examples.
+# An iteration evaluates 41 examples in portions of 10 over all ranks: 5 calls on any number of
+# ranks; the test of the final and of the best weights has 42 examples.
 
 
 def disturbances(ranks: int) -> dict[str, list[Fault]]:
@@ -66,7 +69,9 @@ def plans(
     """Everything that is compared between numbers of ranks; few MPI starts for many runs."""
     done: dict[int, Plan] = {}
     for before, ranks in zip((None, *SIZES), SIZES, strict=False):
-        plan = done[ranks] = Plan(tmp_path_factory.mktemp(f"ranks{ranks}-"), tiny_logs, ranks)
+        launch = {"division": WANTED[ranks]}
+        place = tmp_path_factory.mktemp(f"ranks{ranks}-")
+        plan = done[ranks] = Plan(place, tiny_logs, ranks, launch)
         plan.add("undisturbed")
         for case, faults in disturbances(ranks).items():
             for each in faults:
@@ -76,7 +81,7 @@ def plans(
         plan.add("left", fault(0, "step", 8, "SIGTERM"))
         if before is not None:
             shutil.copytree(done[before].logs("left"), plan.logs("taken over"), symlinks=True)
-            shutil.copy(done[before].place / "left.yaml", plan.place / "taken over.yaml")
+            plan.study("taken over")
             plan.add("taken over")
         plan.add("killed", fault(ranks - 1, "step", 8, "SIGKILL"))
         plan.carry_out(mpirun, code=None)
@@ -125,6 +130,7 @@ def test_each_start_says_where_it_began_and_why(plans: dict[int, Plan], ranks: i
             assert begin["reason"] == f"resumed after {each['do']}"
             assert begin["versions"]["python"]
             assert begin["numerics"] == begins[0]["numerics"]
+            assert begin["numerics"]["division"] == DIVISION[ranks]
             assert begin["numerics_changes"] == []
     steps = tiny.starts(plan.run("steps"))
     moved = [b - a for a, b in itertools.pairwise(steps)]

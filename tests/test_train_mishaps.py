@@ -63,7 +63,8 @@ def mishaps(
     in_run("foreign", "sed -i 's/l2: 0.01/l2: 0.02/' config.yaml && grep -q 'l2: 0.02' config.yaml")
     plan.add("foreign")
 
-    plan.add("small batch", None, "--set", "train.batch_size=1")
+    by_examples = ("--set", "launch.division=data")
+    plan.add("small batch", None, "--set", "train.batch_size=1", *by_examples)
     plan.add("unknown key", None, "--set", "trian.batch_size=1")
     plan.add("unknown run", None, "no-such-run")
     plan.add("index", None, "--index", "7")

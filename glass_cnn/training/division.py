@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from glass_cnn.settings import Launch
+from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import tf
 from glass_cnn.training.model import (
     DENSE_WEIGHTS,
@@ -41,6 +41,8 @@ from hpc.world import World, share
 ALONE_BYTES = 1 << 20
 Way = Literal["horovod", "mpi"]
 Kind = Literal["data", "rows"]
+WORTH = 3
+"""times the rows of an image from which on the batch is too large for a division by rows"""
 
 
 class Collectives(Protocol):
@@ -191,6 +193,7 @@ class Division(Protocol):
     At any number of ranks, and under any division, the results are the same but for rounding.
     """
 
+    kind: Kind
     part: Part
     """what of the network this rank has"""
     shards: Shards
@@ -220,19 +223,42 @@ class Division(Protocol):
         """Give every rank rank 0's values of what all have."""
 
 
-def divide(launch: Launch, pixels: int, world: World) -> Division:
-    """As `launch.division` says; raises ConfigError where that many ranks cannot share.
+def chosen(settings: RunSettings, ranks: int, before: Kind | None = None) -> tuple[Kind, str]:
+    """By what so many ranks divide the steps of a run, and why, in words.
 
-    One rank has everything under either division, and the same bits.
+    Under `launch.division: auto` a run goes on as it was: `before` says how the checkpoint was made
+    that it goes on from, if that was on as many ranks. Else what is expected to be faster. Rows
+    cost every rank, however many there are, four rows of the first convolution for each example:
+    batch × rows. They save sending and updating dense weights: rows². By the model on paper
+    (`benchmarks/scaling_model.py`) steps on processors gain where the rows are a fifth of the
+    batch; a third, because evaluations have that cost, too, and save nothing.
     """
-    if launch.division == "rows" and world.size > 1:
-        return Rows(world, pixels, launch.collectives)
-    return DataParallel(world, launch.collectives)
+    wanted, batch = settings.launch.division, settings.train.batch_size
+    rows = settings.render.pixels - MARGIN
+    if ranks == 1:
+        return "data", "one rank has everything"
+    if wanted != "auto":
+        return wanted, f"launch.division {wanted}"
+    if before is not None:
+        return before, "launch.division auto: as the checkpoint was made"
+    why = f"launch.division auto: {rows} rows, {ranks} ranks, batch {batch}"
+    return ("rows" if rows >= ranks and WORTH * rows >= batch else "data"), why
+
+
+def divide(kind: Kind, settings: RunSettings, world: World) -> Division:
+    """A division; raises ConfigError where that many ranks cannot share.
+
+    One rank has everything under either, and the same bits.
+    """
+    if kind == "rows" and world.size > 1:
+        return Rows(world, settings.render.pixels, settings.launch.collectives)
+    return DataParallel(world, settings.launch.collectives)
 
 
 class DataParallel(Ranks):
     """Each rank has the whole network, and takes its share of the global batch."""
 
+    kind: Kind = "data"
     part: Part = WHOLE
 
     def __init__(self, world: World, wanted: Way | None = None) -> None:
@@ -281,6 +307,7 @@ class Rows(Ranks):
     than the second convolution's image has rows.
     """
 
+    kind: Kind = "rows"
     measures = True
 
     def __init__(self, world: World, pixels: int, wanted: Way | None = None) -> None:

@@ -16,7 +16,7 @@ from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, prepare, tf
 from glass_cnn.train_settings import Precision
-from glass_cnn.training.division import Kind, Way, divide, way
+from glass_cnn.training.division import Kind, Way, chosen, divide, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
 from hpc.tensorfile import InParts
@@ -27,14 +27,14 @@ def set_up_tensorflow(
     threads: int,
     world: World,
     collectives: Way | None = None,
-    division: Kind = "data",
     precision: Precision = "float32",
 ) -> Numerics:
     """Threads, one GPU per local rank, and deterministic kernels; before anything is computed.
 
-    Returns how it will round. Collective; raises RuntimeError when TensorFlow has already started,
-    ConfigError for a way to add over ranks that is not there, for ranks that see no GPU where they
-    should, or share one, and for a precision that a rank's device would emulate.
+    Returns how it will round; of the division the engine decides. Collective; raises RuntimeError
+    when TensorFlow has already started, ConfigError for a way to add over ranks that is not there,
+    for ranks that see no GPU where they should, or share one, and for a precision that a rank's
+    device would emulate.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -56,7 +56,6 @@ def set_up_tensorflow(
         cuda=numerics.cuda(several) if mine else {},
         threads=threads,
         ranks=world.size,
-        division=division if several else "data",
         horovod=metadata.version("horovod") if several and way(collectives) == "horovod" else None,
         mpi=world.library if several else None,
         environment=numerics.variables(),
@@ -150,13 +149,15 @@ class Engine:
 
     The global batch is `settings.train.batch_size` at any number of ranks; each rank computes
     the examples `share` of it, and of every image the rows of pixels `strip`, which is all that
-    it is handed. Raises ConfigError when there are more ranks than can be given a share.
+    it is handed. `before` is the division of the checkpoint that it will go on from, see `chosen`.
+    Raises ConfigError when there are more ranks than can be given a share.
     """
 
-    def __init__(self, settings: RunSettings, world: World) -> None:
+    def __init__(self, settings: RunSettings, world: World, before: Kind | None = None) -> None:
         train, pixels = settings.train, settings.render.pixels
         self.settings, self.world = settings, world
-        self.division = divide(settings.launch, pixels, world)
+        kind, self.why = chosen(settings, world.size, before)
+        self.division = divide(kind, settings, world)
         part = self.division.part
         self.share, self.strip = self.division.share(train.batch_size), part.pixels
         self.network = Network(settings.recipe, pixels, settings.seed, part, train.precision)

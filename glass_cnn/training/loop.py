@@ -20,7 +20,7 @@ from glass_cnn.training.diagnostics import Diagnostics
 from glass_cnn.training.engine import COUNTS, Engine, StepResult, set_up_tensorflow
 from glass_cnn.training.examples import Examples
 from glass_cnn.training.recorder import Recorder
-from glass_cnn.training.resume import restore
+from glass_cnn.training.resume import division_before, restore
 from glass_cnn.training.rollback import Rollbacks
 from glass_cnn.training.rounding import move_if_due
 from glass_cnn.training.state import State
@@ -63,11 +63,7 @@ def train(
     """
     launch = settings.launch
     numerics = set_up_tensorflow(
-        launch.threads_per_rank,
-        world,
-        launch.collectives,
-        launch.division,
-        settings.train.precision,
+        launch.threads_per_rank, world, launch.collectives, settings.train.precision
     )
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)
@@ -146,7 +142,8 @@ def _open(
     )
     examples = world.everywhere(open_examples)
     parts = examples.parts
-    engine = world.everywhere(lambda: Engine(settings, world))
+    before = world.broadcast(world.on_root(lambda: division_before(run, world.size)))
+    engine = world.everywhere(lambda: Engine(settings, world, before))
     probe = np.sort(parts.validation[:PROBE_IMAGES])
     return TrainingJob(
         settings=settings,
@@ -230,6 +227,8 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
         f"{start.data.name}: {plural(len(job.examples.images), 'image')}, {start.data}, "
         f"{_told(start.data_verified)}\n{job.examples.parts.describe()}"
     )
+    if job.world.size > 1:
+        described += f"\nsteps divided by {job.engine.division.kind} ({job.engine.why})"
     lineage = branch.lineage if branch else None
     job.recorder.started(job.state, start, lineage, reason, described)
     job.world.check(job.stop.error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from glass_cnn.paths import RunDir
 from glass_cnn.records import covered
 from glass_cnn.training.branch import Branch, open_branch
+from glass_cnn.training.division import Kind
 from glass_cnn.training.recorder import Recorder
 from glass_cnn.training.state import State
-from hpc.checkpoint import Checkpoint, NoValidCheckpoint
+from hpc.checkpoint import Checkpoint, InvalidCheckpoint, NoValidCheckpoint, read_manifest
+from hpc.checkpoint_names import saved
 from hpc.records import Event
 
 
@@ -26,6 +29,20 @@ def restore(state: State, recorder: Recorder, root: Path) -> tuple[str, Branch |
         state.begin_with(branch.tensors, branch.updates)
         return f"branched from {branch.lineage.checkpoint}", branch
     return "begun again without a checkpoint" if recorder.starts() else "new run", None
+
+
+def division_before(run: RunDir, ranks: int) -> Kind | None:
+    """By what so many ranks divided the steps up to the newest checkpoint; by its manifest alone.
+
+    None where there is none, or other ranks made it: then nothing could go on with the same bits.
+    """
+    for entry in reversed(saved(run.checkpoints)):
+        with contextlib.suppress(InvalidCheckpoint, OSError):  # refused when it is read whole
+            made = read_manifest(entry.path)
+            numerics = made["meta"].get("numerics") or {}  # older versions knew no other division
+            kind: Kind = numerics.get("division", "data")
+            return kind if made["ranks"] == ranks else None
+    return None
 
 
 def newest_covered(recorder: Recorder) -> Checkpoint | None:

@@ -61,7 +61,8 @@ class State:
         numerics: Numerics,
         training_examples: int,
     ) -> None:
-        self.settings, self.engine, self.numerics = settings, engine, numerics
+        self.settings, self.engine = settings, engine
+        self.numerics = msgspec.structs.replace(numerics, division=engine.division.kind)
         self.data, self.training_examples = data, training_examples
         self.progress = Progress()
         self.numerics_changes: list[NumericsChange] = []

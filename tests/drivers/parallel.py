@@ -1,4 +1,7 @@
-"""Run on n ranks: what must not depend on n. Writes answer.json and arrays.npz into argv[2]."""
+"""Run on n ranks that share the batch: what must not depend on n.
+
+Writes answer.json and arrays.npz into argv[2].
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from hpc.world import World, world
 from tests import tiny
 
 STEPS = 6
+BY_EXAMPLES = {"division": "data"}
 CLIPPED = {"kind": "adam", "clip_norm": 0.1}
 AGAIN = 10
 """steps after which two runs of the same process are compared: time for a race to show"""
@@ -147,11 +151,12 @@ def compare(opened: data.Dataset, ranks: World) -> tuple[dict[str, Any], dict[st
     """Everything that is compared between numbers of ranks."""
     answer: dict[str, Any] = {"world": ranks.comm.allgather(agreements(ranks))}
     arrays: dict[str, np.ndarray] = {}
-    clipped = tiny.settings(train={"batch_size": 25, "optimizer": CLIPPED})
+    train = {"batch_size": 25, "optimizer": CLIPPED}
+    clipped = tiny.settings(train=train, launch=BY_EXAMPLES)
     first = steps(opened, clipped, ranks, 1)["first"]
     arrays |= {f"clipped/gradient/{k}": v for k, v in first.items()}
     for batch in (24, 25):
-        settings = tiny.settings(train={"batch_size": batch})
+        settings = tiny.settings(train={"batch_size": batch}, launch=BY_EXAMPLES)
         done = steps(opened, settings, ranks, STEPS)
         arrays |= {f"{batch}/gradient/{k}": v for k, v in done["first"].items()}
         arrays |= {f"{batch}/{k}": v for k, v in done["weights"].items()}
@@ -170,7 +175,8 @@ def main(logs: Path, out: Path, what: str) -> None:
     set_up_tensorflow(1, ranks)
     opened = data.load(tiny.settings(), logs)
     answer, arrays = compare(opened, ranks) if what == "everything" else ({}, {})
-    answer["long"] = [steps(opened, tiny.settings(), ranks, AGAIN)["digest"] for _ in range(2)]
+    again = tiny.settings(launch=BY_EXAMPLES)
+    answer["long"] = [steps(opened, again, ranks, AGAIN)["digest"] for _ in range(2)]
     if ranks.is_root:
         np.savez(out / "arrays.npz", allow_pickle=False, **arrays)
         (out / "answer.json").write_text(json.dumps(answer))

@@ -29,7 +29,6 @@ from hpc import moments
 from hpc.commandline import run_main
 from hpc.world import world
 from jobs import train, verify
-from tests import tiny
 
 Fault = dict[str, Any]
 
@@ -64,10 +63,11 @@ def strike(what: str, engine: Any) -> None:
 
 
 def flip_a_bit(engine: Any) -> None:
-    """The lowest bit of one weight, as bad memory does."""
-    name, values = next(iter(tiny.arrays(engine.snapshot("model/")).items()))
+    """The lowest bit of one weight that all ranks have, as bad memory does."""
+    variable = next(iter(engine.state().values()))
+    values = variable.numpy().copy()
     values.view("uint32").ravel()[0] ^= 1
-    engine.assign({name: values})
+    variable.assign(values)
 
 
 @contextmanager
