@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,11 +225,42 @@ class RunLine:
         return place_of(self.state)
 
 
+FACTS = (
+    "run",
+    "label",
+    "seed",
+    "copy",
+    "state",
+    "reason",
+    "starts",
+    "iteration",
+    "train.iterations",
+    "seconds_per_iteration",
+    "final_validation_accuracy",
+    "outcome_so_far",
+    "collapsed",
+    "numerics_change",
+)
+"""columns of the aggregation that are looked at here"""
+
+
+Key = tuple[str, int, int]
+"""label, seed and copy of a run"""
+
+
 def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
     """Every run of a study with its state."""
     queued = {done: row for done, (_, row) in slurm.active_in(place.path, rows or []).items()}
-    named = {(run.point.label, run.seed, run.copy): run.name for run in study.runs}
-    for facts in aggregate(study, place).table.iter_rows(named=True):
+    table = aggregate(study, place).table
+    # A name takes a digest of all settings: of a hundred thousand runs that is a second.
+    unnamed = table.filter(table["run"].is_null()).select("label", "seed", "copy")
+    named = names_of(study, set(unnamed.iter_rows())) if len(unnamed) else {}
+    for facts in table.select(name for name in FACTS if name in table.columns).iter_rows(
+        named=True
+    ):
+        if facts["state"] == "complete":  # of a hundred thousand most are
+            yield RunLine("complete", "", facts)
+            continue
         facts["run"] = facts["run"] or named.get(
             (facts["label"], facts["seed"], facts["copy"]), "?"
         )
@@ -237,6 +268,12 @@ def states(study: Study, place: StudyDir, rows: Rows) -> Iterator[RunLine]:
         state, detail = state_of(run, facts, queued.get(str(run.result)), rows is None)
         left = time_left(facts) if state == "running" else None
         yield RunLine(state, detail, facts, left)
+
+
+def names_of(study: Study, wanted: Collection[Key]) -> dict[Key, str]:
+    """Names of the runs of these labels, seeds and copies."""
+    keys = (((run.point.label, run.seed, run.copy), run) for run in study.runs)
+    return {key: run.name for key, run in keys if key in wanted}
 
 
 def state_of(
@@ -326,6 +363,7 @@ class StudyPart:
 class RunTable:
     """One line per run. Put together here: rich's own table takes 10 s for 3,000 runs.
 
+    Columns are as wide as what is shown needs.
     Where it is too wide for the terminal, names are shortened in their middle and columns that
     say nothing are left out; why a run waits or failed then stands below it, whole. Of what does
     not fit into `room` lines it says how much that is.
@@ -341,7 +379,10 @@ class RunTable:
     def text(self, width: int) -> Text:
         """The table, at most so wide where a word is not wider."""
         headings: Sequence[str] = HEADINGS
-        rows = [cells(run) for run in self.runs]
+        shown = self.runs  # or no more than have room, and one by which that is seen
+        if self.room is not None:
+            shown = shown[: max(self.room, FEWEST) + 1]
+        rows = [cells(run) for run in shown]
         if rows and sum(widths_of(headings, rows)) + 2 * (len(headings) - 1) > width:
             headings, rows = narrowed(rows, width)
         widths = widths_of(headings, rows)
@@ -352,7 +393,7 @@ class RunTable:
             head = line(headings, [*headings[:-1], ""], widths)
         text.append(head, "bold")
         taken = 0
-        for i, (run, row) in enumerate(zip(self.runs, rows, strict=True)):
+        for i, (run, row) in enumerate(zip(shown, rows, strict=True)):
             told = line(headings, row, widths)
             if len(told) > width and row[-1]:
                 told = line(headings, [*row[:-1], ""], widths)
