@@ -173,6 +173,8 @@ class Numerics(msgspec.Struct, kw_only=True):
     """whether TensorFlow computes with oneDNN"""
     isa: list[str]
     """instruction sets of oneDNN's float32 kernels"""
+    convolutions: list[str] = msgspec.field(default_factory=lambda: ["plain"])
+    """`in pairs` where two neighbouring outputs are computed at once; older versions never did"""
     processors: list[str]
     gpus: list[str] = []
     """names and compute capabilities"""

@@ -16,6 +16,7 @@ from glass_cnn.records import Numerics
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, prepare, tf
 from glass_cnn.train_settings import Precision
+from glass_cnn.training import convolution
 from glass_cnn.training.division import Kind, Way, chosen, divide, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
@@ -50,6 +51,7 @@ def set_up_tensorflow(
         tensorflow=tf.__version__,
         onednn=onednn_is_on(),
         isa=_by_rank(world, numerics.instruction_set(precision)),
+        convolutions=_by_rank(world, convolution.kind()),
         processors=_by_rank(world, numerics.processor()),
         gpus=_by_rank(world, _kind(mine)) if mine else [],
         drivers=_by_rank(world, numerics.driver()) if mine else [],
@@ -160,7 +162,10 @@ class Engine:
         self.division = divide(kind, settings, world)
         part = self.division.part
         self.share, self.strip = self.division.share(train.batch_size), part.pixels
-        self.network = Network(settings.recipe, pixels, settings.seed, part, train.precision)
+        convolve = convolution.KINDS[convolution.kind()]
+        self.network = Network(
+            settings.recipe, pixels, settings.seed, part, train.precision, convolve
+        )
         self.optimizer = Optimizer(train.optimizer, self.network)
         self._device = "GPU:0" if tf.config.get_visible_devices("GPU") else "CPU:0"
         self._used: set[str] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,7 +164,7 @@ def _read_keras(_: SavedModel, path: Path) -> Logits:
 def _write_savedmodel(model: SavedModel, path: Path) -> None:
     pixels = model.settings.render.pixels
     whole = tf.Module(name="glass_cnn")
-    whole.network = model.network
+    whole.network = _network(model, _weights(model))
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = whole.network.logits(image)
@@ -266,11 +266,17 @@ def _write_safetensors(model: SavedModel, path: Path) -> None:
 
 
 def _read_safetensors(model: SavedModel, path: Path) -> Logits:
+    network = _network(model, tensorfile.load(path))
+    return lambda images: network.logits(tf.constant(images)).numpy()
+
+
+def _network(model: SavedModel, weights: Mapping[str, np.ndarray]) -> Network:
+    """The network in float32 and with plain convolutions, as it should be anywhere."""
     settings = model.settings
     network = Network(settings.recipe, settings.render.pixels, settings.seed)
-    for name, value in tensorfile.load(path).items():
+    for name, value in weights.items():
         network.parameters[name].assign(value)
-    return lambda images: network.logits(tf.constant(images)).numpy()
+    return network
 
 
 FORMS: dict[Format, tuple[Write, Read]] = {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.tensorflow import tf
 from glass_cnn.train_settings import Adam, Precision, Recipe, Sgd
+from glass_cnn.training.convolution import Layer, plain
 
 CLASSES = 2
 DENSE = 80
@@ -76,6 +77,7 @@ class Network(tf.Module):
         precision: bfloat16 rounds what the convolutions and the dense layer multiply, and gives
             their results so, forward and backward; parameters, their gradients, sums over parts,
             logits and all behind them are float32 in any.
+        convolve: one of `convolution.KINDS`, which compute the same sums.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Network(tf.Module):
         seed: int,
         part: Part = WHOLE,
         precision: Precision = "float32",
+        convolve: Layer = plain,
     ) -> None:
         super().__init__(name="network")
-        self.recipe, self.part = recipe, part
+        self.recipe, self.part, self._convolve = recipe, part, convolve
         self._factors = tf.bfloat16 if precision == "bfloat16" else tf.float32
         side = pixels - MARGIN
         shapes = {
@@ -143,9 +146,8 @@ class Network(tf.Module):
         return tf.cast(conv1, tf.float32), tf.cast(conv2, tf.float32), dense
 
     def _convolution(self, name: str, x: tf.Tensor) -> tf.Tensor:
-        weights = self._rounded(self.parameters[f"{name}/weights"])
-        sums = tf.nn.conv2d(x, weights, 1, "VALID")
-        return tf.nn.relu(with_biases(sums, self.parameters[f"{name}/biases"]))
+        of = self.parameters
+        return self._convolve(x, of[f"{name}/weights"], of[f"{name}/biases"])
 
     def _rounded(self, tensor: tf.Tensor) -> tf.Tensor:
         """As a factor in the network's precision; the same tensor in float32."""
@@ -174,24 +176,6 @@ class Network(tf.Module):
     def gradients(self, of_part: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Gradients of what this rank has, from those by the way of its own rows alone."""
         return {k: self.part.total(g) if is_of_rows(k) else g for k, g in of_part.items()}
-
-
-def with_biases(sums: tf.Tensor, biases: tf.Variable) -> tf.Tensor:
-    """`sums` [n, h, w, channels] with one float32 bias a channel, whose gradient is float32, too.
-
-    TensorFlow's own adds up bfloat16 in bfloat16: 2,064 where 1.2 million terms make 58,100.
-    """
-    if sums.dtype == tf.float32:
-        return tf.nn.bias_add(sums, biases)
-
-    @tf.custom_gradient
-    def add(sums: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        def gradients(above: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return above, tf.reduce_sum(tf.cast(above, tf.float32), axis=[0, 1, 2])
-
-        return tf.nn.bias_add(sums, tf.cast(biases, sums.dtype)), gradients
-
-    return add(sums, tf.convert_to_tensor(biases))
 
 
 def is_of_rows(name: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from glass_cnn.paths import RunDir
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import prepare, tf
+from glass_cnn.training import convolution
 from glass_cnn.training.model import Network
 from hpc import checkpoint, checkpoint_names
 from hpc.errors import DataError
@@ -27,7 +28,10 @@ class SavedModel:
         prepare(precision=precision)  # as in training
         self.run, self.settings, self.saved = run, settings, saved
         pixels = settings.render.pixels
-        self.network = Network(settings.recipe, pixels, settings.seed, precision=precision)
+        convolve = convolution.KINDS[convolution.kind()]
+        self.network = Network(
+            settings.recipe, pixels, settings.seed, precision=precision, convolve=convolve
+        )
         for name, variable in self.network.parameters.items():
             variable.assign(saved.tensors[f"model/{name}"])
         self._logits = tf.function(
