@@ -8,6 +8,8 @@ import pytest
 from glass_cnn.tensorflow import tf
 from glass_cnn.training import convolution
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 LAYERS = {"first": (10, 10, 3, 6), "second": (5, 5, 6, 16), "wide": (3, 3, 9, 12)}
 
 
