@@ -57,6 +57,11 @@ PARTS = (
     ),
     Part("training-250", "-m benchmarks.training --pixels 250 --turns 3 --seconds 4"),
     Part(
+        "scaling",
+        "-m benchmarks.scaling --pixels 250 --turns 3 --seconds 4",
+        "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1",
+    ),
+    Part(
         "input",
         "-m benchmarks.input --turns 5 --seconds 3",
         "-m benchmarks.input --turns 2 --seconds 1 --images 600",
@@ -69,6 +74,11 @@ PARTS = (
     ),
     Part(
         "simulation", "-m benchmarks.simulation --rounds 5", "-m benchmarks.simulation --rounds 1"
+    ),
+    Part(
+        "farm",
+        "-m benchmarks.simulation --farm --trajectories 60 --rounds 3",
+        "-m benchmarks.simulation --farm --trajectories 24 --rounds 1",
     ),
     Part("rendering", "-m benchmarks.rendering", "-m benchmarks.rendering"),
     Part("launching", "-m benchmarks.launching --rounds 8", "-m benchmarks.launching --rounds 3"),
