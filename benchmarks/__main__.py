@@ -62,6 +62,11 @@ PARTS = (
         "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1",
     ),
     Part(
+        "convolutions",
+        "-m benchmarks.convolutions",
+        "-m benchmarks.convolutions --pixels 48 --turns 3",
+    ),
+    Part(
         "input",
         "-m benchmarks.input --turns 5 --seconds 3",
         "-m benchmarks.input --turns 2 --seconds 1 --images 600",
