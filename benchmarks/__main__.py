@@ -103,8 +103,19 @@ PARTS = (
         "-m benchmarks.aggregation --runs 100000",
         "-m benchmarks.aggregation --runs 1000",
     ),
+    Part(
+        "status",
+        "-m benchmarks.aggregation --runs 1000",
+    ),
+    Part(
+        "submission",
+        "-m benchmarks.submission --runs 1000 10000 100000",
+        "-m benchmarks.submission --runs 1000 10000",
+    ),
+    Part("start", "-m benchmarks.start --rounds 5", "-m benchmarks.start --rounds 2"),
     Part("numerics", "-m benchmarks.numerics --pixels 48 --rounds 3"),
     Part("interruptions", "-m benchmarks.interruptions --count 6"),
+    Part("set-up", "-m benchmarks.set_up", "-m benchmarks.set_up", asked_for=True),
 )
 
 

@@ -1,4 +1,5 @@
-"""Named moments of a program. Nobody watches them but tests, which let faults happen there."""
+"""Named moments of a program. Nobody watches them but tests, which let faults happen there, and a
+benchmark with a clock."""
 
 from __future__ import annotations
 
