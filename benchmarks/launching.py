@@ -29,9 +29,9 @@ from hpc.local import Local
 from hpc.site import Site
 from hpc.stages import Meter, Stage, Task
 
-SLEEP = ("sh", "-c", "exec sleep 1")
+SLEEP = ("/bin/sh", "-c", "exec sleep 1")
 """in place of the Python of the runs; what follows it on the command line is not looked at"""
-RECORDS = ("sh", "-c", 'for i in 1 2 3 4 5; do sleep 1; echo "{\\"loss\\":$i}" >>"$2"; done')
+RECORDS = ("/bin/sh", "-c", 'for i in 1 2 3 4 5; do sleep 1; echo "{\\"loss\\":$i}" >>"$2"; done')
 LONG = 5
 """seconds that those take"""
 

@@ -38,6 +38,8 @@ PATIENCE = 120.0
 """seconds in which the ranks of a task must have found each other"""
 LOOK_EVERY = 0.25
 """seconds between two looks at tasks that say nothing; that one has ended is heard at once"""
+Told = tuple[str, str, str]
+"""what became of a task: a sign, its colour, and words"""
 _DEADLY = range(signal.SIGILL, signal.SIGTERM + 1)
 """numbers of signals that end a program; none of them is an exit code of ours"""
 
@@ -348,6 +350,7 @@ class _StageRun:
                     os.killpg(run.process.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
+        told: list[Told] = []
         for run in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(run)
             run.log.close()
@@ -359,31 +362,35 @@ class _StageRun:
             if self.asked and run.task.done.exists() and not self.stage.sums_up:
                 code = EXIT_COMPLETE  # the request came when it had done its work, and ended it so
             elif code and self.given.clerk and not self.stop.signal:
-                told = as_shell_code(code, self.stage.ranks)
-                if self.given.clerk.goes_on(run.task, told):
+                shown = as_shell_code(code, self.stage.ranks)
+                if self.given.clerk.goes_on(run.task, shown):
                     self.waiting.append(run.task)
-                    self._say("↻", "yellow", f"{run.task.name}: exit code {told}; starts again")
+                    again = f"{run.task.name}: exit code {shown}; starts again"
+                    told.append(("↻", "yellow", again))
                     continue
             code = EXIT_INTERNAL if code < 0 else code
             self.codes.append(code)
-            self._tell(run, code)
+            told.append(self._told(run, code))
+        if told:
+            self._say(told)
 
-    def _tell(self, run: _Running, code: int) -> None:
+    def _told(self, run: _Running, code: int) -> Told:
         name = run.task.name
         if code == EXIT_COMPLETE:
-            self._say("✓", "green", f"{name} ({run.seconds:.0f} s)")
-        elif code == EXIT_AGAIN:
-            self._say("‖", "yellow", f"{name} stopped at a checkpoint")
-        else:
-            reason = f"{self._reason(run)} (all of it: {run.task.log})"
-            self._say("✗", "red", f"{name}: exit code {code}: {reason}")
+            return "✓", "green", f"{name} ({run.seconds:.0f} s)"
+        if code == EXIT_AGAIN:
+            return "‖", "yellow", f"{name} stopped at a checkpoint"
+        reason = f"{self._reason(run)} (all of it: {run.task.log})"
+        return "✗", "red", f"{name}: exit code {code}: {reason}"
 
-    def _say(self, sign: str, colour: str, words: str) -> None:
+    def _say(self, told: list[Told]) -> None:
+        """All that ended at a time in one go: on a terminal all bars are drawn again after it."""
         if self.console.is_terminal:
-            line = Text.assemble((sign, colour), " ", words)
-            self.console.print(line, highlight=False, soft_wrap=True)
+            lines = (Text.assemble((sign, colour), " ", words) for sign, colour, words in told)
+            self.console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
         else:  # what rich takes for a line is a third of what starting a run takes
-            print(sign, words, file=self.console.file, flush=True)
+            text = "\n".join(f"{sign} {words}" for sign, _, words in told)
+            print(text, file=self.console.file, flush=True)
 
     def _reason(self, run: _Running) -> str:
         """Why a task failed, as far as that can be seen from here."""

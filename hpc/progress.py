@@ -32,7 +32,9 @@ from hpc.words import duration, plural
 T = TypeVar("T")
 
 BARS_EVERY = 0.25
-"""seconds between two looks on a terminal"""
+"""least seconds between two looks on a terminal"""
+SHARE = 0.01
+"""of a core that these looks take at most: of many bars there are fewer"""
 LINES_EVERY = 10.0
 """seconds between the first lines in a log"""
 SELDOM = 600.0
@@ -88,6 +90,7 @@ class Display:
         self.bars, self.below, self.console = bars, below, console or Console()
         self._live: Live | None = None
         self._began = self._looked = time.monotonic()
+        self._took = 0.0
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -104,11 +107,13 @@ class Display:
         now = time.monotonic()
         if now - self._looked >= self._pause(now):
             self._looked = now
+            before = time.thread_time()
             self.draw()
+            self._took = time.thread_time() - before
 
     def _pause(self, now: float) -> float:
         if self._live is not None:
-            return BARS_EVERY
+            return max(BARS_EVERY, self._took / SHARE)
         return min(SELDOM, max(LINES_EVERY, (now - self._began) / 5))
 
     def draw(self) -> None:

@@ -68,6 +68,25 @@ def test_a_terminal_gets_bars_that_go_away(clock: list[float]) -> None:
     assert shown.rstrip().endswith("\x1b[2K"), "the lines are cleared at the end"
 
 
+def test_bars_that_take_long_to_draw_are_drawn_seldom(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 ms of processor time for each look leave one in two seconds."""
+    worked, looks = [0.0], []
+    monkeypatch.setattr(time, "thread_time", lambda: worked[0])
+
+    def bars() -> list[Bar]:
+        worked[0] += 0.02
+        looks.append(clock[0] - 1000)
+        return [Bar("one", "3/4", 3, 4)]
+
+    with Display(bars, console=terminal()) as display:
+        for _ in range(60):
+            clock[0] += 0.125
+            display.refresh()
+    assert looks == [0.25, 2.25, 4.25, 6.25]
+
+
 def test_items_are_tracked_in_their_order(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
