@@ -12,6 +12,7 @@ from typing import Any
 
 from glass_cnn.settings import RunSettings
 from glass_cnn.study_file import OWN, StudySection
+from hpc.config import Settings, groups, meanings
 
 Schema = dict[str, Any]
 DIALECT = "http://json-schema.org/draft-07/schema#"
@@ -22,7 +23,7 @@ REF = "#/$defs/"
 
 def study_schema() -> Schema:
     """The schema of a study file as plain JSON values."""
-    run, section = (_tidy(m.model_json_schema()) for m in (RunSettings, StudySection))
+    run, section = (_schema(model) for model in (RunSettings, StudySection))
     groups = {**run.pop("$defs"), **section.pop("$defs"), RUN: run, "Study": section}
     sections = {name: {"$ref": f"{REF}{RUN}/properties/{name}"} for name in run["properties"]}
     for name in OWN:  # belong into the study section
@@ -87,6 +88,19 @@ def _mapping(properties: Schema, own: str | None = None) -> Schema:
 def _either(places: list[tuple[str, str]]) -> Schema:
     schemas = [{"$ref": f"{REF}{group}/properties/{name}"} for group, name in places]
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _schema(model: type[Settings]) -> Schema:
+    """What pydantic makes of a group of settings, with what its settings mean."""
+    whole: Schema = model.model_json_schema()
+    for name, group in groups(model).items():
+        properties = (whole if group is model else whole["$defs"][name])["properties"]
+        for field, meaning in meanings(group).items():
+            alias = group.model_fields[field].alias or field
+            told = properties[alias] | {"description": meaning}
+            properties[alias] = dict(sorted(told.items()))  # as pydantic sorts them
+    tidy: Schema = _tidy(whole)
+    return tidy
 
 
 def _tidy(schema: Any) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_cnn.settings import RunSettings, build_run, load_run
-from hpc.config import Settings, to_tree, to_yaml
+from hpc.config import Settings, groups, meanings, to_tree, to_yaml
 from hpc.errors import ConfigError
 from hpc.yaml_files import unflatten
 
@@ -140,8 +140,9 @@ def test_every_setting_says_what_it_means() -> None:
     models = all_models(RunSettings)
     assert {"Cosine", "Sgd", "Rollback", "Level"} <= {m.__name__ for m in models}
     for model in models:
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name}"
+        assert set(meanings(model)) == set(model.model_fields), model.__name__
+        assert all(meanings(model).values()), model.__name__
+    assert set(groups(RunSettings).values()) == models
 
 
 # Frames
