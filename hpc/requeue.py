@@ -28,7 +28,7 @@ from hpc.errors import EXIT_COMPLETE, DataError
 from hpc.failures import SHARED_MEMORY, is_bus_error
 from hpc.site import seconds
 from hpc.slurm import SlurmError
-from hpc.starts import BACK, KILLED, Starts, failure, used_up
+from hpc.starts import KILLED, Starts, failure
 
 EARLY = 60
 """seconds by which Slurm may send the signal before its time, s"""
@@ -69,13 +69,11 @@ class Decision:
 def decide(
     status: int,
     job: JobState | None,
-    starts: Sequence[int | None],
     step: int | None,
     *,
+    spent: str = "",
     asked: bool = False,
     cancelled: bool = False,
-    requeues: int = 0,
-    bound: int = 100,
     lead: int = 120,
 ) -> Decision:
     """Decide over a job whose ranks ended with `status` (not 0). Pure.
@@ -83,17 +81,13 @@ def decide(
     Args:
         status: exit code of the launcher.
         job: what Slurm says; None where Slurm cannot be asked.
-        starts: newest checkpoint's step at each start of this job so far, the present one last;
-            None where steps mean nothing.
-        step: newest checkpoint's step now, or None.
+        step: newest checkpoint's step now; None where steps mean nothing.
+        spent: why its task has been started often enough, see `Starts.used_up`.
         asked: whether the batch script was told to stop.
         cancelled: whether `make cancel` was called.
-        requeues: times that this job has requeued itself; `bound` is the most it may.
         lead: seconds between the signal and the time limit.
     """
-    refused = (
-        failure(status) or _refused_by_job(job, cancelled) or used_up(starts, step, requeues, bound)
-    )
+    refused = failure(status) or _refused_by_job(job, cancelled) or spent
     if refused or job is None:
         return Decision(False, refused)
     return Decision(True, _reason(status, job, asked, lead) + _at(step))
@@ -214,12 +208,10 @@ def _end(args: argparse.Namespace, unfinished: Sequence[Starts]) -> None:
         decision = decide(
             args.status,
             job,
-            [event.step for event in mine if event.event == "job_start"],
             step,
+            spent=task.used_up(args.bound, step),
             asked=bool(args.asked),
             cancelled=cancelled,
-            requeues=sum(event.event in BACK for event in mine),
-            bound=args.bound,
             lead=args.lead,
         )
         # Written first: Slurm ends this process as soon as the job is requeued.

@@ -7,7 +7,6 @@ the queue), restart (ranks were killed, and the same job started them again) or 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +31,6 @@ def failure(status: int) -> str:
         return ""
     meaning = MEANING.get(status, "not a request to be run again")
     return f"exit code {status}: {meaning}; mend it and submit again"
-
-
-def used_up(
-    starts: Sequence[int | None], step: int | None, returns: int = 0, bound: int = 100
-) -> str:
-    """Why a task has been started often enough; empty where another start is worth it.
-
-    Args:
-        starts: newest checkpoint's step at each start by this job so far, the present one last;
-            None where steps mean nothing.
-        step: newest checkpoint's step now, or None.
-        returns: times that this job has started it again; `bound` is the most it may.
-    """
-    if returns >= bound:
-        return f"requeued {plural(returns, 'time')} already (max_requeues); submit again"
-    if len(starts) > 1 and step is not None and (starts[-2] or 0) >= step:
-        return f"two starts in a row made no progress beyond step {step}"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -79,10 +60,20 @@ class Starts:
         return [event for event in found if (event.job, event.task) == (self.job, self.task)]
 
     def used_up(self, bound: int, step: int | None) -> str:
-        """Why this job has started it often enough; empty where another start is worth it."""
+        """Why this job has started it often enough; empty where another start is worth it.
+
+        Args:
+            bound: the most times that it may start it again.
+            step: newest checkpoint's step now; None where steps mean nothing.
+        """
         mine = self.events()
         begun = [event.step for event in mine if event.event == "job_start"]
-        return used_up(begun, step, sum(event.event in BACK for event in mine), bound)
+        returns = sum(event.event in BACK for event in mine)
+        if returns >= bound:
+            return f"requeued {plural(returns, 'time')} already (max_requeues); submit again"
+        if step is not None and len(begun) > 1 and (begun[-2] or 0) >= step:
+            return f"two starts in a row made no progress beyond step {step}"
+        return ""
 
     def given_up(self, bound: int) -> Event | None:
         """The decision by which this job has done with it; None while it may start it again.

@@ -13,6 +13,7 @@ from hpc.checkpoint_names import newest_step
 from hpc.records import read_records
 from hpc.requeue import JobState, decide
 from hpc.slurm import SlurmError
+from hpc.starts import Starts
 
 RUNNING = JobState("RUNNING", run_seconds=100, limit_seconds=3600)
 NEAR_LIMIT = JobState("RUNNING", run_seconds=3550, limit_seconds=3600)
@@ -41,16 +42,13 @@ OVER = JobState("COMPLETING", run_seconds=3601, limit_seconds=3600)
         (75, JobState("RUNNING", None, 3600), {"asked": True}, "asked to stop at step 40"),
         (255, RUNNING, {}, "ranks were killed (exit code 255) at step 40"),
         (75, JobState("RUNNING", 10, None), {"asked": True}, "asked to stop at step 40"),
-        (75, RUNNING, {"requeues": 9, "bound": 10}, "asked to stop at step 40"),
-        (75, RUNNING, {"starts": [0, 20]}, "asked to stop at step 40"),
-        (75, RUNNING, {"starts": [20, 40]}, "asked to stop at step 40"),
-        (75, RUNNING, {"starts": [None, None, None], "step": None}, "asked to stop"),
+        (75, RUNNING, {"step": None}, "asked to stop"),
     ],
 )
 def test_goes_back_into_the_queue(
     status: int, job: JobState, facts: dict[str, Any], reason: str
 ) -> None:
-    decision = decide(status, job, **{"starts": [0], "step": 40, **facts})
+    decision = decide(status, job, **{"step": 40, **facts})
     assert (decision.requeue, decision.reason) == (True, reason)
 
 
@@ -67,18 +65,43 @@ def test_goes_back_into_the_queue(
         (75, JobState("COMPLETING", 100, 3600), {}, "COMPLETING"),
         (75, JobState("PENDING"), {}, "requeued"),
         (75, None, {}, "submit again"),
-        (75, RUNNING, {"requeues": 10, "bound": 10}, "max_requeues"),
-        (75, RUNNING, {"starts": [0, 40, 40]}, "no progress beyond step 40"),
-        (75, PREEMPTED, {"starts": [0, 0], "step": 0}, "no progress beyond step 0"),
-        (137, RUNNING, {"starts": [20, 40, 40]}, "no progress"),
+        (75, PREEMPTED, {"spent": "started often enough"}, "started often enough"),
+        (137, RUNNING, {"spent": "started often enough"}, "started often enough"),
     ],
 )
 def test_stays_out_of_the_queue(
     status: int, job: JobState | None, facts: dict[str, Any], reason: str
 ) -> None:
-    decision = decide(status, job, **{"starts": [0], "step": 40, **facts})
+    decision = decide(status, job, **{"step": 40, **facts})
     assert not decision.requeue
     assert reason in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("starts", "returns", "step", "reason"),
+    [
+        ([0], 9, 40, ""),
+        ([0], 10, 40, "requeued 10 times already (max_requeues); submit again"),
+        ([0, 20], 1, 40, ""),
+        ([20, 40], 1, 40, ""),
+        ([0, 40, 40], 2, 40, "two starts in a row made no progress beyond step 40"),
+        ([0, 0], 1, 0, "two starts in a row made no progress beyond step 0"),
+        ([0, 0], 1, None, ""),
+    ],
+)
+def test_a_job_starts_a_task_as_long_as_it_gets_on(
+    tmp_path: Path, starts: list[int], returns: int, step: int | None, reason: str
+) -> None:
+    """By the events beside its log; those of another job and of another task do not count."""
+    mine = Starts("7", "r", tmp_path / "output.log")
+    for other in (Starts("8", "r", mine.log), Starts("7", "s", mine.log)):
+        other.write("job_start", 40)
+        other.write("requeue", 40)
+    for begun in starts:
+        mine.write("job_start", begun)
+    for _ in range(returns):
+        mine.write("requeue", 40)
+    assert mine.used_up(10, step) == reason
 
 
 def test_newest_step_counts_only_checkpoints_in_use(tmp_path: Path) -> None:
