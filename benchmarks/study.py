@@ -6,7 +6,8 @@ A study of the size of jobs/small (48 px, batch 80, 300 images evaluated after e
 a core) goes through `jobs.submit` on two cores. Its data are made before; counted is the wall time
 of its training stage, from the launcher's first word of it to its first word of the next. Before
 and after it two engines train for `--seconds`, one on each core at the same time, and then only
-classify. A study that did nothing else than train would have their throughput.
+classify. A study that did nothing else than train would have their throughput; one that did
+nothing else than train and evaluate, the second ratio of 1.
 
 Where the rest goes, in shares of both cores' time: evaluations are the images that the runs
 classified at the engines' own speed; start is from a process's first line to its first step, the
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -124,12 +126,11 @@ def report(study: Study, logs: Path, seconds: float, engine: Sequence[Speeds]) -
         measured("small study on two cores: trained on", [speed], "img/s"),
         measured("small study / the engine alone", ratios([speed] * 2, of_training), at_least=0.95),
     )
-    # Seconds of both cores together, by what they went into.
-    core = CORES / sum(of_training) * len(of_training)
-    look = CORES / sum(of_evaluating) * len(of_evaluating)
-    examples = results[0].examples
-    seen = min(train.evaluation_examples or examples["validation"], examples["validation"])
-    spent = {"evaluations": len(results) * train.iterations * seen * look}
+    # Seconds of one core, by what they went into.
+    examples = results[0].examples["validation"]
+    seen = len(results) * train.iterations * min(train.evaluation_examples or examples, examples)
+    training = trained * CORES / statistics.mean(of_training)
+    spent = {"evaluations": seen * CORES / statistics.mean(of_evaluating)}
     spent |= dict.fromkeys(("start", "end and test"), 0.0)
     inside = 0.0
     for place, result in zip(places, results, strict=True):
@@ -139,9 +140,10 @@ def report(study: Study, logs: Path, seconds: float, engine: Sequence[Speeds]) -
         spent["start"] += result.usage.wall_seconds - result.wall_seconds + times[0] - pace
         spent["end and test"] += result.wall_seconds - times[-1]
         inside += result.usage.wall_seconds
-    iterations = inside - spent["start"] - spent["end and test"]
-    spent["measurements, records, checkpoints"] = iterations - trained * core - spent["evaluations"]
+    spent["measurements, records, checkpoints"] = inside - training - sum(spent.values())
     spent["between processes"] = CORES * seconds - inside
+    same = (training + spent["evaluations"]) / (CORES * seconds)
+    tell(measured("small study / engines that do its training and its evaluations", [same]))
     for what, each in spent.items():
         share = 100 * each / (CORES * seconds)
         tell(measured(f"small study: share of both cores' time: {what}", [share], "%"))

@@ -10,7 +10,7 @@ machine shows as a wide range.
 Sides train the 2017 network (modern recipe, dropout 0.5, L2 0.01, Adam) on the same random images,
 batch 80. Keras: `fit` on the same TensorFlow. PyTorch: channels-last, fused Adam, in float32 and
 under bfloat16 autocast. It is not a package of this project: where the interpreter that
-`--peers` names (default: .venv/peers/bin/python) does not have it, it is installed there.
+`--peers` or GLASS_PEERS names (default: .venv/peers/bin/python) does not have it, it is installed.
 `matrix product` is a float32 product of 2048×2048 matrices, in images that its arithmetic would
 make, at 3 × 2 multiply-adds forward and backward: what no convolution exceeds.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -31,7 +32,7 @@ from pathlib import Path
 from benchmarks.sides import BATCH, LAYOUTS, SIDES, Side
 from benchmarks.table import Row, measured, ratios, tell
 
-PEERS = Path(sys.prefix) / "peers" / "bin" / "python"
+PEERS = Path(os.environ.get("GLASS_PEERS") or Path(sys.prefix) / "peers" / "bin" / "python")
 TORCH = "torch==2.13.0"
 
 TOGETHER = (("one core",), ("one process, two threads", "two ranks of one core"))
