@@ -82,8 +82,9 @@ PARTS = (
     ),
     Part(
         "farm",
-        "-m benchmarks.simulation --farm --trajectories 60 --rounds 3",
+        "-m benchmarks.simulation --farm --trajectories 120 --rounds 3",
         "-m benchmarks.simulation --farm --trajectories 24 --rounds 1",
+        cores=2,
     ),
     Part("rendering", "-m benchmarks.rendering", "-m benchmarks.rendering"),
     Part("launching", "-m benchmarks.launching --rounds 8", "-m benchmarks.launching --rounds 3"),

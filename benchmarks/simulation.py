@@ -41,6 +41,8 @@ from hpc.world import World, world
 PUBLISHED = {1.756: -3.7719, 0.957: -3.8118, 0.44: -3.8863, 0.05: -3.8674}
 SKINS = (0.3, 0.4, 0.5, SKIN, 0.7, 0.8)
 STEPS = 2000
+MANY = 100
+"""trajectories of a farm from which on its start hardly counts"""
 FARM = """
 study: {{name: farm, seeds: 1}}
 simulation: {{trajectories: {trajectories}, equilibration_steps: 2500, cooling_steps: 10000}}
@@ -228,10 +230,11 @@ def farm(trajectories: int, rounds: int) -> None:
             peers = [["taskset", "-c", str(c), *quiet, "-in", str(file)] for c, file in pinned]
             theirs.append(trajectories / together(peers))
             print(f"{ours[-1]:.2f} trajectories/s, bare LAMMPS {theirs[-1]:.2f}", flush=True)
+    goal = 0.95 if trajectories >= MANY else None
     what = f"farm of {trajectories} coolings of {simulation.particles} particles on two ranks"
     tell(
         measured(what, ours, "a second"),
-        measured(f"{what} / two bare lmp", ratios(ours, theirs), at_least=0.95),
+        measured(f"{what} / two bare lmp", ratios(ours, theirs), at_least=goal),
     )
 
 

@@ -45,6 +45,8 @@ render: {{windows_per_configuration: 30}}
 train: {{iterations: {iterations}}}
 """
 CORES = 2
+LONG = 200
+"""iterations of the studies in jobs/small: of shorter ones a start is a larger share"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,9 +124,10 @@ def report(study: Study, logs: Path, seconds: float, engine: Sequence[Speeds]) -
     trained = len(results) * train.steps * train.batch_size
     speed = trained / seconds
     of_training, of_evaluating = ([pair[k] for pair in engine] for k in (0, 1))
+    goal = 0.95 if train.iterations >= LONG else None
     tell(
         measured("small study on two cores: trained on", [speed], "img/s"),
-        measured("small study / the engine alone", ratios([speed] * 2, of_training), at_least=0.95),
+        measured("small study / the engine alone", ratios([speed] * 2, of_training), at_least=goal),
     )
     # Seconds of one core, by what they went into.
     examples = results[0].examples["validation"]
