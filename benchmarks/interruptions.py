@@ -11,12 +11,19 @@ elsewhere), which is part of "requeue".
 durable: from the signal's sending (for a preemption, from the other job's submission, so Slurm's
 own delay is in it) to the newest checkpoint being complete on disk;
 requeue: from the decision to requeue to the ranks' start; start: from there to the record that the
-run goes on, just before its first step; lost: steps that had been made and were made again.
+run goes on, just before its first step; lost: steps that had been made and were made again; cost:
+what is held and makes no progress, from the sending to the decision, the start, and the time of the
+lost steps.
+
+From that follows the share of useful time where one interruption comes in each hour that a job
+holds its nodes: 1 - cost / 3600 s. It is also computed from what the run itself has written down,
+over all its starts: what its jobs held, less what its iterations took where no start lies between.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -28,6 +35,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -47,13 +56,22 @@ simulation: {{trajectories: 20, particles: 100, equilibration_steps: 200, coolin
 data: {{name: interrupted}}
 render: {{style: disc, pixels: 32}}
 model: {{recipe: modern}}
-train: {{batch_size: 16, iterations: {iterations}, diagnostics_every: 0}}
+train:
+  batch_size: 16
+  iterations: {iterations}
+  batches_per_iteration: {steps}
+  diagnostics_every: 0
 checkpoint: {{every_iterations: 10}}
 launch: {{ranks: 2, site: dev, slurm: {{max_requeues: 1000, launcher_options: [--wait=5]}}}}
 """
+STEPS = 10
+"""of an iteration"""
 KINDS = ("signal", "preemption", "kill -9")
 WEIGHTS = (12, 5, 3)
 PATIENCE = 900.0
+HOUR = 3600.0
+USEFUL = 97.0
+"""percent of useful time that are aimed at, with one interruption an hour"""
 
 
 def main() -> None:
@@ -71,11 +89,11 @@ def main() -> None:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)):
         config = Path(folder) / "study.yaml"
-        config.write_text(CONFIG.format(iterations=args.iterations))
+        config.write_text(CONFIG.format(iterations=args.iterations, steps=STEPS))
         run = start(config, Path(folder) / "interrupted")
         found = [interrupt(run, rng) for _ in range(args.count)]
         until(run.result.exists)
-        report(found)
+        report(found, times(run))
         compare(run, undisturbed(config, Path(folder)))
 
 
@@ -132,6 +150,7 @@ def interrupt(run: RunDir, rng: random.Random) -> Measured:
     stop = read_records(run.events)
     step = next(r["step"] for r in reversed(stop) if r["event"] == "requeue")
     measured: Measured = {"kind": kind, "requeue": ranks - decided, "start": goes_on - ranks}
+    measured["stop"] = decided - asked
     measured["lost"] = max(reached, step) - resumed
     if kind != "kill -9":
         measured["durable"] = durable - asked
@@ -195,17 +214,67 @@ def undisturbed(config: Path, folder: Path) -> RunDir:
     return run
 
 
-def report(found: list[Measured]) -> None:
-    """Median and largest of what was measured, by kind."""
-    print(f"\n{'':12}{'n':>4}{'durable':>16}{'requeue':>16}{'start':>16}{'steps lost':>14}")
+@dataclass(frozen=True)
+class Times:
+    """What a run took, by its records."""
+
+    held: float
+    """seconds that its jobs held their nodes"""
+    useful: float
+    """seconds that its iterations took"""
+    jobs: int
+    """allocations that it had"""
+    iteration: float
+    """seconds of an iteration, median"""
+
+    @property
+    def cost(self) -> float:
+        """Seconds that were held and made no progress, for each allocation."""
+        return (self.held - self.useful) / self.jobs
+
+
+def times(run: RunDir) -> Times:
+    """What a complete run took. Of an iteration that a start lies in, the median counts."""
+    events = [
+        (event["event"], datetime.fromisoformat(event["time"]).timestamp())
+        for event in read_records(run.events)
+        if event["event"] in ("job_start", "requeue", "no_requeue")
+    ]
+    events.append(("end", run.result.stat().st_mtime))
+    held = [
+        end - at for (event, at), (_, end) in itertools.pairwise(events) if event == "job_start"
+    ]
+    starts = [start["resumed_step"] for start in read_records(run.provenance)]
+    whole, cut, step, seconds = [], 0, 0, 0.0
+    for record in read_records(run.metrics):
+        if any(step <= resumed < record["step"] for resumed in starts):
+            cut += 1
+        else:
+            whole.append(record["seconds"] - seconds)
+        step, seconds = record["step"], record["seconds"]
+    iteration = statistics.median(whole)
+    return Times(sum(held), sum(whole) + cut * iteration, len(held), iteration)
+
+
+def report(found: list[Measured], took: Times) -> None:
+    """Median and largest of what was measured, by kind, and the share of useful time."""
+    for row in found:
+        again = float(row["lost"]) * took.iteration / STEPS
+        row["cost"] = float(row["stop"]) + float(row["start"]) + again
+    heads = ("durable", "requeue", "start", "cost")
+    print(f"\n{'':12}{'n':>4}{''.join(f'{head:>16}' for head in heads)}{'steps lost':>14}")
     for kind in KINDS:
         rows = [row for row in found if row["kind"] == kind]
         if rows:
-            cells = [spread(rows, key) for key in ("durable", "requeue", "start")]
+            cells = [spread(rows, key) for key in heads]
             lost = [int(row["lost"]) for row in rows]
             text = "".join(f"{cell:>16}" for cell in cells)
             print(f"{kind:12}{len(rows):4}{text}{statistics.median(lost):7.0f} / {max(lost):4}")
     print("median / largest, seconds")
+    print(
+        f"held {took.held:.0f} s by {took.jobs} allocations, {took.useful:.0f} s of it useful: "
+        f"{took.cost:.1f} s lost for each"
+    )
     for key, what in (("durable", "asked to stop, until the checkpoint is durable"),
                       ("start", "ranks' start to the first step")):  # fmt: skip
         if values := [float(row[key]) for row in found if key in row]:
@@ -213,6 +282,18 @@ def report(found: list[Measured]) -> None:
     warned = [float(row["lost"]) for row in found if row["kind"] != "kill -9"]
     if warned:
         tell(measured("interrupted on Slurm with notice: steps lost", [max(warned)], at_most=0))
+    hourly = "useful time with one interruption an hour"
+    for kind in KINDS:
+        if costs := [float(row["cost"]) for row in found if row["kind"] == kind]:
+            shares = [useful_share(cost) for cost in costs]
+            tell(measured(f"{hourly}, {kind}", shares, "%", at_least=USEFUL))
+    by_records = [useful_share(took.cost)]
+    tell(measured(f"{hourly}, by the run's records", by_records, "%", at_least=USEFUL))
+
+
+def useful_share(cost: float) -> float:
+    """Percent of the time held that makes progress, where each hour has one interruption."""
+    return 100 * (1 - cost / HOUR)
 
 
 def spread(rows: list[Measured], key: str) -> str:
