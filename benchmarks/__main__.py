@@ -172,11 +172,9 @@ def left_out(part: Part, words: Sequence[str], set_up: bool) -> str:
     if not words:
         return "not in the quick form"
     there = len(os.sched_getaffinity(0))
-    return (
-        f"needs {plural(part.cores, 'core')}, and this process has {there}"
-        if there < part.cores
-        else ""
-    )
+    if there < part.cores:
+        return f"needs {plural(part.cores, 'core')}, and this process has {there}"
+    return ""
 
 
 def run(words: Sequence[str]) -> tuple[list[Row], str]:

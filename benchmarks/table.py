@@ -37,7 +37,7 @@ class Row:
     @property
     def reached(self) -> bool | None:
         """Whether the median is what was aimed at; None without a goal or a value."""
-        if self.value is None or self.at_least is self.at_most is None:
+        if self.value is None or (self.at_least is None and self.at_most is None):
             return None
         enough = self.at_least is None or self.value >= self.at_least
         return enough and (self.at_most is None or self.value <= self.at_most)
