@@ -67,7 +67,7 @@ class Run:
         """The same as `settings.run_digest()`, without building the settings."""
         return run_identity(self.point.digest, self.seed, self.rounding)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         return run_name(self.point.label, self.seed, self.digest, self.copy)
 
