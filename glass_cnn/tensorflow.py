@@ -8,7 +8,6 @@ says otherwise.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import os
@@ -80,9 +79,10 @@ def without_keras() -> Iterator[None]:
 with without_notice(), without_keras():
     import tensorflow as tf
 
-# At its end Python would look once more through all that it has made, which of TensorFlow's takes
-# half a second of a core for each rank of each run, and the memory is given back anyway.
-atexit.register(gc.freeze)
+# What is loaded by now stays until the end, where Python would look through it once more: half a
+# second of a core for each rank of each run. Later it would be too much: libraries whose objects
+# are not collected at the end complain.
+gc.freeze()
 
 __all__ = ["onednn_is_on", "prepare", "tf"]
 
