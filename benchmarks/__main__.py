@@ -59,7 +59,7 @@ PARTS = (
     Part(
         "scaling",
         "-m benchmarks.scaling --pixels 250 --turns 3 --seconds 4",
-        "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1",
+        "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1 --agree 3",
     ),
     Part(
         "convolutions",
@@ -102,10 +102,11 @@ PARTS = (
     Part(
         "aggregation",
         "-m benchmarks.aggregation --runs 100000",
-        "-m benchmarks.aggregation --runs 1000",
+        "-m benchmarks.aggregation --runs 10000",
     ),
     Part(
         "status",
+        "-m benchmarks.aggregation --runs 1000",
         "-m benchmarks.aggregation --runs 1000",
     ),
     Part(
