@@ -71,8 +71,9 @@ OUTER = {
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {},
-    # evaluations that take longer than the steps between them
-    "thorough": {"train.evaluation_examples": 240, "train.evaluation_batch": 2},
+    # evaluations that take longer than the steps between them; by rows ranks meet twice in each of
+    # 60 portions, which takes seconds where nodes share two cores
+    "thorough": {"train.evaluation_examples": 240, "train.evaluation_batch": 4},
     # only the training itself can find out that nothing is there
     "wrong": {"train.restart_from.run": "nobody/runs/*"},
 }
