@@ -304,7 +304,8 @@ def overhead(pixels: int, pairs: int, threads: int, examples: int, directory: Pa
     """Print how much longer iterations with a checkpoint are."""
     ranks = world()
     set_up_tensorflow(threads, ranks)
-    training = Training(build_run({"render": {"pixels": pixels}}, "benchmark"), ranks, examples)
+    tree = {"render": {"pixels": pixels}, "launch": {"division": "data"}}
+    training = Training(build_run(tree, "benchmark"), ranks, examples)
     with contextlib.ExitStack() as open_:
         checkpoints = None
         if ranks.is_root:

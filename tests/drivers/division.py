@@ -100,7 +100,9 @@ def broadcast(division: DataParallel, ranks: World) -> bool:
 
 def trained(name: Way, ranks: World) -> dict[str, Any]:
     """Three steps of a training on random pictures, uneven shares: losses, digest of weights."""
-    settings = tiny.settings(train={"batch_size": 25}, launch={"collectives": name})
+    settings = tiny.settings(
+        train={"batch_size": 25}, launch={"division": "data", "collectives": name}
+    )
     engine = Engine(settings, ranks)
     engine.broadcast()
     pixels = settings.render.pixels
