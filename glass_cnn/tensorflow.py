@@ -80,9 +80,10 @@ with without_notice(), without_keras():
     import tensorflow as tf
 
 # What is loaded by now stays until the end, where Python would look through it once more: half a
-# second of a core for each rank of each run. Later it would be too much: libraries whose objects
-# are not collected at the end complain.
-gc.freeze()
+# second of a core for each rank of each run. Of freud nothing may be among it, here or later: it
+# complains at the end of objects that nobody has looked through. No training loads it.
+if "freud" not in sys.modules:
+    gc.freeze()
 
 __all__ = ["onednn_is_on", "prepare", "tf"]
 
