@@ -183,7 +183,9 @@ def run(words: Sequence[str]) -> tuple[list[Row], str]:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         place = Path(folder) / "rows"
         place.touch()
-        environment = os.environ | {HANDED_TO: str(place), "PYTHONUNBUFFERED": "1"}
+        # This environment's mpiexec and lmp, also where its shell script was not sourced.
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = os.environ | {"PATH": path, HANDED_TO: str(place), "PYTHONUNBUFFERED": "1"}
         last = ""
         with started(words, environment) as (process, late):
             assert process.stdout is not None

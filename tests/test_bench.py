@@ -113,3 +113,11 @@ def test_names_of_parts_are_their_own_and_their_commands_are_there(root: Path) -
     used = {words.split()[1] for one in bench.PARTS for words in (one.words, one.quick) if words}
     there = {f"benchmarks.{path.stem}" for path in (root / "benchmarks").glob("[!_]*.py")}
     assert used == there - {"benchmarks.table", "benchmarks.sides", "benchmarks.scaling_model"}
+
+
+def test_programs_of_the_environment_are_found_whatever_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    then = "import shutil, sys; sys.exit(not shutil.which('mpiexec').startswith(sys.prefix))"
+    assert bench.main(["--json", str(tmp_path / "found.json")], [part("ranks", then=then)]) == 0

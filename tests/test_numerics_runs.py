@@ -12,11 +12,11 @@ import pytest
 from glass_cnn import numerics
 from glass_cnn.analysis.rows import read_run
 from glass_cnn.records import Start
+from glass_cnn.report.run_table import RunLine, cells
 from hpc.checkpoint import manifest_text, read_manifest
 from hpc.checkpoint_names import MANIFEST, saved
 from hpc.files import read_json
 from hpc.records import read_events, read_records
-from jobs import status
 from tests import tiny
 from tests.plans import Plan, fault
 
@@ -70,7 +70,7 @@ def test_a_run_that_goes_on_under_other_numerics_says_so_everywhere(plan: Plan) 
     row = read_run(run.path)
     assert (row.numerics_changed, row.numerics_change) == (1, f"at step 8: {event.reason}")
     facts = {**vars(row), "train.iterations": 4}
-    assert "numerics changed at step 8" in status.cells(status.RunLine("complete", "", facts))[-1]
+    assert "numerics changed at step 8" in cells(RunLine("complete", "", facts))[-1]
     digests = [
         read_json(plan.run(case).result)["weights_sha256"] for case in ("capped", "undisturbed")
     ]

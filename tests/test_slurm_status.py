@@ -20,6 +20,7 @@ from glass_cnn.analysis.table import aggregate
 from glass_cnn.paths import RunDir, StudyDir
 from glass_cnn.records import read_evaluations
 from glass_cnn.report import terminal
+from glass_cnn.report.run_table import RunLine
 from glass_cnn.study import Study
 from hpc.batch import job_text
 from hpc.environment import BATCH_JOB
@@ -195,8 +196,8 @@ def test_a_narrow_terminal_cuts_no_reason(tmp_path: Path, width: int) -> None:
 
 def test_the_time_left_of_a_study_counts_what_waits(study: Study, place: StudyDir) -> None:
     facts = {"seconds_per_iteration": 2.0, "train.iterations": 60}
-    running = status.RunLine("running", "", facts, 40.0)
-    waits = status.RunLine("waiting", "", {"seconds_per_iteration": None})
+    running = RunLine("running", "", facts, 40.0)
+    waits = RunLine("waiting", "", {"seconds_per_iteration": None})
     assert status.study_left([running, running]) == 40
     assert status.study_left([running, running, waits, waits]) == (80 + 2 * 120) / 2
     assert status.study_left([waits]) is None

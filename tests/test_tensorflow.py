@@ -92,6 +92,14 @@ def test_a_start_loads_no_keras_before_it_is_used_and_the_end_looks_through_noth
     assert answer.stdout.splitlines() == ["[]", "3", "True"]
 
 
+def test_what_was_loaded_before_is_not_complained_of_at_the_end() -> None:
+    words = "import freud; from glass_cnn.tensorflow import tf; freud.box.Box(1, 1)"
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("gpus", "nccl"), [(1, False), (1, True), (0, False)])
 def test_ranks_on_gpus_refuse_a_horovod_without_nccl(
     monkeypatch: pytest.MonkeyPatch, gpus: int, nccl: bool

@@ -58,6 +58,11 @@ def paired(x: tf.Tensor, weights: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:
 KINDS: dict[str, Layer] = {"plain": plain, "in pairs": paired}
 
 
+def chosen() -> Layer:
+    """What this process convolves with, see `kind`."""
+    return KINDS[kind()]
+
+
 def _in_pairs(
     x: tf.Tensor,
     weights: tf.Tensor,

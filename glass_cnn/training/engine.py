@@ -162,9 +162,8 @@ class Engine:
         self.division = divide(kind, settings, world)
         part = self.division.part
         self.share, self.strip = self.division.share(train.batch_size), part.pixels
-        convolve = convolution.KINDS[convolution.kind()]
         self.network = Network(
-            settings.recipe, pixels, settings.seed, part, train.precision, convolve
+            settings.recipe, pixels, settings.seed, part, train.precision, convolution.chosen()
         )
         self.optimizer = Optimizer(train.optimizer, self.network)
         self._device = "GPU:0" if tf.config.get_visible_devices("GPU") else "CPU:0"

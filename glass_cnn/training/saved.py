@@ -28,9 +28,12 @@ class SavedModel:
         prepare(precision=precision)  # as in training
         self.run, self.settings, self.saved = run, settings, saved
         pixels = settings.render.pixels
-        convolve = convolution.KINDS[convolution.kind()]
         self.network = Network(
-            settings.recipe, pixels, settings.seed, precision=precision, convolve=convolve
+            settings.recipe,
+            pixels,
+            settings.seed,
+            precision=precision,
+            convolve=convolution.chosen(),
         )
         for name, variable in self.network.parameters.items():
             variable.assign(saved.tensors[f"model/{name}"])
