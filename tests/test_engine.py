@@ -19,7 +19,7 @@ from glass_cnn.training.loop import TrainingJob, evaluate, take_step
 from glass_cnn.training.state import State
 from hpc.tensorfile import lay_out
 from hpc.world import world
-from tests import tiny
+from tests import synthetic, tiny
 from tests.conftest import leave_out
 
 BATCH = 6
@@ -195,3 +195,19 @@ def names(node: Any, arguments: Any) -> Iterator[str]:
         types = node.attr[argument.type_list_attr].list.type if argument.type_list_attr else [0]
         count = node.attr[argument.number_attr].i if argument.number_attr else len(types)
         yield from [argument.name] * count
+
+
+def test_the_pace_after_a_restart_is_that_of_the_steps_that_were_made() -> None:
+    from glass_cnn.training.recorder import line
+
+    train = tiny.settings(
+        train={"iterations": 6, "batches_per_iteration": 10, "batch_size": 80}
+    ).train
+    evaluations = synthetic.evaluations(
+        synthetic.MadeUpCourse(), 4, 0, synthetic.study().points[0].settings
+    )
+    told = line(evaluations[-1], train, took=10.0, made=4)
+    assert (evaluations[-1].step, train.batch_size) == (40, 80)
+    assert told.endswith("  32 img/s  ETA 0:50")
+    assert line(evaluations[-1], train, took=10.0, made=10).endswith("  80 img/s  ETA 0:20")
+    assert "img/s" not in line(evaluations[-1], train, took=0.1, made=0), "no step was made"

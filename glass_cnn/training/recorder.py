@@ -95,7 +95,7 @@ class Recorder:
         self._saved: tuple[int, int] | None = None
         self._interval = Interval(None)
         self._ended = False
-        self._since = time.monotonic()
+        self._since, self._made_before = time.monotonic(), 0
         self._curves = EventFiles(run.tensorboard)
         world.on_root(self._open)
 
@@ -195,6 +195,7 @@ class Recorder:
         best = state.model() if self.settings.checkpoint.best else None
         self.checkpoints.prepare(state.tensors(), best)
         self._since = time.monotonic()
+        self._made_before = step - done * self.settings.train.batches_per_iteration
         hours = self.settings.checkpoint.hours_between_failures
         self._interval = Interval(hours * 3600 if hours else None)
 
@@ -222,7 +223,9 @@ class Recorder:
         self._curves.add(evaluation)
         took = time.monotonic() - self._since
         self._since += took
-        self._say(_line(evaluation, self.settings.train, took))
+        made = self.settings.train.batches_per_iteration - self._made_before
+        self._made_before = 0
+        self._say(line(evaluation, self.settings.train, took, made))
         if state.is_best and self.settings.checkpoint.best:
             self.checkpoints.save_best(state.progress.step, state.model(), state.meta())
 
@@ -353,17 +356,22 @@ def stays(settings: RunSettings, step: int, newest: int, ended: bool) -> bool:
     return iteration >= newest - (rollback.back_iterations + rollback.chance_evaluations + every)
 
 
-def _line(evaluation: Evaluation, train: Train, took: float) -> str:
-    """The line of the log for an evaluation `took` seconds after the last one."""
-    left = (train.iterations - evaluation.iteration) * took
-    speed = train.batches_per_iteration * train.batch_size / took
-    return (
+def line(evaluation: Evaluation, train: Train, took: float, made: int) -> str:
+    """The line of the log for an evaluation `took` seconds and `made` steps after the last one.
+
+    After a restart the iteration may have steps that an earlier start made.
+    """
+    told = (
         f"iteration {evaluation.iteration:>{len(str(train.iterations))}}/{train.iterations}  "
         f"step {evaluation.step}  rate {evaluation.learning_rate:.3g}  "
         f"train {evaluation.train_accuracy:7.2%} {_loss(evaluation.train_loss)}  "
-        f"validation {evaluation.validation_accuracy:7.2%} "
-        f"{_loss(evaluation.validation_loss)}  {speed:.0f} img/s  ETA {duration(left)}"
+        f"validation {evaluation.validation_accuracy:7.2%} {_loss(evaluation.validation_loss)}"
     )
+    if not made:
+        return told
+    speed = made * train.batch_size / took
+    left = (train.steps - evaluation.step) * took / made
+    return f"{told}  {speed:.0f} img/s  ETA {duration(left)}"
 
 
 def _accuracy(sums: np.ndarray) -> float:
