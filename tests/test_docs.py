@@ -74,6 +74,15 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
     )
 
 
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    """`make docs` refuses a page that its menu leaves out; that stage comes late in the check."""
+    site = parse_yaml((ROOT / "mkdocs.yml").read_text(), "mkdocs.yml")
+    menu = [path for entry in site["nav"] for path in entry.values()]
+    assert len(set(menu)) == len(menu)
+    pages = {str(path.relative_to(ROOT / "docs")) for path in DOCUMENTS[1:]}
+    assert set(menu) == {page for page in pages if not page.endswith("results_log.md")}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
