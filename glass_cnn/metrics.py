@@ -44,9 +44,9 @@ class Metrics:
     glass: Floats
     finite: NDArray[np.bool_]
     diagnostics: DiagnosticSummary
-    dead: Floats
-    """share of the dense layer's units that are 0 for every image of a probe; not-a-number where
-    it was not measured"""
+    dead: dict[str, Floats]
+    """of each layer in DEAD_LAYERS the share of units, or channels, that are 0 for every image of a
+    probe; not-a-number where it was not measured"""
     seconds: Floats
     """wall time of all starts together, s; not-a-number where it was not recorded"""
     torn: int
@@ -120,15 +120,17 @@ class _Part:
     diagnostics: list[DiagnosticSummary]
 
 
-DEAD = ("dead_fraction", "dense")
-"""group and name of what is kept of every evaluation's diagnostics, not of the last alone"""
+DEAD_LAYERS = ("conv2", "dense")
+"""whose dead units are kept of every evaluation's diagnostics, not of the last alone: a fall shows
+in the dense layer, and lasts by the channels of the second convolution"""
 
 
 def _part(records: list[Evaluation]) -> _Part:
     rows = [msgspec.structs.astuple(record) for record in records]
     *columns, diagnostics = zip(*rows, strict=True) if rows else [()] * (len(COLUMNS) + 1)
     arrays = {name: np.array(column, float) for name, column in zip(COLUMNS, columns, strict=True)}
-    arrays[".".join(DEAD)] = np.array([_dead(record) for record in diagnostics], float)
+    for layer in DEAD_LAYERS:
+        arrays[f"dead.{layer}"] = np.array([_dead(record, layer) for record in diagnostics], float)
     return _Part(arrays, _of_shapes([record for record in diagnostics if record]))
 
 
@@ -157,16 +159,15 @@ def _joined(parts: list[_Part], torn: int, path: Path, steps_each: int | None) -
         glass=columns["validation_glass"],
         finite=finite & (columns["finite"] == 1),
         diagnostics=_summary([shape for part in parts for shape in part.diagnostics]),
-        dead=columns[".".join(DEAD)],
+        dead={layer: columns[f"dead.{layer}"] for layer in DEAD_LAYERS},
         seconds=seconds,
         torn=torn,
     )
 
 
-def _dead(diagnostics: dict[str, Any] | None) -> float:
-    group, name = DEAD
-    found = (diagnostics or {}).get(group)
-    value = found.get(name) if isinstance(found, dict) else None
+def _dead(diagnostics: dict[str, Any] | None, layer: str) -> float:
+    found = (diagnostics or {}).get("dead_fraction")
+    value = found.get(layer) if isinstance(found, dict) else None
     return value if isinstance(value, (int, float)) else np.nan
 
 

@@ -122,7 +122,7 @@ def diagnostics(rng: np.random.Generator, dead: float, curvature: bool) -> dict[
     return {
         "logit_gap_mean": float(rng.normal()),
         "logit_gap_std": 1e-7 if dead > 0.5 else 3.0,
-        "dead_fraction": {"conv1": 0.0, "conv2": 0.1, "dense": dead},
+        "dead_fraction": {"conv1": 0.0, "conv2": 0.8 if dead > 0.5 else 0.1, "dense": dead},
         **{
             k: dict(zip(TENSORS, row, strict=True))
             for k, row in zip(per_tensor, draws, strict=True)

@@ -76,6 +76,11 @@ def test_a_row_holds_times_accuracies_diagnostics_and_provenance(
     assert (dead[390], dead[400]) == (0.2, 0.9)
     assert (row["dead_before_onset"], row["dead_at_onset"]) == (dead[390], dead[400])
     assert row["dead_at_end"] == records[-1]["diagnostics"]["dead_fraction"]["dense"]
+    channels = {r["step"]: r["diagnostics"]["dead_fraction"]["conv2"] for r in records}
+    assert (channels[390], channels[400]) == (0.1, 0.8)
+    assert row["dead_channels_before_onset"] == channels[390]
+    assert row["dead_channels_at_onset"] == channels[400]
+    assert row["dead_channels_at_end"] == channels[records[-1]["step"]]
     bends = [r["diagnostics"]["curvature"] for r in records if r["diagnostics"]["curvature"]]
     assert row["diagnostics.curvature.last"] == bends[-1]
     assert (row["starts"], row["hosts"], row["commit"]) == (

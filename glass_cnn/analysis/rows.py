@@ -83,6 +83,13 @@ class Row:
     """the same at the first evaluation at chance"""
     dead_at_end: float | None = None
     """the same at the last evaluation"""
+    dead_channels_before_onset: float | None = None
+    """share of the second convolution's channels that were dead at the last good evaluation before
+    the first collapse"""
+    dead_channels_at_onset: float | None = None
+    """the same at the first evaluation at chance"""
+    dead_channels_at_end: float | None = None
+    """the same at the last evaluation"""
     watched_steps: int | None = None
     """steps from learning to the collapse, or to the end of a run that did not collapse"""
     watched_samples: int | None = None
@@ -308,8 +315,11 @@ def _read_course(
         row.onset_after_step = int(step[course.last_good])
         row.onset_before_step = int(step[course.first_bad])
         row.onset_iteration = int(iteration[course.first_bad])
-        row.dead_before_onset = _finite(metrics.dead[course.last_good])
-        row.dead_at_onset = _finite(metrics.dead[course.first_bad])
+        units, channels = metrics.dead["dense"], metrics.dead["conv2"]
+        row.dead_before_onset = _finite(units[course.last_good])
+        row.dead_at_onset = _finite(units[course.first_bad])
+        row.dead_channels_before_onset = _finite(channels[course.last_good])
+        row.dead_channels_at_onset = _finite(channels[course.first_bad])
 
 
 def _read_last(row: Row, metrics: Metrics) -> None:
@@ -320,7 +330,8 @@ def _read_last(row: Row, metrics: Metrics) -> None:
         return
     row.step, row.iteration = int(metrics.step[-1]), int(metrics.iteration[-1])
     row.epoch = _finite(metrics.epoch[-1])
-    row.dead_at_end = _finite(metrics.dead[-1])
+    row.dead_at_end = _finite(metrics.dead["dense"][-1])
+    row.dead_channels_at_end = _finite(metrics.dead["conv2"][-1])
     for name, values in metrics.series.items():
         if f"final_{name}" in SCHEMA:
             setattr(row, f"final_{name}", _finite(values[-1]))

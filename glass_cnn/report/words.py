@@ -162,15 +162,16 @@ def describe_outcome(row: dict[str, Any]) -> str:
             f"; first collapse between steps {row['onset_after_step']} "
             f"and {row['onset_before_step']}"
         )
-    return text + _dead_units(row) + "."
+    units = _dead(row, "dead", "units of the dense layer")
+    return text + units + _dead(row, "dead_channels", "channels of the second convolution") + "."
 
 
-def _dead_units(row: dict[str, Any]) -> str:
-    """Dead units of the dense layer when it mattered, in words; "" where none were measured."""
-    when = {"dead_before_onset": "before the fall", "dead_at_onset": "at it"}
-    when |= {"dead_at_end": "at the end"}
-    told = [f"{percent(row[k], 0)} {text}" for k, text in when.items() if row[k] is not None]
-    return f"; dead units of the dense layer: {', '.join(told)}" if told else ""
+def _dead(row: dict[str, Any], column: str, what: str) -> str:
+    """What was dead of a layer when it mattered, in words; "" where it was not measured."""
+    when = {"before_onset": "before the fall", "at_onset": "at it", "at_end": "at the end"}
+    shares = {text: row[f"{column}_{moment}"] for moment, text in when.items()}
+    told = [f"{percent(share, 0)} {text}" for text, share in shares.items() if share is not None]
+    return f"; dead {what}: {', '.join(told)}" if told else ""
 
 
 def describe_seeds(section: StudySection) -> str:
