@@ -35,6 +35,7 @@ def ours(
     batch: int,
     division: str = "data",
     precision: str = "float32",
+    gradients: str = "float32",
     evaluates: bool = False,
 ) -> Step:
     """The engine of this project; one rank of as many as it was started with."""
@@ -50,7 +51,7 @@ def ours(
     tree = {
         "render": {"pixels": pixels},
         "model": {"recipe": "modern"},
-        "train": {"batch_size": batch, "precision": precision},
+        "train": {"batch_size": batch, "precision": precision, "gradients": gradients},
         "launch": {"ranks": world().size, "division": division},
     }
     settings = build_run(tree, "benchmark")
@@ -78,6 +79,11 @@ def ours_evaluating(pixels: int, threads: int, batch: int) -> Step:
 def ours_rows(pixels: int, threads: int, batch: int) -> Step:
     """The same, ranks sharing the rows of images."""
     return ours(pixels, threads, batch, "rows")
+
+
+def ours_sent_half(pixels: int, threads: int, batch: int) -> Step:
+    """The same with train.gradients: bfloat16, which is what ranks send each other."""
+    return ours(pixels, threads, batch, gradients="bfloat16")
 
 
 def ours_bfloat16(pixels: int, threads: int, batch: int) -> Step:
@@ -220,6 +226,7 @@ def examples(pixels: int, batch: int):  # type: ignore[no-untyped-def]
 SIDES: dict[str, Callable[[int, int, int], Step]] = {
     "ours": ours,
     "ours_rows": ours_rows,
+    "ours_sent_half": ours_sent_half,
     "ours_evaluating": ours_evaluating,
     "ours_bfloat16": ours_bfloat16,
     "keras": keras,

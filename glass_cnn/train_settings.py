@@ -306,6 +306,12 @@ class Train(Settings):
     """of the factors in convolutions and in the dense layer, forward and backward: float32, tf32
     (NVIDIA GPUs; 10 of 23 bits) or bfloat16 (7); all else is float32. Refused where it would be
     emulated"""
+    gradients: Annotated[Literal["float32", "bfloat16"], Identity(since=2, before="float32")] = (
+        "float32"
+    )
+    """what ranks that share a batch send each other of a large gradient: bfloat16 is half as much,
+    each rank's part and the sum rounded to 7 bits; on one rank, and where launch.division is rows,
+    none is sent and none rounded"""
     augmentation: Augmentation = Augmentation()
     """random symmetries of the training images"""
     evaluation_examples: Count | None = None

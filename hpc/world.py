@@ -89,6 +89,18 @@ class World:
         self.comm.Allreduce(np.ascontiguousarray(values), total, op=MPI.SUM)
         return total
 
+    def exchange(self, rows: np.ndarray) -> np.ndarray:
+        """Row r is what rank r had in this rank's row; an array [ranks, …] of integers."""
+        received = np.empty_like(rows)
+        self.comm.Alltoall(np.ascontiguousarray(rows), received)
+        return received
+
+    def joined(self, part: np.ndarray) -> np.ndarray:
+        """All ranks' rows one after the other, on every rank; equally many of integers on each."""
+        whole = np.empty((self.size * part.shape[0], *part.shape[1:]), part.dtype)
+        self.comm.Allgather(np.ascontiguousarray(part), whole)
+        return whole
+
     def gather(self, value: Any) -> list[Any] | None:
         """Values of all ranks in rank order, on rank 0; None elsewhere."""
         return self.comm.gather(value, root=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,56 @@ def test_a_training_is_the_same_whichever_way_is_taken(answers: dict[int, dict[s
             assert found[name]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
         if ranks <= 2:
             assert found["mpi"]["digest"] == found["horovod"]["digest"]
+
+
+@pytest.mark.slow
+@both
+def test_a_sum_that_travels_as_bfloat16_is_rounded_twice(
+    answers: dict[int, dict[str, Any]], name: str
+) -> None:
+    """Each rank's numbers and the sum's, by half a unit of 8 bits each; alone nothing travels."""
+    for ranks in SIZES:
+        found, plain = answers[ranks]["bfloat16"][name], answers[ranks][name]
+        assert found["exact"]
+        assert found["broadcast"]
+        assert found["not finite"] == plain["not finite"]
+        assert len(set(found["digests"])) == 1
+        if ranks == 1:
+            assert found["large"] == plain["large"]
+            assert found["trained"] == plain["trained"]
+        else:
+            assert 2**-9 < found["error"] <= 2**-7 + 2**-16 + ranks * 2**-24
+            assert found["trained"]["losses"] == pytest.approx(plain["trained"]["losses"], rel=1e-2)
+            assert found["trained"]["digest"] != plain["trained"]["digest"]
+
+
+@pytest.mark.slow
+def test_what_travels_as_bfloat16_has_one_order(answers: dict[int, dict[str, Any]]) -> None:
+    """The sum is made here, in the order of ranks: the same bits whichever way takes it there."""
+    for ranks in SIZES:
+        found = answers[ranks]["bfloat16"]
+        assert found["mpi"]["large"] == found["horovod"]["large"]
+
+
+@pytest.mark.slow
+def test_the_dense_gradient_leaves_while_the_convolutions_go_backward(
+    mpirun: MpiRun, tmp_path: Path
+) -> None:
+    """As Horovod notes it, in µs: long before the small gradients, of which theirs are the last."""
+    timeline = tmp_path / "timeline.json"
+    done = mpirun(2, DRIVER, tmp_path, "steps", env={"HOROVOD_TIMELINE": str(timeline)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    noted = timeline.read_text()
+    events = json.loads(noted[: noted.rindex("},") + 1] + "]")  # the last may be cut short
+    names = {e["pid"]: e["args"].get("name") for e in events if e.get("name") == "process_name"}
+    asked: dict[str, list[int]] = {"sum/0": [], "sum/1": []}
+    for event in events:
+        if event.get("name") == "NEGOTIATE_ALLREDUCE" and event["ph"] == "B":
+            asked[names[event["pid"]]].append(event["ts"])
+    small, large = asked["sum/0"][2:11], asked["sum/1"][2:11]
+    assert len(small) == len(large) == 9
+    ahead = statistics.median(s - b for s, b in zip(small, large, strict=True))
+    assert ahead > 0.1 * statistics.median(b - a for a, b in itertools.pairwise(large))
 
 
 @pytest.mark.slow

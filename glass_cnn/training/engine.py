@@ -38,7 +38,8 @@ def set_up_tensorflow(
     device would emulate.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # With one the dense layer's gradient would leave when the convolutions have gone backward, too.
+    tf.config.threading.set_inter_op_parallelism_threads(1 if world.size == 1 else 2)
     mine = prepare(world.local_rank, precision)
     all_seen = tf.config.list_physical_devices("GPU")
     number = all_seen.index(mine) if mine else 0

@@ -1,6 +1,7 @@
 """Run on n ranks: what every way to add over ranks promises. Rank 0 writes answer.json to argv[1].
 
-`die WAY` instead of nothing: the last rank ends in the middle of a sum.
+With a way after it the last rank ends in the middle of a sum; with `steps` there are only steps, of
+64 px, for what Horovod notes of them in $HOROVOD_TIMELINE.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from glass_cnn.tensorflow import tf
-from glass_cnn.training.division import WAYS, DataParallel, Way
+from glass_cnn.training.division import WAYS, DataParallel, Sent, Way
 from glass_cnn.training.engine import Engine, set_up_tensorflow
 from hpc.tensorfile import digest_tensors
 from hpc.world import World, world
@@ -50,9 +51,9 @@ def same_on_all(ranks: World, arrays: list[np.ndarray]) -> str:
     return found[0]
 
 
-def examine(name: Way, ranks: World) -> dict[str, Any]:
+def examine(name: Way, ranks: World, sent: Sent = "float32") -> dict[str, Any]:
     """Every promise but the last."""
-    division = DataParallel(ranks, name)
+    division = DataParallel(ranks, name, sent)
     add = compiled(division)
     whole = [np.full(s, 2**ranks.rank, np.float32) for s in SHAPES]
     exact = all((total == 2**ranks.size - 1).all() for total in add(whole))
@@ -81,7 +82,8 @@ def examine(name: Way, ranks: World) -> dict[str, Any]:
             for each in ranks.comm.allgather(told)
         ],
         "broadcast": broadcast(division, ranks),
-        "trained": trained(name, ranks),
+        "large": digest_tensors({str(i): t for i, t in enumerate(first) if t.nbytes > 1 << 20}),
+        "trained": trained(name, ranks, sent),
     }
 
 
@@ -98,17 +100,23 @@ def broadcast(division: DataParallel, ranks: World) -> bool:
     return all(ranks.comm.allgather(mine))
 
 
-def trained(name: Way, ranks: World) -> dict[str, Any]:
-    """Three steps of a training on random pictures, uneven shares: losses, digest of weights."""
+def trained(
+    name: Way, ranks: World, sent: Sent = "float32", pixels: int = 32, steps: int = 3
+) -> dict[str, Any]:
+    """Some steps of a training on random pictures, uneven shares: losses, digest of weights.
+
+    32 px have a gradient that is large enough to travel alone.
+    """
     settings = tiny.settings(
-        train={"batch_size": 25}, launch={"division": "data", "collectives": name}
+        render={"pixels": pixels},
+        train={"batch_size": 25, "gradients": sent},
+        launch={"division": "data", "collectives": name},
     )
     engine = Engine(settings, ranks)
     engine.broadcast()
-    pixels = settings.render.pixels
     rng = np.random.default_rng(0)
     losses = []
-    for step in range(3):
+    for step in range(steps):
         images = rng.integers(0, 256, (25, pixels, pixels, 3), dtype=np.uint8)
         labels = rng.integers(0, 2, 25)
         result = engine.train_step(images[engine.share], labels[engine.share], step, 1e-3)
@@ -127,17 +135,20 @@ def die(name: Way, ranks: World) -> None:
     print("went on alone", flush=True)
 
 
-def main(out: Path, dying: Way | None) -> None:
+def main(out: Path, mode: str | None) -> None:
     ranks = world()
     set_up_tensorflow(1, ranks)
-    if dying:
-        die(dying, ranks)
+    if mode == "steps":
+        trained("horovod", ranks, pixels=64, steps=12)
         return
-    answer = {name: examine(name, ranks) for name in WAYS}
+    if mode:
+        die({name: name for name in WAYS}[mode], ranks)  # type: ignore[index]
+        return
+    answer: dict[str, Any] = {name: examine(name, ranks) for name in WAYS}
+    answer["bfloat16"] = {name: examine(name, ranks, "bfloat16") for name in WAYS}
     if ranks.is_root:
         (out / "answer.json").write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    names: dict[str, Way] = {name: name for name in WAYS}
-    main(Path(sys.argv[1]), names[sys.argv[2]] if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
