@@ -66,6 +66,7 @@ PARTS = (
         "-m benchmarks.convolutions",
         "-m benchmarks.convolutions --pixels 48 --turns 3",
     ),
+    Part("update", "-m benchmarks.update", "-m benchmarks.update --pixels 64 --turns 3"),
     Part(
         "input",
         "-m benchmarks.input --turns 5 --seconds 3",
