@@ -226,7 +226,8 @@ def plan(mpirun: MpiRun, tiny_logs: Path, tmp_path_factory: pytest.TempPathFacto
     source = {"run": "tiny/runs/*", "which": "latest", "optimizer_state": True}
     still = {"iterations": 1, "l2": 0, "learning_rate": {"kind": "constant", "initial": 1e-12}}
     study = {"name": "branch", "seeds": 1}
-    branch = tiny.tree(launch=BY_ROWS, study=study, train={**still, "restart_from": source})
+    train = {**still, "restart_from": source, "gradients": "bfloat16"}
+    branch = tiny.tree(launch=BY_ROWS, study=study, train=train)
     plan.add("rows", config=tiny.write_study(plan.place / "branch.yaml", branch))
     train = {"iterations": 12, "rollback": {"action": "fresh_optimizer"}}
     back = tiny.merge(COLLAPSING, {"launch": BY_ROWS, "train": train})
@@ -294,8 +295,11 @@ def test_an_audit_trains_each_part_again_as_it_was_divided(plan: Plan) -> None:
 @pytest.mark.requires("mpi")
 @pytest.mark.slow
 def test_another_run_can_begin_with_the_weights_of_one_by_rows(plan: Plan) -> None:
-    """At a rate that keeps them."""
+    """At a rate that keeps them. By rows no gradient is sent as bfloat16, and the log says so."""
     assert plan.codes["rows"] == [[0] * 3] * 2
+    log = run_of(plan, "rows", "branch").log.read_text()
+    assert "train.gradients bfloat16 rounds nothing: ranks send no large gradient" in log
+    assert "train.gradients" not in run_of(plan, "rows").log.read_text()
     (record,) = read_records(run_of(plan, "rows", "branch").metrics)
     last = read_records(run_of(plan, "rows").metrics)[-1]
     assert record["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-5)

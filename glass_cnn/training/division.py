@@ -193,7 +193,7 @@ class Ranks:
         """
         if self._collectives is None:
             return tensors
-        small = [i for i, t in enumerate(tensors) if t.shape.num_elements() * 4 < ALONE_BYTES]
+        small = [i for i, t in enumerate(tensors) if not is_large(t)]
         large = [i for i in range(len(tensors)) if i not in small]
         packed = [tf.reshape(tensors[i], [-1]) for i in small]
         together = [tf.concat(packed, axis=0)] if small else []
@@ -231,6 +231,11 @@ class Ranks:
         """Give every rank rank 0's values."""
         if self._collectives is not None:
             self._collectives.broadcast(variables)
+
+
+def is_large(tensor: tf.Tensor | tf.Variable) -> bool:
+    """Whether a float32 tensor travels by itself, and as `train.gradients` says."""
+    return tensor.shape.num_elements() * 4 >= ALONE_BYTES
 
 
 def _bits(numbers: tf.Tensor) -> tf.Tensor:

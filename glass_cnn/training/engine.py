@@ -17,7 +17,7 @@ from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import onednn_is_on, prepare, tf
 from glass_cnn.train_settings import Precision
 from glass_cnn.training import convolution
-from glass_cnn.training.division import Kind, Way, chosen, divide, way
+from glass_cnn.training.division import Kind, Way, chosen, divide, is_large, way
 from glass_cnn.training.model import Network, Optimizer, dropout_mask
 from hpc import gpus
 from hpc.tensorfile import InParts
@@ -187,6 +187,12 @@ class Engine:
         self._evaluate_batch = tf.function(
             self._evaluate, autograph=False, input_signature=[image, label]
         )
+
+    @property
+    def sends_gradients(self) -> bool:
+        """Whether ranks send each other a gradient as `train.gradients` says."""
+        large = any(map(is_large, self.network.parameters.values()))
+        return self.world.size > 1 and self.division.kind == "data" and large
 
     def state(self) -> dict[str, tf.Variable]:
         """Every tensor that a restart needs, by name, as far as this rank has it."""

@@ -229,6 +229,8 @@ def begin(job: TrainingJob, root: Path, start: Start) -> None:
     )
     if job.world.size > 1:
         described += f"\nsteps divided by {job.engine.division.kind} ({job.engine.why})"
+    if (sent := job.settings.train.gradients) != "float32" and not job.engine.sends_gradients:
+        described += f"\ntrain.gradients {sent} rounds nothing: ranks send no large gradient here"
     lineage = branch.lineage if branch else None
     job.recorder.started(job.state, start, lineage, reason, described)
     job.world.check(job.stop.error)
