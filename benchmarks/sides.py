@@ -8,9 +8,11 @@ asked in its turn to work for some seconds; the others sleep meanwhile. All trai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -251,8 +253,10 @@ def serve(name: str, pixels: int, threads: int, batch: int) -> None:
     for _ in range(3):  # kernels are made, memory is touched
         train()
     root = comm is None or comm.Get_rank() == 0
+    mine = [os.getpid()]
+    mine = mine if comm is None else comm.allgather(mine[0])
     if root:
-        print("ready", flush=True)
+        print("ready", *mine, flush=True)
     while True:
         line = sys.stdin.readline() if root else ""
         line = line if comm is None else asked(comm, line)
@@ -314,7 +318,14 @@ class Side:
         self.speeds: list[float] = []
         self.memory = 0
         """the most that a rank has had so far, bytes"""
-        self.expect("ready")
+        self._processes = [int(number) for number in self.expect("ready").split()[1:]]
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To all ranks: between turns they stand still, for Horovod's threads wait at work."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):  # `expect` tells of one that has ended
+                os.kill(process, number)
 
     def expect(self, what: str = "") -> str:
         """Its next line; raises RuntimeError with what it said where it ended."""
@@ -333,6 +344,7 @@ class Side:
     def begin(self, seconds: float) -> None:
         """The first half of a turn, for sides that take it at the same time."""
         assert self.process.stdin is not None
+        self._signal(signal.SIGCONT)
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
 
@@ -340,10 +352,12 @@ class Side:
         """The second half: what came of it."""
         speed, self.memory = json.loads(self.expect())
         self.speeds.append(speed)
+        self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End it."""
         assert self.process.stdin is not None
+        self._signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 
