@@ -310,20 +310,23 @@ class Side:
         if layout.ranks > 1:
             words = ["mpiexec", "-n", str(layout.ranks), "-bind-to", "core", *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(layout.threads)}
+        # One that stands still sees nobody's end, so the kernel has to end it with this process.
         self.process = subprocess.Popen(
-            ["taskset", "-c", cores, *words], text=True, env=environment,
+            ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", cores, *words],
+            text=True, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.name = f"{layout.name}: {name}"
         self.speeds: list[float] = []
         self.memory = 0
         """the most that a rank has had so far, bytes"""
-        self._processes = [int(number) for number in self.expect("ready").split()[1:]]
+        self.processes = [int(number) for number in self.expect("ready").split()[1:]]
+        """process ids of its ranks"""
         self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
         """To all ranks: between turns they stand still, for Horovod's threads wait at work."""
-        for process in self._processes:
+        for process in self.processes:
             with contextlib.suppress(ProcessLookupError):  # `expect` tells of one that has ended
                 os.kill(process, number)
 

@@ -123,9 +123,8 @@ def names(root: Path) -> list[str]:
 
 def study_part(study: Study, place: StudyDir, rows: Rows, lines: int | None) -> StudyPart:
     """Headline and table of one study, in so many lines if FEWEST runs have room there."""
-    runs = sorted(
-        states(study, place, rows), key=lambda run: place_of(run.state)
-    )  # else as in the study
+    found = states(study, place, rows)
+    runs = sorted(found, key=lambda run: place_of(run.state))  # else as in the study
     counts = Counter(run.state for run in runs)
     words = [f"{counts[state]} {state}" for state in sorted(counts, key=place_of)]
     head = Text.assemble((study.name, "bold"), f"  {plural(len(runs), 'run')}: {', '.join(words)}")

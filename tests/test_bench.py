@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,30 @@ def test_programs_of_the_environment_are_found_whatever_the_path(
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     then = "import shutil, sys; sys.exit(not shutil.which('mpiexec').startswith(sys.prefix))"
     assert bench.main(["--json", str(tmp_path / "found.json")], [part("ranks", then=then)]) == 0
+
+
+WAITING = """
+import time
+from benchmarks.sides import LAYOUTS, Side
+print(*Side("matrix_product", 24, LAYOUTS["one core"]).processes, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_side_that_stands_still_ends_with_its_benchmark(root: Path) -> None:
+    """However that ends: it sees no end of a pipe."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        (side,) = owner.stdout.readline().split()
+        state = Path("/proc", side, "stat")
+        try:
+            assert state.read_text().rpartition(")")[2].split()[0] == "T"
+        finally:
+            owner.kill()
+    deadline = time.monotonic() + 30
+    while state.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not state.exists()
