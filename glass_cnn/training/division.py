@@ -213,7 +213,7 @@ class Ranks:
 
         A rank adds all ranks' numbers of its part, in float32 and in their order, and the sums go
         to all: 2 (N − 1) / N times the numbers of a tensor, as in a ring. (float16, which Horovod
-        could add, ends at 6e-8: a trained network's gradients are smaller.)
+        could add, has 0 for what is below 6e-8, and infinity above 65,504.)
         """
         assert self._collectives is not None
         ranks, numbers = self.world.size, tensor.shape.num_elements()
