@@ -35,6 +35,8 @@ AFTER = "after."
 """begins assignments of --set that are for the studies that a study goes on from alone"""
 MAX_NAME = 200
 """longest name of a run, so that file systems (255 bytes) can hold it and what is added to it"""
+READ_BY_RUNS = {"division", "collectives", "onednn", "max_cpu_isa", "hang_seconds"}
+"""what of `launch` each run reads for itself; by the rest a launcher starts all runs of a study"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Study:
                     f"{self.source}: '{seen[point.digest]}' and '{point.label}' are the same "
                     "settings: each run would be counted twice. Remove one of them."
                 )
+            self._check_launch(point, points[0])
             longest = run_name(point.label, MAX_SEED, point.digest, self.section.copied.count)
             _check_length(self.source, longest)
             if point.label in labels:
@@ -210,6 +213,17 @@ class Study:
             build_run({**tree, "rounding": copy}, where)
         settings = build_run(tree, where)
         return Point(label, changes, settings, settings.point_digest(), tuple(dropped))
+
+    def _check_launch(self, point: Point, first: Point) -> None:
+        """Refuse what its runs would be started without."""
+        wanted, given = (one.settings.launch.model_dump() for one in (point, first))
+        for key in wanted.keys() - READ_BY_RUNS:
+            if wanted[key] != given[key]:
+                raise ConfigError(
+                    f"{self.source} ({point.label}): launch.{key} cannot vary here: it is "
+                    f"{wanted[key]!r} and {given[key]!r} in '{first.label}', and all runs of a "
+                    "study are started alike. Make a study for each value."
+                )
 
 
 def _some(labels: list[str]) -> str:

@@ -238,6 +238,10 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
         ({"name": "s", "grid": {"train.l2": [0.1, "x"]}}, '(l2_x): train.l2 = "x": is text'),
         ({"name": "s", "grid": {"seed": [1, 2]}}, "seed cannot vary here; use study.seeds"),
         ({"name": "s", "arms": {"a": {"study.name": "b"}}}, "study.name cannot vary here"),
+        (
+            {"name": "s", "arms": {"a": {}, "b": {"train.l2": 0, "launch.ranks": 4}}},
+            "(b): launch.ranks cannot vary here: it is 4 and 2 in 'a'",
+        ),
         ({"name": "s", "arms": {"a b": {}}}, "it becomes a directory name"),
         ({"name": "s", "arms": {"..": {}}}, "it becomes a directory name"),
         ({"name": "s", "arms": {"a": 3}}, "study.arms.a is a number; a mapping"),
