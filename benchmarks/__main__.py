@@ -61,6 +61,7 @@ PARTS = (
         "-m benchmarks.scaling --pixels 250 --turns 3 --seconds 4",
         "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1 --agree 3",
     ),
+    Part("exchange", "-m benchmarks.exchange", cores=2),
     Part(
         "convolutions",
         "-m benchmarks.convolutions",

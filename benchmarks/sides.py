@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BATCH = 80
@@ -38,15 +38,21 @@ def ours(
     division: str = "data",
     precision: str = "float32",
     gradients: str = "float32",
+    collectives: str | None = None,
+    in_turn: bool = False,
     evaluates: bool = False,
 ) -> Step:
-    """The engine of this project; one rank of as many as it was started with."""
+    """The engine of this project; one rank of as many as it was started with.
+
+    `in_turn` gives TensorFlow one thread for what it could run side by side.
+    """
     from glass_cnn import numerics
     from glass_cnn.settings import Launch, build_run
 
     numerics.choose(Launch(), lambda _: None)
     import numpy as np
 
+    from glass_cnn.tensorflow import tf
     from glass_cnn.training.engine import Engine, set_up_tensorflow
     from hpc.world import world
 
@@ -54,10 +60,12 @@ def ours(
         "render": {"pixels": pixels},
         "model": {"recipe": "modern"},
         "train": {"batch_size": batch, "precision": precision, "gradients": gradients},
-        "launch": {"ranks": world().size, "division": division},
+        "launch": {"ranks": world().size, "division": division, "collectives": collectives},
     }
     settings = build_run(tree, "benchmark")
-    set_up_tensorflow(threads, world(), None, settings.train.precision)
+    set_up_tensorflow(threads, world(), settings.launch.collectives, settings.train.precision)
+    if in_turn:
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     engine = Engine(settings, world())
     images, labels = examples(pixels, batch)
     mine, classes = np.ascontiguousarray(images[engine.share, engine.strip]), labels[engine.share]
@@ -86,6 +94,16 @@ def ours_rows(pixels: int, threads: int, batch: int) -> Step:
 def ours_sent_half(pixels: int, threads: int, batch: int) -> Step:
     """The same with train.gradients: bfloat16, which is what ranks send each other."""
     return ours(pixels, threads, batch, gradients="bfloat16")
+
+
+def ours_in_turn(pixels: int, threads: int, batch: int) -> Step:
+    """The same with one thread for what TensorFlow could run side by side."""
+    return ours(pixels, threads, batch, in_turn=True)
+
+
+def ours_by_mpi(pixels: int, threads: int, batch: int) -> Step:
+    """The same with launch.collectives: mpi."""
+    return ours(pixels, threads, batch, collectives="mpi")
 
 
 def ours_bfloat16(pixels: int, threads: int, batch: int) -> Step:
@@ -229,6 +247,8 @@ SIDES: dict[str, Callable[[int, int, int], Step]] = {
     "ours": ours,
     "ours_rows": ours_rows,
     "ours_sent_half": ours_sent_half,
+    "ours_in_turn": ours_in_turn,
+    "ours_by_mpi": ours_by_mpi,
     "ours_evaluating": ours_evaluating,
     "ours_bfloat16": ours_bfloat16,
     "keras": keras,
@@ -303,13 +323,14 @@ class Side:
         layout: Layout,
         python: str = sys.executable,
         batch: int = BATCH,
+        environment: Mapping[str, str] = {},
     ) -> None:
         cores = ",".join(map(str, layout.cores))
         words = [python, "-m", "benchmarks.sides", name, str(pixels), str(layout.threads)]
         words.append(str(batch))
         if layout.ranks > 1:
-            words = ["mpiexec", "-n", str(layout.ranks), "-bind-to", "core", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": str(layout.threads)}
+            words = ["mpiexec", "-n", str(layout.ranks), "-bind-to", layout.bound_to, *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(layout.threads)} | dict(environment)
         # One that stands still sees nobody's end, so the kernel has to end it with this process.
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", cores, *words],
@@ -366,9 +387,15 @@ class Side:
 
 
 class Layout:
-    """Cores, ranks and threads that a comparison takes; the first cores, or those after `first`."""
+    """Cores, ranks and threads that a comparison takes; the first cores, or those after `first`.
 
-    def __init__(self, name: str, cores: int, ranks: int, threads: int, first: int = 0) -> None:
+    Ranks are bound to a core each unless not `bound`.
+    """
+
+    def __init__(
+        self, name: str, cores: int, ranks: int, threads: int, first: int = 0, bound: bool = True
+    ) -> None:
+        self.bound_to = "core" if bound else "none"
         self.name, self.ranks, self.threads = name, ranks, threads
         self.cores = sorted(os.sched_getaffinity(0))[first : first + cores]
 

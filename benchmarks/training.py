@@ -39,7 +39,9 @@ TOGETHER = (("one core",), ("one process, two threads", "two ranks of one core")
 """layouts that are measured by turns; one after the other, for each side has 2 GB at 250 px"""
 
 
-NOT_HERE = ("ours_rows", "ours_sent_half", "ours_evaluating", "reading")
+NOT_HERE = (
+    "ours_rows", "ours_sent_half", "ours_in_turn", "ours_by_mpi", "ours_evaluating", "reading",
+)  # fmt: skip
 """sides that say nothing on one rank, or of training"""
 
 
