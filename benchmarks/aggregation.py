@@ -69,7 +69,7 @@ def make(study: Study, place: StudyDir, evaluations: int) -> None:
         target.config.write_text(f"seed: {run.seed}\n".join(configs[run.point.label]))
         target.metrics.write_text(heads[run.seed % VARIANTS] + as_line(last))
         target.provenance.write_text(start)
-        target.result.write_text(as_line(synthetic.result(run.seed, records)))
+        target.result.write_text(as_line(synthetic.result(run, records)))
 
 
 def timed(what: str, study: Study, place: StudyDir) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def write_run(
     write_metrics(target.metrics, records)
     target.provenance.write_text(as_line(replace(START, **(start or {}))))
     if done:
-        write_json(target.result, as_dict(result(run.seed, records)))
+        write_json(target.result, as_dict(result(run, records)))
     return target
 
 
@@ -174,15 +175,15 @@ def write_metrics(path: Path, records: Sequence[Evaluation]) -> None:
     path.write_text("".join(map(as_line, records)))
 
 
-def result(seed: int, records: Sequence[Evaluation]) -> Result:
+def result(run: Run, records: Sequence[Evaluation]) -> Result:
     """What a run ends with after these evaluations."""
     best = max(records, key=lambda record: record.validation_accuracy or 0)
     return Result(
-        seed=seed,
+        seed=run.seed,
         steps=records[-1].step,
         optimal=_tested(best),
         final=_tested(records[-1]),
-        weights_sha256=f"{seed:064x}",
+        weights_sha256=hashlib.sha256(run.name.encode()).hexdigest(),
         restarts=0,
         wall_seconds=records[-1].seconds or 0,
         examples={"train": 14_000, "validation": EXAMPLES, "test": EXAMPLES},

@@ -188,6 +188,20 @@ def test_runs_of_different_seeds_with_the_same_weights_are_told(
     assert told in html.unescape(place.report.read_text())
 
 
+def test_arms_that_end_alike_at_every_seed_are_told(study: Study, place: StudyDir) -> None:
+    """What they differ in did nothing; a seed of several may well end alike by itself."""
+    folders = [synthetic.write_run(place, run) for run in study.runs]
+    assert len(folders) == 10
+    for i in range(5):
+        assert aggregate(study, place).warnings == []
+        folders[i + 5].result.write_bytes(folders[i].result.read_bytes())
+    (told,) = aggregate(study, place).warnings
+    first, second = (point.label for point in study.points)
+    assert told.startswith(f"{first}, {second} have the same weights, seed by seed: what differs")
+    (change,) = study.points[0].changes
+    assert f"({change}) changed nothing" in told
+
+
 def test_unfinished_runs_of_one_curve_are_told_and_losses_that_are_not_finite_are_no_curve(
     study: Study, place: StudyDir
 ) -> None:

@@ -73,8 +73,19 @@ class Aggregation:
             "are one run, not several; see whether the seed was used, and count one of them"
             for runs, what in twins(self.table).items()
         ]
+        told += [self._idle(labels) for labels in idle(self.table)]
         more = [f"{len(told) - SHOWN} more groups of such runs"] if len(told) > SHOWN else []
         return told[:SHOWN] + more
+
+    def _idle(self, labels: Sequence[str]) -> str:
+        """That what these points differ in did nothing."""
+        there = self.table.filter(pl.col("label").is_in(labels))
+        differ = [name for name in self.swept if there[name].n_unique() > 1]
+        return (
+            f"{_names(labels)} have the same weights, seed by seed: what differs between them "
+            f"({_names(differ) or 'a setting'}) changed nothing in these runs, and comparing them "
+            "says nothing"
+        )
 
 
 def find_study(
@@ -187,6 +198,20 @@ def twins(table: pl.DataFrame) -> dict[tuple[str, ...], list[str]]:
         for runs in groups["run"].to_list():
             found.setdefault(tuple(runs), []).append(what)
     return found
+
+
+def idle(table: pl.DataFrame) -> list[list[str]]:
+    """Labels of points that ended with the same weights at all of their seeds, in groups."""
+    replicate = pl.format("{} {} {}", "seed", "copy", "weights_sha256")
+    return (
+        table.filter(USABLE & pl.col("weights_sha256").is_not_null())
+        .group_by("label", maintain_order=True)
+        .agg(replicate.sort().str.join("\n").alias("ends"))
+        .group_by("ends", maintain_order=True)
+        .agg("label")
+        .filter(pl.col("label").list.len() > 1)["label"]
+        .to_list()
+    )
 
 
 def _names(runs: Sequence[str]) -> str:
