@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.sides import BATCH, LAYOUTS, SIDES, Side
+from benchmarks.sides import BATCH, LAYOUTS, Side
 from benchmarks.table import Row, measured, ratios, tell
 
 PEERS = Path(os.environ.get("GLASS_PEERS") or Path(sys.prefix) / "peers" / "bin" / "python")
@@ -39,10 +39,10 @@ TOGETHER = (("one core",), ("one process, two threads", "two ranks of one core")
 """layouts that are measured by turns; one after the other, for each side has 2 GB at 250 px"""
 
 
-NOT_HERE = (
-    "ours_rows", "ours_sent_half", "ours_in_turn", "ours_by_mpi", "ours_evaluating", "reading",
-)  # fmt: skip
-"""sides that say nothing on one rank, or of training"""
+ALONE = ("ours", "ours_bfloat16", "keras", "pytorch", "pytorch_bfloat16", "matrix_product")
+"""sides that one process is"""
+OF_RANKS = ("ours", "ours_rows")
+"""sides that several ranks are"""
 
 
 @contextmanager
@@ -56,9 +56,8 @@ def sides(
             if not layout.fits:
                 tell(Row(f"{pixels} px, {layout.name}", why="left out: there is one core"))
                 continue
-            of_ranks = ("ours", "ours_rows")
-            alone = [name for name in SIDES if name not in NOT_HERE and not emulated(name)]
-            for name in of_ranks if layout.ranks > 1 else alone:
+            alone = [name for name in ALONE if not emulated(name)]
+            for name in OF_RANKS if layout.ranks > 1 else alone:
                 outside = name.startswith("pytorch")
                 if outside and peers is None:
                     continue

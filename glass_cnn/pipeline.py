@@ -72,7 +72,7 @@ class Pipeline:
             after = place.study
 
     def _stages(self, study: Study) -> list[Stage]:
-        launch = study.points[0].settings.launch
+        launch = study.launch
         cores = launch.simulation_ranks or len(os.sched_getaffinity(0))
         data, runs = self._data_tasks(study), self._train_tasks(study)
         found = []

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_cnn.paths import RUN_NAME, RunDir, StudyDir, is_named, run_name, study_dir
-from glass_cnn.settings import MAX_SEED, RunSettings, build_run, load_run, run_identity
+from glass_cnn.settings import MAX_SEED, Launch, RunSettings, build_run, load_run, run_identity
 from glass_cnn.study_file import OWN, StudyFile, StudySection, lay, leaves, refuse_both
 from glass_cnn.train_settings import Rounding
 from hpc.config import overlay, to_yaml, validate
@@ -121,7 +121,6 @@ class Study:
                     f"{self.source}: '{seen[point.digest]}' and '{point.label}' are the same "
                     "settings: each run would be counted twice. Remove one of them."
                 )
-            self._check_launch(point, points[0])
             longest = run_name(point.label, MAX_SEED, point.digest, self.section.copied.count)
             _check_length(self.source, longest)
             if point.label in labels:
@@ -138,6 +137,22 @@ class Study:
         """Every run: seeds, each followed by its copies, vary fastest."""
         replicates = self.section.replicates
         return tuple(Run(point, *replicate) for point in self.points for replicate in replicates)
+
+    @property
+    def launch(self) -> Launch:
+        """How its runs are started, all of them alike; raises ConfigError where points differ."""
+        first, *others = self.points
+        given = first.settings.launch.model_dump(exclude=READ_BY_RUNS)
+        for point in others:
+            wanted = point.settings.launch.model_dump(exclude=READ_BY_RUNS)
+            for key, value in wanted.items():
+                if value != given[key]:
+                    raise ConfigError(
+                        f"{self.source} ({point.label}): launch.{key} cannot vary here: it is "
+                        f"{value!r} and {given[key]!r} in '{first.label}', and all runs of a "
+                        "study are started alike. Make a study for each value."
+                    )
+        return first.settings.launch
 
     @functools.cached_property
     def datasets(self) -> tuple[RunSettings, ...]:
@@ -213,17 +228,6 @@ class Study:
             build_run({**tree, "rounding": copy}, where)
         settings = build_run(tree, where)
         return Point(label, changes, settings, settings.point_digest(), tuple(dropped))
-
-    def _check_launch(self, point: Point, first: Point) -> None:
-        """Refuse what its runs would be started without."""
-        wanted, given = (one.settings.launch.model_dump() for one in (point, first))
-        for key in wanted.keys() - READ_BY_RUNS:
-            if wanted[key] != given[key]:
-                raise ConfigError(
-                    f"{self.source} ({point.label}): launch.{key} cannot vary here: it is "
-                    f"{wanted[key]!r} and {given[key]!r} in '{first.label}', and all runs of a "
-                    "study are started alike. Make a study for each value."
-                )
 
 
 def _some(labels: list[str]) -> str:

@@ -84,7 +84,7 @@ def all_of(study: Study) -> str:
 
 def choose(kind: str, whole: Pipeline, place: StudyDir) -> tuple[Launcher, bool]:
     """The launcher, Slurm's or this machine's, and whether it is this machine's."""
-    launch = whole.study.points[0].settings.launch
+    launch = whole.study.launch
     if kind != "local":
         from hpc import slurm
 

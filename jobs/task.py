@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     root = logs_root(args.logs)
     study = load_study(args.config, root=root)
-    launch = study.points[0].settings.launch
+    launch = study.launch
     site = load_site(launch.site, launch.slurm, SECTIONS).of(args.stage, args.stage == "train")
     print(job_text(site, [find(args, study, root)]), end="")
 

@@ -238,10 +238,6 @@ def test_a_name_too_long_for_file_systems_is_refused() -> None:
         ({"name": "s", "grid": {"train.l2": [0.1, "x"]}}, '(l2_x): train.l2 = "x": is text'),
         ({"name": "s", "grid": {"seed": [1, 2]}}, "seed cannot vary here; use study.seeds"),
         ({"name": "s", "arms": {"a": {"study.name": "b"}}}, "study.name cannot vary here"),
-        (
-            {"name": "s", "arms": {"a": {}, "b": {"train.l2": 0, "launch.ranks": 4}}},
-            "(b): launch.ranks cannot vary here: it is 4 and 2 in 'a'",
-        ),
         ({"name": "s", "arms": {"a b": {}}}, "it becomes a directory name"),
         ({"name": "s", "arms": {"..": {}}}, "it becomes a directory name"),
         ({"name": "s", "arms": {"a": 3}}, "study.arms.a is a number; a mapping"),
@@ -280,6 +276,18 @@ def test_refused(section: Any, words: str) -> None:
     message = refused(section)
     assert words in message
     assert "\n" not in message
+
+
+def test_arms_that_would_be_started_otherwise_than_the_first_are_not_started() -> None:
+    """Reports of a study that was once made so can still be made; what a run reads may differ."""
+    arms = {"a": {}, "b": {"train.l2": 0, "launch.division": "data", "launch.ranks": 4}}
+    made = study({"study": {"name": "s", "arms": arms}})
+    assert len(made.runs) == 2 * len(made.section.seed_list)
+    with pytest.raises(ConfigError) as refusal:
+        assert made.launch
+    assert "(b): launch.ranks cannot vary here: it is 4 and 2 in 'a'" in str(refusal.value)
+    arms["b"].pop("launch.ranks")
+    assert study({"study": {"name": "s", "arms": arms}}).launch.ranks == 2
 
 
 def test_a_file_of_settings_without_study_is_told_what_to_add() -> None:
