@@ -63,6 +63,12 @@ PARTS = (
     ),
     Part("exchange", "-m benchmarks.exchange", cores=2),
     Part(
+        "packing",
+        "-m benchmarks.packing",
+        "-m benchmarks.packing --pixels 48 --turns 2 --seconds 1",
+        cores=2,
+    ),
+    Part(
         "convolutions",
         "-m benchmarks.convolutions",
         "-m benchmarks.convolutions --pixels 48 --turns 3",

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glass_cnn import records
 from glass_cnn.paths import DatasetDir, RunDir, dataset_dir
+from glass_cnn.placement import placed
 from glass_cnn.records import Result
 from glass_cnn.settings import load_run
 from glass_cnn.study import AFTER, Run, Study, load_study
 from hpc.errors import ConfigError, DataError
 from hpc.files import make_directory, storage_errors, write_atomic
-from hpc.stages import Meter, Stage, Task
+from hpc.stages import Meter, Room, Stage, Task
 from hpc.yaml_files import read_yaml
 
 SHARED = ("simulation", "data", "render", "split", "model", "launch", "study.seeds")
@@ -43,14 +44,24 @@ class Pipeline:
     """the assignments that it was asked for with"""
     notes: tuple[str, ...] = ()
     """what people should know of where these reach"""
+    choices: tuple[str, ...] = ()
+    """what was chosen of how its runs are started"""
 
     @property
     def study(self) -> Study:
         return self.chain[-1]
 
     def stages(self) -> list[Stage]:
-        """What is missing of all of them, in order; raises DataError for data not imported yet."""
+        """What is missing of all of them, in order, once they are placed.
+
+        Raises DataError for data that are not imported yet.
+        """
         return [stage for study in self.chain for stage in self._stages(study)]
+
+    def placed(self, room: Callable[[], Room]) -> Pipeline:
+        """With numbers of ranks and threads where launch says auto; see `placement.placed`."""
+        chain, choices = placed(self.chain, self.root, room)
+        return replace(self, chain=chain, choices=tuple(choices))
 
     def damaged(self) -> list[Path]:
         """Files in the place of results that are none."""
@@ -73,6 +84,7 @@ class Pipeline:
 
     def _stages(self, study: Study) -> list[Stage]:
         launch = study.launch
+        assert launch.ranks != "auto", "stages are of a pipeline that is placed"
         cores = launch.simulation_ranks or len(os.sched_getaffinity(0))
         data, runs = self._data_tasks(study), self._train_tasks(study)
         found = []
@@ -85,7 +97,7 @@ class Pipeline:
                     "train",
                     runs,
                     launch.ranks,
-                    launch.threads_per_rank,
+                    launch.threads,
                     needs=needs,  # type: ignore[arg-type]
                     main=True,
                     gpus_per_rank=1,

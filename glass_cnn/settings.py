@@ -219,10 +219,12 @@ Mail = Annotated[str, pydantic.AfterValidator(_address)]
 class Launch(Settings):
     """Where and how runs are started; changes no result beyond rounding."""
 
-    ranks: Count = 2
-    """MPI ranks of each training"""
-    threads_per_rank: Count = 1
-    """CPU threads of each rank"""
+    ranks: Literal["auto"] | Count = "auto"
+    """MPI ranks of each training; auto: as many as let all runs of the study end soonest on the
+    cores or GPUs there are, one where there are many runs; chosen when it is first submitted"""
+    threads_per_rank: Literal["auto"] | Count = "auto"
+    """CPU threads of each rank; auto: what ranks leave of this machine's cores, cpus_per_rank of
+    the site profile under Slurm, at most 8; chosen in the same way, 1 for a run started by hand"""
     division: Literal["auto", "data", "rows"] = "auto"
     """how ranks share a step: by examples of the batch, all gradients added (data), or by rows of
     every image, each rank with the dense weights of its rows (rows): little to send, memory
@@ -253,6 +255,11 @@ class Launch(Settings):
     """values laid over the site profile (nodes, ranks_per_node, time, partition, account, …)"""
     notify: Annotated[Mail | None, Identity(since=2)] = None
     """address to which Slurm writes one mail when the study has ended, or its report failed"""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each rank, also where nobody has chosen them."""
+        return 1 if self.threads_per_rank == "auto" else self.threads_per_rank
 
 
 class Analysis(Settings):
@@ -300,11 +307,11 @@ class RunSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> RunSettings:
-        if self.launch.division != "rows" and self.train.batch_size < self.launch.ranks:
+        launch, batch = self.launch, self.train.batch_size
+        if launch.division != "rows" and launch.ranks != "auto" and batch < launch.ranks:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} is smaller than launch.ranks "
-                f"{self.launch.ranks}: every rank needs at least one example; fewer ranks, a "
-                "larger batch, or launch.division: rows"
+                f"train.batch_size {batch} is smaller than launch.ranks {launch.ranks}: every rank "
+                "needs at least one example; fewer ranks, a larger batch, or launch.division: rows"
             )
         if self.train.augmentation.translations and self.render.window is not None:
             raise ValueError(

@@ -30,6 +30,10 @@ RECIPES = {
 }
 
 
+MARGIN = 9 + 4
+"""pixels of a side that the network's two convolutions take away"""
+
+
 class Model(Settings):
     """The 2017 network: conv 10×10 3→6, conv 5×5 6→16 (VALID), dense 80, dropout, dense 2."""
 

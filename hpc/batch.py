@@ -21,7 +21,7 @@ from typing import Literal
 
 from hpc.errors import ConfigError
 from hpc.site import PROJECT, Site, seconds
-from hpc.stages import Stage, Task
+from hpc.stages import Room, Stage, Task
 from hpc.words import plural
 
 MAX_ARRAY_SIZE = 1001
@@ -112,6 +112,14 @@ def shape_of(stage: Stage, site: Site) -> Shape:
     ranks = -(-at_once // sharing) * one.ranks
     threads = max(1, (site.cpus_per_rank or stage.threads) // sharing)
     return Shape(1, ranks, ranks, Pack(count, at_once, one.ranks, threads, sharing))
+
+
+def room_of(site: Site) -> Room:
+    """What a node has for the main stage; where a job has several, its ranks are to fill them."""
+    nodes = site.nodes or site.min_nodes
+    each = site.ranks or (nodes * _most_ranks(site) if nodes else None)
+    gpus = site.gpus_per_node or site.gpus_per_rank
+    return Room(_most_ranks(site), site.cpus_per_rank or 1, gpus != 0, more=True, each=each)
 
 
 def _most_ranks(site: Site) -> int:

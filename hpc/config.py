@@ -293,7 +293,8 @@ def _meaning(model: type[Settings], tree: Any, location: list[Any]) -> str:
     if owner is None or field is None:
         return ""
     name = next(name for name, each in owner.model_fields.items() if each is field)
-    return meanings(owner).get(name, "").split("\n")[0].rstrip(".")
+    whole = " ".join(meanings(owner).get(name, "").split())
+    return whole.split("; ")[0].rstrip(".")
 
 
 @functools.cache

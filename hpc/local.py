@@ -29,7 +29,7 @@ from hpc.gpus import VISIBLE, Loans
 from hpc.preempt import STOP_SIGNALS, StopFlag
 from hpc.progress import Bar, Display, Pace
 from hpc.records import Growing
-from hpc.stages import Stage, Task
+from hpc.stages import Room, Stage, Task
 from hpc.words import plural
 
 GRACE = 120.0
@@ -79,6 +79,12 @@ class Local:
     """who is told of every start and end"""
     stop: StopFlag | None = None
     """the request to stop, where it is listened for already"""
+
+    def room(self) -> Room:
+        """See `Launcher`: GPUs, and cores for each, or cores where there are none."""
+        cores, gpus = len(os.sched_getaffinity(0)), len(self.gpus)
+        ranks = gpus or cores
+        return Room(ranks, max(1, cores // ranks), bool(gpus), self.side_by_side or None)
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Run the stages one after the other; a failed task ends neither its stage nor the next.

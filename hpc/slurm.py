@@ -37,7 +37,7 @@ from hpc.files import (
 )
 from hpc.records import now
 from hpc.site import PROJECT, load_site
-from hpc.stages import Stage, Task
+from hpc.stages import Room, Stage, Task
 from hpc.starts import Starts
 from hpc.words import plural, shown
 
@@ -268,6 +268,10 @@ class Slurm:
     """names of stages that may have values of their own in it"""
     notify: str | None = None
     """address to which Slurm writes when the last job has ended"""
+
+    def room(self) -> Room:
+        """See `Launcher`: what a node has."""
+        return batch.room_of(load_site(self.site, self.over, self.sections))
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Submit what is neither done nor in the queue; returns the exit code.

@@ -1,6 +1,6 @@
 """What a launcher is given: stages, one after the other, of tasks that are independent.
 
-`hpc.local` runs them on this machine, `hpc.slurm` as job arrays. Both have one shape,
+`hpc.local` runs them on this machine, `hpc.slurm` as job arrays. Both have one shape, `room()` and
 `launch(stages, dry_run)`, and know of a stage and its tasks only what is here.
 """
 
@@ -76,8 +76,30 @@ class Stage:
     """looks at what all the others made: comes last, also after tasks that are added later"""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a launcher has for the ranks of the main stage's tasks."""
+
+    ranks: int
+    """that run at a time, on this machine or on one node: its cores, or its GPUs"""
+    threads: int = 1
+    """cores of each of them"""
+    gpus: bool = False
+    """whether each has a GPU"""
+    tasks: int | None = None
+    """tasks at a time, at most"""
+    more: bool = False
+    """whether there may be more such nodes"""
+    each: int | None = None
+    """ranks of each task, where that is not for others to choose"""
+
+
 class Launcher(Protocol):
     """What runs stages."""
+
+    def room(self) -> Room:
+        """What there is for the main stage; raises ConfigError."""
+        ...
 
     def launch(self, stages: Sequence[Stage], dry_run: bool = False) -> int:
         """Run or submit them, or only show how; returns the exit code."""

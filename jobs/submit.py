@@ -7,6 +7,7 @@ again), 78 bad configuration, 65 bad data, else that of the first task that fail
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     whole = pipeline(args.config, assignments(args), logs_root(args.logs))
     place = whole.study.directory(whole.root)
+    chosen = functools.cache(lambda: choose(args.launcher, whole, place))
+    whole = whole.placed(lambda: chosen()[0].room())
     notes = [*whole.notes, *(note for study in whole.chain for note in study.notes)]
     notes += [note for study in whole.chain if (note := check_study(study, whole.root))]
     for note in dict.fromkeys(notes):
@@ -66,11 +69,13 @@ def main(argv: list[str]) -> int:
         print(f"report: {shown(place.report)}\nlog:    {shown(place.results_log)}")
         return EXIT_DATA if broken else EXIT_COMPLETE
     if any(stage.main for stage in missing):
+        for choice in whole.choices:
+            print(f"note: {choice}")
         for study in whole.chain:
             check_split((point.settings for point in study.points), whole.root)
     if not args.dry_run:
         whole.write()
-    launcher, here = choose(args.launcher, whole, place)
+    launcher, here = chosen()
     code = launcher.launch(missing, args.dry_run)
     if here and not args.dry_run:
         summarize(whole, place, code)

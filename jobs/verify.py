@@ -89,7 +89,7 @@ def verify(args: argparse.Namespace, ranks: World, stop: StopFlag) -> None:
     from glass_cnn.training.replay import replay
 
     launch, precision = audit.settings.launch, audit.settings.train.precision
-    now = set_up_tensorflow(launch.threads_per_rank, ranks, launch.collectives, precision)
+    now = set_up_tensorflow(launch.threads, ranks, launch.collectives, precision)
     chosen = ranks.broadcast(ranks.on_root(lambda: choose(audit, now, args)))
     examples = ranks.everywhere(lambda: training_data(audit.settings, audit.root))
     ranks.everywhere(lambda: examples.verify(ranks.share(examples.blocks), lambda: True))

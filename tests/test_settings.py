@@ -38,7 +38,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train__optimizer": {"kind": "lamb"}}, "train.optimizer.kind"),
     # combinations
     ({"checkpoint__after_end": "best", "checkpoint__best": False}, "best keeps nothing"),
-    ({"train__batch_size": 1}, "train.batch_size 1 is smaller than launch.ranks 2"),
+    ({"train__batch_size": 1, "launch__ranks": 2}, "train.batch_size 1 is smaller than launch.r"),
     ({"train__batch_size": 3, "launch__ranks": 4}, "at least one example; fewer ranks, a larger"),
     ({"render__window": 18.3}, "render.window 18.3 σ is larger than the box, 18.26 σ"),
     ({"render__windows_per_configuration": 2}, "needs a window"),

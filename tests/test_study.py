@@ -285,9 +285,9 @@ def test_arms_that_would_be_started_otherwise_than_the_first_are_not_started() -
     assert len(made.runs) == 2 * len(made.section.seed_list)
     with pytest.raises(ConfigError) as refusal:
         assert made.launch
-    assert "(b): launch.ranks cannot vary here: it is 4 and 2 in 'a'" in str(refusal.value)
+    assert "(b): launch.ranks cannot vary here: it is 4 and 'auto' in 'a'" in str(refusal.value)
     arms["b"].pop("launch.ranks")
-    assert study({"study": {"name": "s", "arms": arms}}).launch.ranks == 2
+    assert study({"study": {"name": "s", "arms": arms}}).launch.ranks == "auto"
 
 
 def test_a_file_of_settings_without_study_is_told_what_to_add() -> None:

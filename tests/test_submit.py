@@ -21,6 +21,7 @@ from hpc.errors import EXIT_AGAIN, EXIT_CONFIG, ConfigError, DataError
 from hpc.files import read_json
 from hpc.preempt import STOP_SIGNALS
 from hpc.records import read_records
+from hpc.stages import Room
 from jobs import dataset, report, submit
 from tests import synthetic, tiny
 from tests.conftest import ONE_THREAD, ROOT
@@ -33,6 +34,7 @@ def names(whole: Pipeline) -> list[str]:
 def planned(study: Path, logs: Path, *words: str) -> list[str]:
     """Names of the tasks of each stage that would be started."""
     found = pipeline(study, submit.assignments(submit.parse([str(study), *words])), logs)
+    found = found.placed(lambda: Room(2))
     return [
         f"{stage.name}: {' '.join(task.name for task in stage.tasks)}" for stage in found.stages()
     ]
@@ -167,7 +169,8 @@ def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> Non
         [str(study), "--ranks", "3", "--set", "train.l2=0.5 launch.threads_per_rank=2"]
     )
     found = load_study(study, submit.assignments(args))
-    train = pipeline(study, submit.assignments(args), tmp_path).stages()[1]
+    whole = pipeline(study, submit.assignments(args), tmp_path).placed(lambda: Room(2))
+    train = whole.stages()[1]
     assert (train.ranks, train.threads) == (3, 2)
     assert found.points[0].settings.train.l2 == 0.5
     task = train.tasks[0]
@@ -180,7 +183,10 @@ def test_ranks_and_settings_reach_the_stages(study: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--ranks", "0"], "launch.ranks = 0: must be greater than or equal to 1"),
+        (
+            ["--ranks", "0"],
+            "launch.ranks = 0: must be 'auto' or greater than or equal to 1 (MPI ranks",
+        ),
         (["--ranks", "26"], "train.batch_size 25 is smaller than launch.ranks 26"),
         (["--set", "train.batch_size"], "write key=value"),
         (["--set", "train.l2='"], "--set train.l2, line 1"),

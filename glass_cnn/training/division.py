@@ -25,11 +25,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from glass_cnn.placement import division_of
 from glass_cnn.settings import RunSettings
 from glass_cnn.tensorflow import tf
+from glass_cnn.train_settings import MARGIN
 from glass_cnn.training.model import (
     DENSE_WEIGHTS,
-    MARGIN,
     WHOLE,
     Part,
     is_of_rows,
@@ -43,8 +44,6 @@ ALONE_BYTES = 1 << 20
 Way = Literal["horovod", "mpi"]
 Kind = Literal["data", "rows"]
 Sent = Literal["float32", "bfloat16"]
-WORTH = 3
-"""times the rows of an image from which on the batch is too large for a division by rows"""
 
 
 class Collectives(Protocol):
@@ -288,11 +287,7 @@ def chosen(settings: RunSettings, ranks: int, before: Kind | None = None) -> tup
     """By what so many ranks divide the steps of a run, and why, in words.
 
     Under `launch.division: auto` a run goes on as it was: `before` says how the checkpoint was made
-    that it goes on from, if that was on as many ranks. Else what is expected to be faster. Rows
-    cost every rank, however many there are, four rows of the first convolution for each example:
-    batch × rows. They save sending and updating dense weights: rows². By the model on paper
-    (`benchmarks/scaling_model.py`) steps on processors gain where the rows are a fifth of the
-    batch; a third, because evaluations have that cost, too, and save nothing.
+    that it goes on from, if that was on as many ranks. Else as `division_of` says.
     """
     wanted, batch = settings.launch.division, settings.train.batch_size
     rows = settings.render.pixels - MARGIN
@@ -303,7 +298,7 @@ def chosen(settings: RunSettings, ranks: int, before: Kind | None = None) -> tup
     if before is not None:
         return before, "launch.division auto: as the checkpoint was made"
     why = f"launch.division auto: {rows} rows, {ranks} ranks, batch {batch}"
-    return ("rows" if rows >= ranks and WORTH * rows >= batch else "data"), why
+    return division_of(settings, ranks), why
 
 
 def divide(kind: Kind, settings: RunSettings, world: World) -> Division:

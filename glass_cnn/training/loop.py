@@ -63,7 +63,7 @@ def train(
     """
     launch = settings.launch
     numerics = set_up_tensorflow(
-        launch.threads_per_rank, world, launch.collectives, settings.train.precision
+        launch.threads, world, launch.collectives, settings.train.precision
     )
     with ExitStack() as opened:
         job = _open(settings, run, open_examples, world, stop, numerics, opened)

@@ -14,14 +14,12 @@ import numpy as np
 
 from glass_cnn.streams import TrainingStream, training_key
 from glass_cnn.tensorflow import tf
-from glass_cnn.train_settings import Adam, Precision, Recipe, Sgd
+from glass_cnn.train_settings import MARGIN, Adam, Precision, Recipe, Sgd
 from glass_cnn.training.convolution import Layer, plain
 
 CLASSES = 2
 DENSE = 80
 CHANNELS = 16
-MARGIN = 9 + 4
-"""pixels of a side that the two convolutions take away"""
 DENSE_WEIGHTS = "dense/weights"
 """all but a few thousand of the parameters"""
 

@@ -1,0 +1,266 @@
+"""How many ranks and threads runs have where their study leaves that open."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glass_cnn.pipeline import Pipeline, pipeline
+from glass_cnn.placement import EXCHANGE, MOST_RANKS, MOST_THREADS, fastest, speed
+from glass_cnn.settings import RunSettings, build_run
+from hpc.batch import room_of, shape_of
+from hpc.commandline import run_main
+from hpc.local import Local
+from hpc.site import load_site
+from hpc.stages import Room
+from jobs import submit
+from tests import tiny
+
+WHOLE = {"pixels": 250, "window": None}
+
+
+def settings(pixels: int = 250, batch: int = 80, **launch: Any) -> RunSettings:
+    tree = {"render": {"pixels": pixels}, "train": {"batch_size": batch}, "launch": launch}
+    return build_run(tree, "x")
+
+
+def chosen(runs: int, room: Room, pixels: int = 250, batch: int = 80, **launch: Any) -> Any:
+    numbers = fastest([settings(pixels, batch, **launch)], runs, room)
+    return numbers["ranks"], numbers["threads_per_rank"]
+
+
+# The rule
+
+
+@pytest.mark.parametrize(
+    ("runs", "room", "numbers"),
+    [
+        (1, Room(1), (1, 1)),
+        (36, Room(2), (1, 1)),
+        (2, Room(2), (1, 1)),
+        (1, Room(2), (2, 1)),
+        (3, Room(2), (2, 1)),  # one side by side with nobody would take as long as two
+        (31, Room(2), (1, 1)),
+        (1, Room(64), (8, 8)),
+        (2, Room(64), (8, 4)),
+        (40, Room(64), (3, 1)),  # 21 at a time
+        (60, Room(64), (1, 1)),
+        (1000, Room(64), (1, 1)),
+        (36, Room(8, tasks=1), (8, 1)),
+        # GPUs, each with cores of its own
+        (1, Room(4, 8, gpus=True), (4, 8)),
+        (2, Room(4, 8, gpus=True), (2, 8)),
+        (8, Room(4, 8, gpus=True), (1, 8)),
+        # a cluster, where more nodes take what one does not hold
+        (1, Room(32, more=True), (8, 1)),
+        (16, Room(32, more=True), (2, 1)),
+        (40, Room(32, more=True), (1, 1)),
+        (40, Room(4, 16, gpus=True, more=True), (1, 8)),
+        # the site says it
+        (40, Room(4, 2, gpus=True, more=True, each=8), (8, 2)),
+    ],
+    ids=str,
+)
+def test_numbers_that_let_all_runs_end_soonest(
+    runs: int, room: Room, numbers: tuple[int, int]
+) -> None:
+    assert chosen(runs, room) == numbers
+
+
+def test_what_is_said_is_left() -> None:
+    assert chosen(36, Room(2), ranks=2) == (2, 1)
+    assert chosen(1, Room(8), ranks=2) == (2, 4)
+    assert chosen(1, Room(8), threads_per_rank=2) == (4, 2)
+    assert chosen(3, Room(8), threads_per_rank=8) == (1, 8)
+    assert chosen(1, Room(2), ranks=4, threads_per_rank=3) == (4, 3)
+    assert chosen(1, Room(8, more=True), ranks=2) == (2, 1)
+
+
+def test_no_more_than_can_share_a_step() -> None:
+    assert chosen(1, Room(64), 48) == (7, 8)  # of 35 rows
+    assert chosen(1, Room(64), 24) == (8, 8)  # by examples: 11 rows are few for 80 images
+    assert chosen(1, Room(64), 24, batch=15) == (2, 8)  # by rows
+    assert chosen(1, Room(64), 24, batch=15, division="data") == (1, 8)
+    assert chosen(1, Room(4, 8, gpus=True), 48) == (1, 8)  # small images gain nothing on GPUs
+    mixed = [settings(250), settings(20, 15)]
+    assert fastest(mixed, 1, Room(64))["ranks"] == 1
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+@pytest.mark.parametrize("more", [False, True])
+def test_whatever_there_is_the_numbers_fit(gpus: bool, more: bool) -> None:
+    for runs, slots, threads, pixels, batch in itertools.product(
+        (1, 2, 3, 5, 7, 36), (1, 2, 3, 4, 6, 16, 33, 128), (1, 3), (20, 48, 250), (1, 12, 80, 2000)
+    ):
+        room = Room(slots, threads, gpus, more=more)
+        ranks, each = chosen(runs, room, pixels, batch)
+        assert 1 <= ranks <= min(slots, MOST_RANKS)
+        assert ranks <= batch or pixels - 13 >= ranks
+        assert 1 <= each <= MOST_THREADS
+        together = min(runs, slots // ranks)
+        assert together * ranks * each <= slots * threads
+        if runs >= 8 * slots:
+            assert ranks == 1
+
+
+def test_a_division_costs_what_was_measured() -> None:
+    """docs/performance.md: two ranks of one core over one, by rows and by data."""
+    assert speed(settings(250), 2) == pytest.approx(1.90, abs=0.06)
+    assert speed(settings(48), 2) == pytest.approx(1.63, abs=0.12)
+    assert speed(settings(250, division="data"), 2) == 2 * EXCHANGE["data"]
+    speeds = [speed(settings(250), ranks) for ranks in range(1, 9)]
+    assert speeds == sorted(speeds)
+
+
+# What there is
+
+
+def test_this_machine_offers_its_cores_or_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert Local().room() == Room(16)
+    assert Local(side_by_side=3).room() == Room(16, tasks=3)
+    assert Local(gpus=("a", "b", "c")).room() == Room(3, 5, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("profile", "over", "room"),
+    [
+        ("dev", {}, Room(1, more=True)),
+        ("cpu", {}, Room(32, more=True)),
+        ("cpu", {"cpus_per_rank": 4}, Room(32, 4, more=True)),
+        ("cpu", {"nodes": 2}, Room(32, more=True, each=64)),
+        ("cpu", {"ranks": 3}, Room(32, more=True, each=3)),
+        ("cpu", {"min_nodes": 2}, Room(32, more=True, each=64)),
+        ("gpu", {}, Room(4, 8, gpus=True, more=True)),
+        ("gpu", {"gpus_per_rank": 0, "gpus_per_node": 2}, Room(2, 8, gpus=True, more=True)),
+    ],
+    ids=str,
+)
+def test_a_cluster_offers_what_its_nodes_hold(
+    profile: str, over: dict[str, Any], room: Room
+) -> None:
+    assert room_of(load_site(profile, over, ("simulate", "aggregate"))) == room
+
+
+@pytest.mark.parametrize("over", [{"nodes": 2}, {"ranks": 3}, {"min_nodes": 2}, {}])
+@pytest.mark.parametrize("runs", [1, 2, 5, 40, 100])
+def test_what_is_chosen_for_a_cluster_can_be_submitted(
+    over: dict[str, Any], runs: int, tmp_path: Path
+) -> None:
+    site = load_site("gpu", over, ("simulate", "aggregate"))
+    study = tiny.write_study(tmp_path / "s.yaml", tree(runs, pixels=250))
+    stages = pipeline(study, (), tmp_path).placed(lambda: room_of(site)).stages()
+    shape = shape_of(stages[1], site)
+    assert (shape.ranks or shape.nodes * shape.per_node) >= stages[1].ranks
+    assert shape.per_node <= site.ranks_per_node
+
+
+# Chosen once, and kept
+
+
+def tree(seeds: int, after: str | None = None, pixels: int = 48, **launch: Any) -> dict[str, Any]:
+    found = tiny.tree(seeds=seeds, render={"pixels": pixels})
+    found["launch"] = launch
+    return found
+
+
+def place(study: Path, logs: Path, room: Room, *sets: str) -> Pipeline:
+    return pipeline(study, sets, logs).placed(lambda: room)
+
+
+def ranks_of(whole: Pipeline) -> list[int | str]:
+    return [study.launch.ranks for study in whole.chain]
+
+
+def unasked() -> Room:
+    raise AssertionError("nothing is to be chosen")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return tiny.write_study(tmp_path / "study.yaml", tree(1))
+
+
+def test_what_was_chosen_is_kept_with_more_seeds_and_on_other_machines(
+    study: Path, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    first = place(study, logs, Room(2))
+    assert ranks_of(first) == [2]
+    assert first.choices == (
+        f"tiny: launch.ranks 2 (MPI ranks a run) chosen, and kept in {logs / 'tiny/study.yaml'}",
+    )
+    first.write()
+    again = pipeline(study, ["study.seeds=9"], logs).placed(unasked)
+    assert (ranks_of(again), len(again.study.runs), again.choices) == ([2], 9, ())
+    assert ranks_of(pipeline("tiny", (), logs).placed(unasked)) == [2]
+    # Somebody says otherwise: that counts, then and afterwards.
+    other = pipeline(study, ["launch.ranks=1"], logs).placed(lambda: Room(4))
+    assert (other.study.launch.ranks, other.study.launch.threads) == (1, 4)
+    other.write()
+    assert ranks_of(pipeline(study, (), logs).placed(unasked)) == [1]
+
+
+def test_a_run_has_the_same_name_whatever_was_chosen(study: Path, tmp_path: Path) -> None:
+    names = {place(study, tmp_path, room).study.runs[0].name for room in (Room(1), Room(2))}
+    assert len(names) == 1
+
+
+def test_studies_of_earlier_versions_keep_their_two_ranks(study: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    whole = pipeline(study, (), logs)
+    whole.study.directory(logs).path.mkdir(parents=True)
+    whole.study.directory(logs).study.write_text(whole.study.to_yaml())
+    placed = pipeline(study, ["study.seeds=50"], logs).placed(unasked)
+    assert (placed.study.launch.ranks, placed.study.launch.threads) == (2, 1)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "launch: 3", "launch: {ranks: many}", "", "a: b: c"])
+def test_a_damaged_study_is_chosen_for_anew(study: Path, tmp_path: Path, text: str) -> None:
+    logs = tmp_path / "logs"
+    kept = pipeline(study, (), logs).study.directory(logs)
+    kept.path.mkdir(parents=True)
+    kept.study.write_text(text)
+    assert ranks_of(place(study, logs, Room(1))) == [1]
+
+
+def test_a_study_goes_on_with_as_many_ranks_as_the_one_it_needs(tmp_path: Path) -> None:
+    """Of both the one with more runs tells how many."""
+    one, two = tree(1), tree(36)
+    one["study"]["name"], two["study"] = "one", {**two["study"], "name": "two", "after": "one.yaml"}
+    tiny.write_study(tmp_path / "one.yaml", one)
+    study, logs = tiny.write_study(tmp_path / "two.yaml", two), tmp_path / "logs"
+    whole = place(study, logs, Room(2))
+    assert ranks_of(whole) == [1, 1]
+    assert len(whole.choices) == 1
+    place(tmp_path / "one.yaml", logs, Room(2)).write()
+    assert ranks_of(pipeline(study, (), logs).placed(unasked)) == [2, 2]
+    assert ranks_of(pipeline(study, ["launch.ranks=1"], logs).placed(lambda: Room(2))) == [1, 1]
+
+
+def test_arms_that_read_it_for_themselves_keep_what_they_say(tmp_path: Path) -> None:
+    arms = {"a": {"launch.division": "data"}, "b": {"launch.division": "rows", "train.l2": 0.5}}
+    content = tree(1)
+    content["study"]["arms"] = arms
+    whole = place(tiny.write_study(tmp_path / "s.yaml", content), tmp_path, Room(2))
+    assert ranks_of(whole) == [1]  # two runs
+    assert [p.settings.launch.division for p in whole.study.points] == ["data", "rows"]
+
+
+def test_a_submission_says_what_is_chosen_and_how_it_would_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    study = tiny.write_study(tmp_path / "study.yaml", tree(2))
+    words = [str(study), "--launcher", "local", "--logs", str(tmp_path / "logs"), "--dry-run"]
+    assert run_main(submit.main, words) == 0
+    said = capsys.readouterr().out
+    assert "note: tiny: launch.ranks 2 (MPI ranks a run) chosen" in said
+    assert "2 tasks of 2 ranks with 1 thread on 2 cores, 2 at a time" in said
+    assert run_main(submit.main, [*words, "--ranks", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "note: tiny: launch.threads_per_rank 2 (threads a rank) chosen" in said
+    assert "2 tasks of 1 rank with 2 threads on 2 cores, 2 at a time" in said
