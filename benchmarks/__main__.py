@@ -57,6 +57,10 @@ PARTS = (
     ),
     Part("training-250", "-m benchmarks.training --pixels 250 --turns 3 --seconds 4"),
     Part(
+        "training-avx2",
+        "-m benchmarks.training --pixels 48 250 --turns 3 --seconds 3 --max-cpu-isa avx2",
+    ),
+    Part(
         "scaling",
         "-m benchmarks.scaling --pixels 250 --turns 3 --seconds 4",
         "-m benchmarks.scaling --pixels 48 --turns 2 --seconds 1 --agree 3",

@@ -25,6 +25,9 @@ CONV1, CONV2, DENSE, OUTPUT = (10, 3, 6), (5, 6, 16), 80, 2  # side, channels in
 IMAGES = "GLASS_BENCHMARK_IMAGES"
 """names the file, uint8 [images, pixels, pixels, 3], that `reading` reads"""
 
+MAX_CPU_ISA = "GLASS_BENCHMARK_MAX_CPU_ISA"
+"""names the highest instruction set that sides may use; see `limited`"""
+
 Step = Callable[[], None]
 
 
@@ -49,7 +52,7 @@ def ours(
     from glass_cnn import numerics
     from glass_cnn.settings import Launch, build_run
 
-    numerics.choose(Launch(), lambda _: None)
+    numerics.choose(Launch(max_cpu_isa=os.environ.get(MAX_CPU_ISA)), lambda _: None)  # type: ignore[arg-type]
     import numpy as np
 
     from glass_cnn.tensorflow import tf
@@ -308,6 +311,16 @@ def asked(comm: Any, line: str) -> str:
         line = comm.recv()
     comm.barrier()
     return line
+
+
+def limited(isa: str | None) -> dict[str, str]:
+    """Variables by which every side keeps to an instruction set: oneDNN, PyTorch's own, MKL's."""
+    from glass_cnn import numerics
+
+    if isa is None:
+        return {}
+    within = dict.fromkeys((MAX_CPU_ISA, numerics.CAP, "ATEN_CPU_CAPABILITY"), isa)
+    return {**within, "MKL_ENABLE_INSTRUCTIONS": isa.upper()}
 
 
 # -- those that take turns -------------------------------------------------------------------------

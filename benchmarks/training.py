@@ -1,6 +1,7 @@
 """Speed of training against Keras, PyTorch and this processor's matrix products, by turns.
 
     python -m benchmarks.training [--pixels 48 250] [--turns 5] [--seconds 4] [--json FILE]
+                                  [--max-cpu-isa avx2]
 
 Each side is a process that stays, is pinned to the same cores as the side it is compared with, and
 is asked in its turn to train for about `--seconds`; the others sleep meanwhile. Printed are medians
@@ -13,6 +14,8 @@ under bfloat16 autocast. It is not a package of this project: where the interpre
 `--peers` or GLASS_PEERS names (default: .venv/peers/bin/python) does not have it, it is installed.
 `matrix product` is a float32 product of 2048×2048 matrices, in images that its arithmetic would
 make, at 3 × 2 multiply-adds forward and backward: what no convolution exceeds.
+
+`--max-cpu-isa` keeps all sides to an instruction set, as on a processor that has no more.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.sides import BATCH, LAYOUTS, Side
+from benchmarks.sides import BATCH, LAYOUTS, MAX_CPU_ISA, Side, limited
 from benchmarks.table import Row, measured, ratios, tell
 
 PEERS = Path(os.environ.get("GLASS_PEERS") or Path(sys.prefix) / "peers" / "bin" / "python")
@@ -120,7 +123,9 @@ def speeds_of(layout: str, name: str, found: Found) -> dict[str, list[float]]:
 
 def rows_of(pixels: int, layout: str, name: str, found: Found) -> list[Row]:
     """Rows of the table of one side of ours."""
-    who = f"{pixels} px, {layout}: {name.replace('_', ' ')}"
+    limit = os.environ.get(MAX_CPU_ISA)
+    within = f"{pixels} px within {limit.upper()}" if limit else f"{pixels} px"
+    who = f"{within}, {layout}: {name.replace('_', ' ')}"
     speeds = found[layout, name].speeds
     rows = [measured(who, speeds, "img/s")]
     for other, theirs in speeds_of(layout, name, found).items():
@@ -183,12 +188,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--peers", type=Path, default=PEERS, help="an interpreter with PyTorch")
+    parser.add_argument("--max-cpu-isa", choices=["avx2"], help="what all sides keep to")
     parser.add_argument("--json", type=Path, help="also write what was measured there")
     args = parser.parse_args(argv)
     if shutil.which("taskset") is None:
         raise SystemExit("taskset (util-linux) is needed: all sides are pinned to the same cores")
     from glass_cnn import numerics
+    from glass_cnn.settings import Launch
 
+    numerics.choose(Launch(max_cpu_isa=args.max_cpu_isa))
+    os.environ.update(limited(args.max_cpu_isa))
     python = peers(args.peers)
     processor = f"{numerics.processor()}, {numerics.instruction_set()}"
     print(f"{processor}; batch {BATCH}, {args.turns} turns of {args.seconds:g} s")

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
+from benchmarks import packing, training
 from benchmarks.__main__ import Part
+from benchmarks.sides import LAYOUTS, limited
 from benchmarks.table import Row, markdown, measured, ratios
+from glass_cnn import numerics
 
 TELLS = "from benchmarks.table import measured, tell; tell(measured('{}', [{}], at_least=2)); {}"
 
@@ -162,3 +165,30 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
     return condition()
+
+
+def test_sides_keep_to_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows say so, so that they are not taken for what the processor can."""
+    assert limited(None) == {}
+    within = limited("avx2")
+    assert within["ONEDNN_MAX_CPU_ISA"] == within["ATEN_CPU_CAPABILITY"] == "avx2"
+    for name, value in within.items():
+        monkeypatch.setenv(name, value)
+    side = type("Done", (), {"speeds": [2.0]})()
+    layout = "one core"
+    found: training.Found = {(layout, "ours"): side, (layout, "pytorch"): side}
+    assert [row.measure for row in training.rows_of(250, layout, "ours", found)] == [
+        "250 px within AVX2, one core: ours",
+        "250 px within AVX2, one core: ours / pytorch",
+    ]
+    assert (
+        numerics.highest({"avx2", "avx", "sse4_1", *numerics.LEVELS["avx512_core"]}, "avx2")
+        == "avx2"
+    )
+
+
+def test_ways_to_use_two_cores_use_both() -> None:
+    for each in packing.WAYS.values():
+        cores = [core for _, layout in each for core in layout.cores]
+        assert sorted(cores) == LAYOUTS["two ranks of one core"].cores
+        assert sum(layout.ranks * layout.threads for _, layout in each) == packing.CORES
