@@ -1,14 +1,15 @@
 """How many ranks and threads each run of a study has, where the study leaves that open (`auto`).
 
-Many small runs are done soonest side by side, a core each; a few have several ranks, and a large
-machine several threads for each rank. The number of ranks and of threads decides how sums are
-rounded, so it is chosen once: what was chosen stands in the study's resolved `study.yaml`, and a
-study that is submitted again, with more seeds or on another machine, keeps it.
+Many runs are done soonest side by side, a core each; of a few each has several ranks, or threads
+where images are too small to share. Both decide how sums are rounded, so they are chosen once:
+what was chosen stands in the study's resolved `study.yaml`, and a study that is submitted again,
+with more seeds or on another machine, keeps it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,20 +30,16 @@ WORTH = 3
 """times the rows of an image from which on the batch is too large for a division by rows"""
 SHARED_ROWS = 4
 """rows of the first convolution's image that two neighbours both compute"""
-EXCHANGE = {"rows": 0.95, "data": 0.75}
-"""share of its speed that a rank keeps beside others, as two of one core were measured with 48 and
-250 px (docs/performance.md); by rows what both compute is counted besides"""
+EXCHANGE = 0.95
+"""share of its speed that a rank keeps beside others, those rows apart"""
+SERIAL = 0.15
+"""share of a step that threads do not divide"""
+LEAST_ROWS = 25
+"""of a rank: with fewer, threads do as much on processors, and latency takes what GPUs win"""
+MOST_RANKS = MOST_THREADS = 8
+"""of a run and of a rank: more gain little by the model on paper, and are better spent on runs"""
 NEARLY = 1.1
-"""times the shortest time that count as short: fewer ranks leave more to others, and know less of
-what was not measured"""
-MOST_RANKS = 8
-"""of a run: more gain little by the model on paper, and are better spent on more runs"""
-MOST_THREADS = 8
-"""of a rank"""
-LEAST_ROWS, LEAST_EXAMPLES = 4, 10
-"""of a rank: with fewer rows than that most of what it computes is its neighbours', too"""
-LEAST_ROWS_OF_A_GPU = 25
-"""below it latency takes what is won, by the model on paper"""
+"""times the shortest time that count as short: what takes fewer cores leaves more to others"""
 BEFORE = {"ranks": 2, "threads_per_rank": 1}
 """what a study was started with by versions that wrote no number"""
 
@@ -62,18 +59,23 @@ def division_of(settings: RunSettings, ranks: int) -> Literal["data", "rows"]:
     return "rows" if rows >= ranks and WORTH * rows >= settings.train.batch_size else "data"
 
 
-def speed(settings: RunSettings, ranks: int, on_gpus: bool = False) -> float:
-    """Of so many ranks, in those of one, as expected; 0 for more than share a step well."""
-    if ranks == 1:
-        return 1.0
-    division = division_of(settings, ranks)
-    rows, batch = settings.render.pixels - MARGIN, settings.train.batch_size
-    few = rows < LEAST_ROWS * ranks if division == "rows" else batch < LEAST_EXAMPLES * ranks
-    if few or (on_gpus and rows < LEAST_ROWS_OF_A_GPU * ranks):
-        return 0.0
-    if division == "data":
-        return EXCHANGE["data"] * ranks
-    return EXCHANGE["rows"] * (rows + SHARED_ROWS) / (rows / ranks + SHARED_ROWS)
+def speed(settings: RunSettings, ranks: int, threads: int) -> float:
+    """Of ranks that share a step by rows, in those of one rank of one thread, as expected.
+
+    Both shares that this goes by were measured for two of one machine (`benchmarks/packing.py`).
+    """
+    rows = settings.render.pixels - MARGIN
+    shared = 1.0
+    if ranks > 1:
+        shared = EXCHANGE * (rows + SHARED_ROWS) / (rows / ranks + SHARED_ROWS)
+    return shared / (SERIAL + (1 - SERIAL) / threads)
+
+
+def share_well(settings: RunSettings, ranks: int) -> bool:
+    """Whether so many ranks of a machine share a step better than as many threads would."""
+    rows = settings.render.pixels - MARGIN
+    by_rows = division_of(settings, ranks) == "rows" and rows >= LEAST_ROWS * ranks
+    return ranks == 1 or by_rows
 
 
 def fastest(settings: Sequence[RunSettings], runs: int, room: Room) -> dict[str, int]:
@@ -86,25 +88,31 @@ def fastest(settings: Sequence[RunSettings], runs: int, room: Room) -> dict[str,
         room: what there is for them.
     """
     launch = settings[0].launch
-    cores, slots = room.ranks * room.threads, room.ranks
-    if launch.threads_per_rank != "auto" and not room.more:
-        slots = max(1, min(slots, cores // launch.threads_per_rank))
+    given = room.gpus or room.more  # threads come with the rank, else each takes a core
+    ranks: Sequence[int] = range(1, min(MOST_RANKS, room.ranks) + 1)
+    ranks = [number for number in ranks if all(share_well(each, number) for each in settings)]
+    ranks = ranks if room.each is None else [room.each]
+    ranks = ranks if launch.ranks == "auto" else [launch.ranks]
+    most = min(MOST_THREADS, room.threads if given else room.ranks)
+    threads: Sequence[int] = [most] if given else range(1, most + 1)
+    threads = threads if launch.threads_per_rank == "auto" else [launch.threads_per_rank]
+    choices = list(itertools.product(ranks, threads))
 
-    def at_once(ranks: int) -> int:
-        return max(1, min(runs, room.tasks or runs, slots // ranks))
+    def takes(choice: tuple[int, int]) -> int:
+        return choice[0] if given else math.prod(choice)
 
-    def seconds(ranks: int) -> float:
-        rounds = max(1.0, runs * ranks / slots) if room.more else -(-runs // at_once(ranks))
-        slowest = min(speed(each, ranks, room.gpus) for each in settings)
-        return rounds / slowest if slowest else math.inf
+    def seconds(choice: tuple[int, int]) -> float:
+        at_once = max(1, min(runs, room.tasks or runs, room.ranks // takes(choice)))
+        rounds: float = -(-runs // at_once)
+        if room.more:  # what one node does not hold, another one takes
+            rounds = max(1.0, runs * takes(choice) / room.ranks)
+        return rounds / min(speed(each, *choice) for each in settings)
 
-    every = range(1, min(MOST_RANKS, slots) + 1)
-    enough = NEARLY * min(seconds(ranks) for ranks in every)
-    ranks = room.each or next(ranks for ranks in every if seconds(ranks) <= enough)
-    ranks = ranks if launch.ranks == "auto" else launch.ranks
-    left = room.threads if room.more else cores // (at_once(ranks) * ranks)
-    threads = max(1, min(MOST_THREADS, left))
-    return _laid(launch, Launch(ranks=ranks, threads_per_rank=threads))
+    fitting = [choice for choice in choices if takes(choice) <= room.ranks] or choices[:1]
+    enough = NEARLY * min(map(seconds, fitting))
+    few = [choice for choice in fitting if seconds(choice) <= enough]
+    best = min(few, key=lambda choice: (takes(choice), seconds(choice)))
+    return {"ranks": best[0], "threads_per_rank": best[1]}
 
 
 def placed(

@@ -220,11 +220,11 @@ class Launch(Settings):
     """Where and how runs are started; changes no result beyond rounding."""
 
     ranks: Literal["auto"] | Count = "auto"
-    """MPI ranks of each training; auto: as many as let all runs of the study end soonest on the
-    cores or GPUs there are, one where there are many runs; chosen when it is first submitted"""
+    """MPI ranks of each training; auto: with which all runs of the study end soonest on the cores
+    or GPUs there are, one where there are many runs; chosen when it is first submitted, and kept"""
     threads_per_rank: Literal["auto"] | Count = "auto"
-    """CPU threads of each rank; auto: what ranks leave of this machine's cores, cpus_per_rank of
-    the site profile under Slurm, at most 8; chosen in the same way, 1 for a run started by hand"""
+    """CPU threads of each rank; auto: with which all runs of the study end soonest, under Slurm
+    cpus_per_rank of the site profile; chosen and kept alike, 1 for a run that is started by hand"""
     division: Literal["auto", "data", "rows"] = "auto"
     """how ranks share a step: by examples of the batch, all gradients added (data), or by rows of
     every image, each rank with the dense weights of its rows (rows): little to send, memory
