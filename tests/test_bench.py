@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
+from benchmarks import numerics
 from benchmarks.__main__ import Part
 from benchmarks.table import Row, markdown, measured, ratios
 
@@ -125,6 +127,49 @@ def test_programs_of_the_environment_are_found_whatever_the_path(
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     then = "import shutil, sys; sys.exit(not shutil.which('mpiexec').startswith(sys.prefix))"
     assert bench.main(["--json", str(tmp_path / "found.json")], [part("ranks", then=then)]) == 0
+
+
+def test_bits_are_compared_with_emulated_processors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SandyBridge, which has no AVX2, ends otherwise under that cap."""
+    started: list[list[str]] = []
+
+    def train(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(words)
+        cap = words[words.index("--one") + 1]
+        digest = "other" if "SandyBridge,check=off" in words and "avx2" in cap else cap
+        found = {"speed": 1.0, "digest": digest}
+        return subprocess.CompletedProcess(words, 0, f"noise\n{json.dumps(found)}\n")
+
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/qemu-x86_64")
+    monkeypatch.setattr(subprocess, "run", train)
+    sizes = ["--pixels", "24", "--batch", "4", "--steps", "1"]
+    numerics.main(["--emulated", "EPYC", "SandyBridge", *sizes])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 24 px | here | EPYC | SandyBridge |",
+        "|---|---|---|---|",
+        "| max_cpu_isa: sse41 | A | A | A |",
+        "| max_cpu_isa: avx | B | B | B |",
+        "| max_cpu_isa: avx2 | C | C | D |",
+        "| max_cpu_isa: avx2, onednn: false | E | E | D |",
+    ]
+    python = [sys.executable, "-m", "benchmarks.numerics", "--one", "max_cpu_isa: sse41", *sizes]
+    assert started[:2] == [python, ["qemu-x86_64", "-cpu", "EPYC,check=off", *python]]
+
+
+def test_emulation_that_is_not_there_or_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit):
+        numerics.main(["--emulated", "EPYC"])
+    assert "--emulated needs qemu-x86_64, which is not here" in capsys.readouterr().err
+    (tmp_path / "qemu-x86_64").write_text("#!/bin/sh\nexit 132\n")
+    (tmp_path / "qemu-x86_64").chmod(0o755)
+    args = argparse.Namespace(batch=4, steps=1)
+    with pytest.raises(SystemExit, match=r"^qemu-x86_64 -cpu Nehalem,check=off .*: exit code 132$"):
+        numerics.measure("max_cpu_isa: sse41", 24, args, "Nehalem")
 
 
 WAITING = """
