@@ -7,6 +7,13 @@ the same weights on the same images. Speeds are images per second of processor t
 work on the machine counts little; ratios are to `default` of the same turn, their median and range.
 Choices with the same letter ended with the same bits. ONEDNN_VERBOSE=1 before the command of one
 choice (`--one`) shows the kernels.
+
+python -m benchmarks.numerics --emulated Haswell EPYC [--pixels 24] [--steps 1] [--batch 4]
+
+asks instead whether the same cap gives the same bits on other kinds of processor: it trains here
+and on each that is named, as QEMU emulates it (`qemu-x86_64 -cpu help` lists them). That has no
+AVX-512, reads `/proc/cpuinfo` of this machine, and is tens of times slower; so only choices that
+are capped at AVX2 or below are compared, and no speeds.
 """
 
 from __future__ import annotations
@@ -14,6 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +38,15 @@ CHOICES: dict[str, Launch] = {
     "onednn: false": Launch(onednn=False),
     "default, not deterministic": Launch(),
 }
+CAPPED: dict[str, Launch] = {
+    "max_cpu_isa: sse41": Launch(max_cpu_isa="sse41"),
+    "max_cpu_isa: avx": Launch(max_cpu_isa="avx"),
+    "max_cpu_isa: avx2": Launch(max_cpu_isa="avx2"),
+    "max_cpu_isa: avx2, onednn: false": Launch(max_cpu_isa="avx2", onednn=False),
+}
+"""choices that take no more than the emulated processors have"""
+
+QEMU = "qemu-x86_64"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,14 +56,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--one", choices=CHOICES, help="train with this choice, in this process")
+    parser.add_argument("--one", choices=CHOICES | CAPPED, help="train so, in this process")
+    parser.add_argument("--emulated", nargs="+", metavar="CPU", help="compare bits with these")
     args = parser.parse_args(argv)
     if args.one:
         print(json.dumps(train(args.one, args.pixels[0], args.batch, args.steps)))
         return
+    if args.emulated and not shutil.which(QEMU):
+        parser.error(f"--emulated needs {QEMU}, which is not here: it is in Debian's qemu-user")
     print(f"{numerics.processor()}, {numerics.instruction_set()}; one thread, batch {args.batch}")
+    kind = compare_emulated if args.emulated else compare
     for pixels in args.pixels:
-        compare(pixels, args)
+        kind(pixels, args)
 
 
 def compare(pixels: int, args: argparse.Namespace) -> None:
@@ -69,18 +91,42 @@ def compare(pixels: int, args: argparse.Namespace) -> None:
         tell(measured(f"{pixels} px, {name} / default", ratios(speeds[name], speeds["default"])))
 
 
-def measure(name: str, pixels: int, args: argparse.Namespace) -> tuple[float, str]:
+def compare_emulated(pixels: int, args: argparse.Namespace) -> None:
+    """Bits of each capped choice here and on each emulated processor, as a table."""
+    letters: dict[str, str] = {}
+    print(f"\n| {pixels} px | here | {' | '.join(args.emulated)} |")
+    print("|---|" + "---|" * (1 + len(args.emulated)))
+    for name in CAPPED:
+        cells = []
+        for cpu in (None, *args.emulated):
+            _, end = measure(name, pixels, args, cpu)
+            cells.append(letters.setdefault(end, chr(ord("A") + len(letters))))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def measure(
+    name: str, pixels: int, args: argparse.Namespace, cpu: str | None = None
+) -> tuple[float, str]:
     """Images per second of processor time, and the digest of the weights at the end."""
-    words = ["--one", name, "--pixels", pixels, "--batch", args.batch, "--steps", args.steps]
-    command = [sys.executable, "-m", "benchmarks.numerics", *map(str, words)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    words = command(name, pixels, args, cpu)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(words)}: exit code {done.returncode}")
     found = json.loads(done.stdout.splitlines()[-1])
     return found["speed"], found["digest"]
 
 
+def command(name: str, pixels: int, args: argparse.Namespace, cpu: str | None) -> list[str]:
+    """What trains with this choice in a process of its own; on the emulated `cpu` if not None."""
+    words = ["--one", name, "--pixels", pixels, "--batch", args.batch, "--steps", args.steps]
+    # check=off: what a processor has and QEMU has not is left out without a word.
+    emulator = [QEMU, "-cpu", f"{cpu},check=off"] if cpu else []
+    return [*emulator, sys.executable, "-m", "benchmarks.numerics", *map(str, words)]
+
+
 def train(name: str, pixels: int, batch: int, steps: int) -> dict[str, object]:
     """Some steps in this process; the first two, in which kernels are made, do not count."""
-    numerics.choose(CHOICES[name], lambda _: None)
+    numerics.choose((CHOICES | CAPPED)[name], lambda _: None)
     import numpy as np
 
     from glass_cnn.tensorflow import tf

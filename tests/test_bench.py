@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import packing, training
+from benchmarks import numerics, packing, training
 from benchmarks.__main__ import Part
 from benchmarks.sides import LAYOUTS, limited
 from benchmarks.table import Row, markdown, measured, ratios
-from glass_cnn import numerics
+from glass_cnn.numerics import CAP, LEVELS, highest
 
 TELLS = "from benchmarks.table import measured, tell; tell(measured('{}', [{}], at_least=2)); {}"
 
@@ -130,6 +131,49 @@ def test_programs_of_the_environment_are_found_whatever_the_path(
     assert bench.main(["--json", str(tmp_path / "found.json")], [part("ranks", then=then)]) == 0
 
 
+def test_bits_are_compared_with_emulated_processors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SandyBridge, which has no AVX2, ends otherwise under that cap."""
+    started: list[list[str]] = []
+
+    def train(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(words)
+        cap = words[words.index("--one") + 1]
+        digest = "other" if "SandyBridge,check=off" in words and "avx2" in cap else cap
+        found = {"speed": 1.0, "digest": digest}
+        return subprocess.CompletedProcess(words, 0, f"noise\n{json.dumps(found)}\n")
+
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/qemu-x86_64")
+    monkeypatch.setattr(subprocess, "run", train)
+    sizes = ["--pixels", "24", "--batch", "4", "--steps", "1"]
+    numerics.main(["--emulated", "EPYC", "SandyBridge", *sizes])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 24 px | here | EPYC | SandyBridge |",
+        "|---|---|---|---|",
+        "| max_cpu_isa: sse41 | A | A | A |",
+        "| max_cpu_isa: avx | B | B | B |",
+        "| max_cpu_isa: avx2 | C | C | D |",
+        "| max_cpu_isa: avx2, onednn: false | E | E | D |",
+    ]
+    python = [sys.executable, "-m", "benchmarks.numerics", "--one", "max_cpu_isa: sse41", *sizes]
+    assert started[:2] == [python, ["qemu-x86_64", "-cpu", "EPYC,check=off", *python]]
+
+
+def test_emulation_that_is_not_there_or_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit):
+        numerics.main(["--emulated", "EPYC"])
+    assert "--emulated needs qemu-x86_64, which is not here" in capsys.readouterr().err
+    (tmp_path / "qemu-x86_64").write_text("#!/bin/sh\nexit 132\n")
+    (tmp_path / "qemu-x86_64").chmod(0o755)
+    args = argparse.Namespace(batch=4, steps=1)
+    with pytest.raises(SystemExit, match=r"^qemu-x86_64 -cpu Nehalem,check=off .*: exit code 132$"):
+        numerics.measure("max_cpu_isa: sse41", 24, args, "Nehalem")
+
+
 WAITING = """
 import time
 from benchmarks.sides import LAYOUTS, Side
@@ -181,10 +225,7 @@ def test_sides_keep_to_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> No
         "250 px within AVX2, one core: ours",
         "250 px within AVX2, one core: ours / pytorch",
     ]
-    assert (
-        numerics.highest({"avx2", "avx", "sse4_1", *numerics.LEVELS["avx512_core"]}, "avx2")
-        == "avx2"
-    )
+    assert highest({"avx2", "avx", "sse4_1", *numerics.LEVELS["avx512_core"]}, "avx2") == "avx2"
 
 
 def test_ways_to_use_two_cores_use_both() -> None:
