@@ -6,7 +6,10 @@ and numbers checked, so that no later room computes a wrong number from them. Le
 
 from __future__ import annotations
 
+import functools
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -103,16 +106,33 @@ def hexatic_order(configuration: Configuration) -> float:
     Not over Voronoi neighbours: freud's Voronoi cells crash in a process that holds LAMMPS, which
     brings another voro++. Raises DataError for fewer particles than one and its neighbours.
     """
-    import freud  # takes half a second to load, which a call with nothing to do shall not pay
-
     if len(configuration) <= NEIGHBOURS:
         raise DataError(
             f"positions: expected at least {NEIGHBOURS + 1} particles, one and the {NEIGHBOURS} "
             f"neighbours over which its order is measured; found {len(configuration)}."
         )
+    freud = _freud()
     periodic = freud.box.Box(*configuration.box, is2D=True)
     points = periodic.wrap(np.pad(configuration.positions, ((0, 0), (0, 1))))
     with freud.parallel.NumThreads(1):
         hexatic = freud.order.Hexatic(k=6)
         hexatic.compute((periodic, points), neighbors={"num_neighbors": NEIGHBOURS})
     return float(np.abs(hexatic.particle_order).mean())
+
+
+@functools.cache
+def _freud() -> Any:
+    """freud, loaded when it is used, and without Matplotlib: that takes longer than all the rest.
+
+    Every rank of a simulation would pay for plots that nobody makes. Who loads Matplotlib later
+    gets it.
+    """
+    plots = "matplotlib" in sys.modules
+    if not plots:
+        sys.modules["matplotlib"] = None  # type: ignore[assignment]  # as where it is not installed
+    try:
+        import freud
+    finally:
+        if not plots:
+            del sys.modules["matplotlib"]
+    return freud

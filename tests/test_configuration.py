@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -107,3 +109,17 @@ def test_the_mixture_is_that_of_kob_and_andersen() -> None:
     assert list(mixture.SIGMA.values()) == [1.0, 0.8, 0.88]
     assert list(mixture.EPSILON) == list(mixture.SIGMA) == [(1, 1), (1, 2), (2, 2)]
     assert (mixture.CUTOFF, mixture.FRACTION_A, mixture.MASS) == (2.5, 0.65, 1.0)
+
+
+def test_measuring_order_does_not_load_matplotlib_and_leaves_it_to_be_loaded() -> None:
+    code = """
+import sys
+import numpy as np
+from glass_cnn.configuration import Configuration, hexatic_order
+
+places = np.random.default_rng(0).random((20, 2)) * 5
+hexatic_order(Configuration(places, np.ones(20, np.uint8), np.array([5.0, 5.0])))
+assert "matplotlib" not in sys.modules
+import matplotlib.pyplot
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
