@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,35 +123,39 @@ def _marks(runs: Path, names: list[str]) -> Marks:
 class _Chunk:
     """Rows of some directories as plain values, which are cheap to send between processes."""
 
-    values: list[tuple[Any, ...]]
-    diagnostics: dict[tuple[str, ...], tuple[list[str], list[NDArray[np.float64]]]]
+    columns: list[tuple[Any, ...]]
+    """one of each name in SCHEMA"""
+    diagnostics: dict[tuple[str, ...], tuple[list[str], NDArray[np.float64]]]
     """names -> runs that measured them, and their last and largest values"""
 
 
 def _read_chunk(runs: Path, analyses: Mapping[str, Analysis], names: list[str]) -> _Chunk:
-    chunk = _Chunk([], {})
+    values: list[tuple[Any, ...]] = []
+    diagnostics: dict[tuple[str, ...], tuple[list[str], list[NDArray[np.float64]]]] = {}
     for name in names:
         match = RUN_NAME.fullmatch(name)
         row = read_run(runs / name, analyses.get(match["label"]) if match else None)
-        chunk.values.append(_values(row))
+        values.append(_values(row))
         measured, last, largest = row.diagnostics
         if measured:
-            alike = chunk.diagnostics.setdefault(measured, ([], []))
+            alike = diagnostics.setdefault(measured, ([], []))
             alike[0].append(name)
             alike[1].append(np.concatenate([last, largest]))
-    return chunk
+    columns = list(zip(*values, strict=True)) if values else [()] * len(SCHEMA)
+    return _Chunk(
+        columns, {key: (runs, np.array(rows)) for key, (runs, rows) in diagnostics.items()}
+    )
 
 
 _values = operator.attrgetter(*SCHEMA)
 
 
 def _frame(chunks: list[_Chunk]) -> pl.DataFrame:
-    values = [row for chunk in chunks for row in chunk.values]
-    columns = zip(*values, strict=True) if values else [[]] * len(SCHEMA)
+    parts = zip(*(chunk.columns for chunk in chunks), strict=True)
     table = pl.DataFrame(
         [
-            pl.Series(name, column, dtype)
-            for (name, dtype), column in zip(SCHEMA.items(), columns, strict=True)
+            pl.Series(name, [*chain.from_iterable(column)], dtype)
+            for (name, dtype), column in zip(SCHEMA.items(), parts, strict=True)
         ]
     )
     measured = [
@@ -164,7 +169,7 @@ def _frame(chunks: list[_Chunk]) -> pl.DataFrame:
 def _measured(names: tuple[str, ...], chunks: list[_Chunk]) -> pl.DataFrame:
     """Diagnostics of all runs that measured the same."""
     alike = [chunk.diagnostics[names] for chunk in chunks if names in chunk.diagnostics]
-    matrix = np.array([row for _, rows in alike for row in rows])
+    matrix = np.concatenate([rows for _, rows in alike])
     columns = [f"diagnostics.{name}.{what}" for what in ("last", "max") for name in names]
     runs = pl.Series("run", [run for runs, _ in alike for run in runs])
     return pl.DataFrame([runs]).hstack(pl.from_numpy(matrix, columns).fill_nan(None))
