@@ -129,8 +129,9 @@ def _part(records: list[Evaluation]) -> _Part:
     rows = [msgspec.structs.astuple(record) for record in records]
     *columns, diagnostics = zip(*rows, strict=True) if rows else [()] * (len(COLUMNS) + 1)
     arrays = {name: np.array(column, float) for name, column in zip(COLUMNS, columns, strict=True)}
+    dead = [(record or {}).get("dead_fraction") for record in diagnostics]
     for layer in DEAD_LAYERS:
-        arrays[f"dead.{layer}"] = np.array([_dead(record, layer) for record in diagnostics], float)
+        arrays[f"dead.{layer}"] = np.array([_dead(found, layer) for found in dead], float)
     return _Part(arrays, _of_shapes([record for record in diagnostics if record]))
 
 
@@ -165,8 +166,7 @@ def _joined(parts: list[_Part], torn: int, path: Path, steps_each: int | None) -
     )
 
 
-def _dead(diagnostics: dict[str, Any] | None, layer: str) -> float:
-    found = (diagnostics or {}).get("dead_fraction")
+def _dead(found: Any, layer: str) -> float:
     value = found.get(layer) if isinstance(found, dict) else None
     return value if isinstance(value, (int, float)) else np.nan
 
@@ -228,10 +228,12 @@ def _of_one_shape(records: list[dict[str, Any]]) -> DiagnosticSummary:
         for r in records
     ]
     table = _numbers(rows)
-    finite = np.isfinite(table)
-    last = len(rows) - 1 - finite[::-1].argmax(axis=0)
-    end = np.where(finite.any(axis=0), table[last, np.arange(len(names))], np.nan)
-    return DiagnosticSummary(tuple(names), end, np.fmax.reduce(np.where(finite, table, np.nan)))
+    table[~np.isfinite(table)] = np.nan
+    last, largest = table[-1].copy(), np.fmax.reduce(table)
+    for column in np.flatnonzero(np.isnan(last) & ~np.isnan(largest)):  # measured before the end
+        values = table[:, column]
+        last[column] = values[~np.isnan(values)][-1]
+    return DiagnosticSummary(tuple(names), last, largest)
 
 
 def _numbers(rows: list[list[Any]]) -> Floats:

@@ -146,8 +146,8 @@ def _follow(chance: Flags, learned: Flags, good: Flags) -> dict[str, Any]:
 
 def _next(flags: Flags, start: int) -> int | None:
     """First position from `start` on whose flag is set."""
-    later = flags[start:]
-    return start + int(np.argmax(later)) if later.any() else None
+    (later,) = flags[start:].nonzero()
+    return start + int(later[0]) if len(later) else None
 
 
 def _outcome(course: Mapping[str, Any], chance: Flags, analysis: Analysis, finite: bool) -> str:

@@ -228,7 +228,7 @@ def _without_config(path: Path) -> tuple[str, str]:
 
 
 def _read_config(row: Row, run: RunDir, analysis: Analysis | None) -> None:
-    settings, point, seed = _settings(run.config.read_text(encoding="utf-8"))
+    settings, point, seed = _settings(run.config.read_bytes().decode())
     rounding = settings.rounding
     copy = rounding.number if rounding else 0
     if (seed, copy) != (row.seed, row.copy):
@@ -274,11 +274,12 @@ def _settings(text: str) -> tuple[RunSettings, str, int]:
 
     Runs of one arm differ in the line of the seed alone; the rest is parsed once.
     """
-    lines = _SEED_LINE.findall(text)
+    lines = list(_SEED_LINE.finditer(text))
     if len(lines) != 1:
         return _parsed(text)
-    settings, point, _ = _parsed(_SEED_LINE.sub("seed: 0", text))
-    return settings, point, int(lines[0])
+    (line,) = lines
+    settings, point, _ = _parsed(f"{text[: line.start()]}seed: 0{text[line.end() :]}")
+    return settings, point, int(line[1])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -346,10 +347,10 @@ def _read_last(row: Row, metrics: Metrics) -> None:
 
 def _curve(metrics: Metrics) -> str | None:
     """Digest of what a run's seed decides; None where no loss was finite."""
-    losses = [metrics.series[name] for name in ("train_loss", "validation_loss")]
-    if not np.isfinite(losses).any():
+    named = ("train_loss", "validation_loss", "validation_accuracy")
+    curves = np.array([metrics.series[name] for name in named])
+    if not np.isfinite(curves[:2]).any():
         return None
-    curves = np.stack([*losses, metrics.series["validation_accuracy"]])
     return hashlib.blake2b(curves.tobytes(), digest_size=8).hexdigest()
 
 
@@ -357,9 +358,9 @@ def _pace(metrics: Metrics) -> float | None:
     """Seconds an iteration, over the last LATE evaluations."""
     late = slice(-LATE, None)
     seconds, iteration = metrics.seconds[late], metrics.iteration[late]
-    if len(seconds) < 2 or not np.isfinite(seconds[[0, -1]]).all():
+    if len(seconds) < 2:
         return None
-    return float(seconds[-1] - seconds[0]) / max(1, int(iteration[-1] - iteration[0]))
+    return _finite((seconds[-1] - seconds[0]) / max(1, int(iteration[-1] - iteration[0])))
 
 
 def _finite(value: float) -> float | None:
