@@ -214,8 +214,8 @@ def _of_shapes(records: list[dict[str, Any]]) -> list[DiagnosticSummary]:
     """Summaries of diagnostics, which are read as the rows of one matrix for each shape."""
     shapes: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
-        groups = [value for value in record.values() if type(value) is dict]
-        shapes.setdefault((*record, None, *chain.from_iterable(groups)), []).append(record)
+        inner = [tuple(value) if type(value) is dict else None for value in record.values()]
+        shapes.setdefault((*record, *inner), []).append(record)
     return [_of_one_shape(alike) for alike in shapes.values()]
 
 

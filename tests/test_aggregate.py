@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -46,6 +48,39 @@ def test_each_outcome_is_found(study: Study, place: StudyDir, kind: str) -> None
     row = synthetic.row_of(aggregate(study, place), run.name)
     assert (row["state"], row["outcome"], row["counted"]) == ("complete", kind, True)
     assert row["collapsed"] == kind.endswith("collapse")
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"a": {"x": 1.0}, "b": 2.0}, {"a": 3.0, "b": {"x": 4.0}}],
+        [{"a": {"x": 1.0, "y": 2.0}, "b": {}}, {"a": {"x": 3.0}, "b": {"y": 4.0}}],
+        [{"a": {"x": 5.0}, "b": 1.0}, {"a": {"x": 2.0}, "b": None}, {"a": {"x": None}, "b": "?"}],
+        [{"a": {"x": None}, "b": None}] * 3,
+    ],
+    ids=["a group or a number", "groups of other names", "none at the end", "none at all"],
+)
+def test_diagnostics_of_any_shape_are_those_of_a_plain_reading(
+    study: Study, place: StudyDir, records: list[dict[str, Any]]
+) -> None:
+    """The last number that each has, and the largest; what was never measured is none."""
+    folder = synthetic.write_run(place, study.runs[0])
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for line, diagnostics in zip(lines, itertools.cycle(records), strict=False):
+        line["diagnostics"] = diagnostics
+    lines[len(records) :] = [{**line, "diagnostics": None} for line in lines[len(records) :]]
+    folder.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    wanted: dict[str, list[float]] = {}
+    for record in records:
+        for key, value in record.items():
+            named = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+            for name, number in (named or {key: value}).items():
+                found = wanted.setdefault(name, [])
+                found += [number] if isinstance(number, float) else []
+    row = synthetic.row_of(aggregate(study, place), study.runs[0].name)
+    for name, numbers in wanted.items():
+        assert row.get(f"diagnostics.{name}.last") == (numbers[-1] if numbers else None), name
+        assert row.get(f"diagnostics.{name}.max") == max(numbers, default=None), name
 
 
 def test_a_row_holds_times_accuracies_diagnostics_and_provenance(
