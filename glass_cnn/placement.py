@@ -89,11 +89,13 @@ def fastest(settings: Sequence[RunSettings], runs: int, room: Room) -> dict[str,
     """
     launch = settings[0].launch
     given = room.gpus or room.more  # threads come with the rank, else each takes a core
+    sharing = launch.runs_per_gpu if room.gpus else 1
+    slots = room.ranks * sharing
     ranks: Sequence[int] = range(1, min(MOST_RANKS, room.ranks) + 1)
     ranks = [number for number in ranks if all(share_well(each, number) for each in settings)]
     ranks = ranks if room.each is None else [room.each]
     ranks = ranks if launch.ranks == "auto" else [launch.ranks]
-    most = min(MOST_THREADS, room.threads if given else room.ranks)
+    most = min(MOST_THREADS, max(1, room.threads // sharing) if given else room.ranks)
     threads: Sequence[int] = [most] if given else range(1, most + 1)
     threads = threads if launch.threads_per_rank == "auto" else [launch.threads_per_rank]
     choices = list(itertools.product(ranks, threads))
@@ -102,10 +104,10 @@ def fastest(settings: Sequence[RunSettings], runs: int, room: Room) -> dict[str,
         return choice[0] if given else math.prod(choice)
 
     def seconds(choice: tuple[int, int]) -> float:
-        at_once = max(1, min(runs, room.tasks or runs, room.ranks // takes(choice)))
+        at_once = max(1, min(runs, room.tasks or runs, slots // takes(choice)))
         rounds: float = -(-runs // at_once)
         if room.more:  # what one node does not hold, another one takes
-            rounds = max(1.0, runs * takes(choice) / room.ranks)
+            rounds = max(1.0, runs * takes(choice) / slots)
         return rounds / min(speed(each, *choice) for each in settings)
 
     fitting = [choice for choice in choices if takes(choice) <= room.ranks] or choices[:1]

@@ -138,7 +138,7 @@ class Study:
         replicates = self.section.replicates
         return tuple(Run(point, *replicate) for point in self.points for replicate in replicates)
 
-    @property
+    @functools.cached_property
     def launch(self) -> Launch:
         """How its runs are started, all of them alike; raises ConfigError where points differ."""
         first, *others = self.points

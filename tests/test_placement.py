@@ -70,6 +70,14 @@ def test_numbers_that_let_all_runs_end_soonest(
     assert chosen(runs, room) == numbers
 
 
+def test_runs_that_share_a_gpu_share_its_cores() -> None:
+    """Else the launcher, which gives each core away once, would start fewer than are to share."""
+    assert chosen(4, Room(1, 16, gpus=True), runs_per_gpu=4) == (1, 4)
+    assert chosen(3, Room(2, 8, gpus=True), runs_per_gpu=2) == (1, 4)
+    assert chosen(1, Room(2, 8, gpus=True), runs_per_gpu=2) == (2, 4)
+    assert chosen(40, Room(4, 2, gpus=True, more=True), runs_per_gpu=8) == (1, 1)
+
+
 def test_what_is_said_is_left() -> None:
     assert chosen(36, Room(2), ranks=2) == (2, 1)
     assert chosen(1, Room(8), ranks=2) == (2, 4)
@@ -253,6 +261,18 @@ def test_arms_that_read_it_for_themselves_keep_what_they_say(tmp_path: Path) -> 
     whole = place(tiny.write_study(tmp_path / "s.yaml", content), tmp_path, Room(2))
     assert ranks_of(whole) == [1]  # two runs
     assert [p.settings.launch.division for p in whole.study.points] == ["data", "rows"]
+
+
+def test_as_many_runs_share_a_gpu_as_are_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(submit, "usable_gpus", lambda: ("GPU-a",))
+    study = tiny.write_study(tmp_path / "study.yaml", tree(4, runs_per_gpu=4))
+    words = [str(study), "--launcher", "local", "--logs", str(tmp_path / "logs"), "--dry-run"]
+    assert run_main(submit.main, words) == 0
+    said = capsys.readouterr().out
+    assert "4 tasks of 1 rank with 4 threads on 4 cores and 1 GPU, 4 at a time" in said
 
 
 def test_a_submission_says_what_is_chosen_and_how_it_would_start(
